@@ -1,0 +1,239 @@
+"""The torch reference of every op: the definition the other backends are tested against, and the portable path."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from inferd_kernels.weights import QuantizedWeight, Weight
+
+if TYPE_CHECKING:
+    from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
+
+PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
+MASK32 = 0xFFFFFFFF
+
+
+def prepare_weight(weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
+    """Dequantize to `dtype`: torch has no matmul over ggml blocks. Float tensors pass unchanged."""
+    return dequantize(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
+
+
+def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[N, K] values of the quantized blocks. Raises ValueError for a format the gguf package cannot dequantize."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize as gguf_dequantize
+
+    try:
+        kind = GGMLQuantizationType[weight.format.upper()]
+        values = gguf_dequantize(weight.blocks.numpy(), kind)
+    except (KeyError, NotImplementedError) as error:
+        raise ValueError(f"quantization type {weight.format} cannot be dequantized") from error
+    return torch.from_numpy(values).reshape(weight.shape).to(dtype)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [T,K] @ weight [N,K]^T + bias [N] -> [T,N]."""
+    return F.linear(x, weight, bias)
+
+
+def embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Rows `ids` [T] of weight [V,E] -> [T,E] in `dtype`."""
+    return F.embedding(ids, weight).to(dtype)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (Zhang & Sennrich 2019).
+
+    The normalized value is rounded to x.dtype before the product, as Llama checkpoints were trained.
+    """
+    values = x.float()
+    normed = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """h = residual + x rounded to storage; (rms_norm(h), h)."""
+    hidden = residual + x
+    return rms_norm(hidden, weight, eps), hidden
+
+
+def rotate(x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding of x [T,H,D] at positions [T], half-split form (Su et al. 2021), in float32."""
+    half = rope.rotary_dim // 2
+    cos, sin = rope.cos_sin[positions].unsqueeze(1).split(half, dim=-1)
+    values = x.float()
+    first, second, rest = values.split((half, half, x.shape[-1] - rope.rotary_dim), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
+
+
+def rope_kv_write(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    rope: Rope | None,
+    shape: AttentionShape,
+    qk_norm: QkNorm | None = None,
+) -> torch.Tensor:
+    """Split qkv [T,(Hq+2Hk)D], norm and rotate q and k, write k and v at batch.slots; returns q [T,Hq,D]."""
+    heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).split((heads, kv_heads, kv_heads), dim=1)
+    if qk_norm is not None:
+        q = rms_norm(q, qk_norm.q_weight, qk_norm.eps)
+        k = rms_norm(k, qk_norm.k_weight, qk_norm.eps)
+    if rope is not None:
+        q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
+    kept = batch.slots >= 0
+    slots = batch.slots[kept]
+    k_cache.view(-1, kv_heads, dim)[slots] = k[kept].to(k_cache.dtype)
+    v_cache.view(-1, kv_heads, dim)[slots] = v[kept].to(v_cache.dtype)
+    return q
+
+
+def paged_attention(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+) -> torch.Tensor:
+    """Causal attention of q [T,Hq,D] over each sequence's pages -> [T,Hq,D].
+
+    Query row r of sequence i sits at position p = batch.positions[r] and sees keys j with p - window < j <= p.
+    """
+    out = torch.empty_like(q)
+    starts = batch.cu_seqlens.tolist()
+    page = k_cache.shape[1]
+    for index, seq_len in enumerate(batch.seq_lens.tolist()):
+        rows = slice(starts[index], starts[index + 1])
+        if rows.start == rows.stop:
+            continue
+        blocks = batch.block_tables[index, : -(-seq_len // page)].long()
+        keys = k_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
+        values = v_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
+        out[rows] = _attend(q[rows], keys, values, seq_len, shape)
+    return out
+
+
+def _attend(
+    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seq_len: int, shape: AttentionShape
+) -> torch.Tensor:
+    """The last q.shape[0] positions of one sequence against its keys and values [seq_len,Hk,D]."""
+    length = q.shape[0]
+    query = q.transpose(0, 1).unsqueeze(0)
+    keys, values = keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0)
+    gqa = shape.num_heads != shape.num_kv_heads
+    if shape.softcap:
+        return _attend_softcap(query, keys, values, shape, _mask(length, seq_len, shape.window, q.device))
+    mask = None
+    if length > 1 or shape.window:
+        mask = _mask(length, seq_len, shape.window, q.device)
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=shape.scale, enable_gqa=gqa)
+    return out[0].transpose(0, 1)
+
+
+def _mask(length: int, seq_len: int, window: int, device: torch.device) -> torch.Tensor:
+    """[length, seq_len] True where the query may look."""
+    rows = torch.arange(seq_len - length, seq_len, device=device).unsqueeze(1)
+    columns = torch.arange(seq_len, device=device).unsqueeze(0)
+    mask = columns <= rows
+    return mask & (columns > rows - window) if window else mask
+
+
+def _attend_softcap(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, shape: AttentionShape, mask: torch.Tensor
+) -> torch.Tensor:
+    """softmax(cap * tanh(qk / cap)) v (Gemma 2)."""
+    group = shape.num_heads // shape.num_kv_heads
+    keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
+    scores = query.float() @ keys.float().transpose(-1, -2) * shape.scale
+    scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)
+    return (weights @ values)[0].transpose(0, 1)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up for gate_up [T,2I] = gate | up."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+    """cache[destinations[i]] = cache[sources[i]]; no block is both a source and a destination."""
+    cache[destinations] = cache[sources]
+
+
+def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    """One token id per row of logits [S,V]: argmax where temperature is 0, else Gumbel-max over the kept tokens.
+
+    argmax(logits / temperature + Gumbel noise) draws from the softmax (Gumbel 1954; Maddison et al. 2014), so no
+    sum over the vocabulary is needed and shards can each keep their own maximum.
+    """
+    if batch.all_greedy:
+        return logits.argmax(-1)
+    out = logits.argmax(-1)
+    rows = (batch.temperature > 0).nonzero().flatten()
+    scaled = logits[rows].float() / batch.temperature[rows].unsqueeze(1)
+    scaled = filter_logits(scaled, batch.top_k[rows], batch.top_p[rows], batch.min_p[rows])
+    noise = gumbel_noise(logits.shape[1], batch.seeds[rows], batch.choices[rows], batch.positions[rows])
+    out[rows] = (scaled + noise).argmax(-1)
+    return out
+
+
+def filter_logits(
+    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """-inf outside the kept set: the top_k largest, then of those the smallest set of mass >= top_p, then
+    probabilities of at least min_p times the largest. Equal logits are kept or dropped together."""
+    vocab = scaled.shape[1]
+    if not bool(((top_k > 0) & (top_k < vocab)).any() or (top_p < 1).any() or (min_p > 0).any()):
+        return scaled
+    ordered = scaled.sort(-1, descending=True).values
+    limit = torch.where(top_k > 0, top_k.long().clamp(max=vocab), vocab)
+    threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
+    masses = ordered.masked_fill(ordered < threshold, float("-inf")).softmax(-1)
+    before = masses.cumsum(-1) - masses
+    kept = ((before < top_p.unsqueeze(1)) & (masses > 0)).sum(-1).clamp(min=1)
+    threshold = torch.maximum(threshold, ordered.gather(1, (kept - 1).unsqueeze(1)))
+    floor = ordered[:, :1] + min_p.clamp(min=1e-38).log().unsqueeze(1)
+    threshold = torch.where(min_p.unsqueeze(1) > 0, torch.maximum(threshold, floor), threshold)
+    return scaled.masked_fill(scaled < threshold, float("-inf"))
+
+
+def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24.
+
+    word is lane (token & 3) of Philox-4x32-10 (Salmon et al. 2011) with counter (token >> 2, position, choice, 0) and
+    key (low, high) 32 bits of the seed: any backend and any shard of the vocabulary computes the same noise.
+    """
+    groups = -(-vocab // 4)
+    rows = seeds.shape[0]
+    counter = torch.zeros((4, rows, groups), dtype=torch.int64, device=seeds.device)
+    counter[0] = torch.arange(groups, device=seeds.device)
+    counter[1] = (positions & MASK32).unsqueeze(1)
+    counter[2] = choices.long().unsqueeze(1)
+    words = _philox(counter, (seeds & MASK32).unsqueeze(1), ((seeds >> 32) & MASK32).unsqueeze(1))
+    uniform = ((words >> 8).float() + 0.5) * 2.0**-24
+    noise = -torch.log(-torch.log(uniform))
+    return noise.permute(1, 2, 0).reshape(rows, groups * 4)[:, :vocab]
+
+
+def _philox(counter: torch.Tensor, key_low: torch.Tensor, key_high: torch.Tensor) -> torch.Tensor:
+    """Philox-4x32-10 over counter [4, ...] (int64 holding 32-bit words); same shape out."""
+    c0, c1, c2, c3 = counter
+    for _ in range(10):
+        high0, low0 = _multiply_32(c0, PHILOX_MULTIPLIERS[0])
+        high1, low1 = _multiply_32(c2, PHILOX_MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ key_low, low1, high0 ^ c3 ^ key_high, low0
+        key_low = (key_low + PHILOX_WEYL[0]) & MASK32
+        key_high = (key_high + PHILOX_WEYL[1]) & MASK32
+    return torch.stack((c0, c1, c2, c3))
+
+
+def _multiply_32(value: torch.Tensor, multiplier: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of value * multiplier, without overflowing a signed 64-bit product."""
+    low = value * (multiplier & 0xFFFF)
+    high = value * (multiplier >> 16) + (low >> 16)
+    return (high >> 16) & MASK32, ((high & 0xFFFF) << 16) | (low & 0xFFFF)

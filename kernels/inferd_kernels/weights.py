@@ -1,0 +1,29 @@
+"""Weights as `linear` and `embedding` take them: a float tensor, or quantized blocks in ggml's row formats."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedWeight:
+    """An [N, K] matrix as rows of ggml blocks.
+
+    blocks  [N, bytes per row] uint8, each row whole blocks along K
+    format  ggml's type name in lower case: q4_0, q4_1, q8_0, q4_k, q5_k, q6_k, ...
+    shape   (N, K)
+    """
+
+    blocks: torch.Tensor
+    format: str
+    shape: tuple[int, int]
+
+    def rows(self, index: torch.Tensor) -> QuantizedWeight:
+        """The given rows, in the given order (a permutation or a shard over N keeps blocks whole)."""
+        return QuantizedWeight(self.blocks[index], self.format, (int(index.numel()), self.shape[1]))
+
+
+Weight: TypeAlias = torch.Tensor | QuantizedWeight
