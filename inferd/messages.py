@@ -1,0 +1,131 @@
+"""What crosses the socket between the front and the engine core, and nothing else: msgpack, typed, bounded.
+
+A frame is a 4-byte big-endian length and that many bytes of msgpack, one message of the tagged union below.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeAlias
+
+import msgspec
+
+from inferd.request import FinishReason, Request
+from inferd.step import TokenLogprobs
+
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+HEADER = struct.Struct(">I")
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag="add"):
+    request: Request
+
+
+class AbortChoice(msgspec.Struct, frozen=True, tag="abort"):
+    """Stop one choice, or all of them (choice None). No output follows for what is stopped."""
+
+    key: int
+    choice: int | None = None
+
+
+class ClearPrefixCache(msgspec.Struct, frozen=True, tag="clear"):
+    token: int
+    salt: str | None = None
+
+
+class DumpState(msgspec.Struct, frozen=True, tag="dump"):
+    token: int
+    include_tokens: bool = False
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Leave at once; draining is the front's business."""
+
+
+class Phase(msgspec.Struct, frozen=True, tag="phase"):
+    """Start-up progress. fraction is of this phase, 0 to 1."""
+
+    name: str
+    fraction: float
+    elapsed_s: float
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The core serves from now on; max_context_tokens is what fits the model and the KV pool."""
+
+    max_context_tokens: int
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+    architecture: str
+    dtype: str
+    quantization: str
+    backends: dict[str, str]
+    weight_bytes: int
+    kv_bytes: int
+    phases: dict[str, float]
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The core cannot start (caller's fault: one readable line)."""
+
+    message: str
+
+
+class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
+    """Sent once per request, with its first output."""
+
+    num_cached_tokens: int
+    queue_s: float
+    prefill_s: float
+    prompt_logprobs: list[TokenLogprobs]
+
+
+class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What one step gave one choice. error is a reason of inferd.errors when the choice failed."""
+
+    key: int
+    choice: int
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    finish: FinishReason | None = None
+    error: str | None = None
+    prompt: PromptOutput | None = None
+
+
+class EngineStats(msgspec.Struct, frozen=True, array_like=True):
+    """Gauges now, and totals since the core started."""
+
+    running: int
+    waiting: int
+    waiting_prompt_tokens: int
+    blocks_used: int  # referenced by live sequences
+    blocks_total: int
+    steps: int
+    step_tokens: int  # of the last step
+    preemptions: int
+    prefix_queries: int  # in tokens
+    prefix_hits: int
+    computed_tokens: int
+    last_step_s: float
+
+
+class StepOutputs(msgspec.Struct, frozen=True, tag="outputs"):
+    """Everything one step produced, for all requests."""
+
+    outputs: list[ChoiceOutput]
+    stats: EngineStats
+
+
+class PrefixCacheCleared(msgspec.Struct, frozen=True, tag="cleared"):
+    token: int
+    blocks_freed: int
+
+
+class StateDump(msgspec.Struct, frozen=True, tag="state"):
+    token: int
+    sections: dict[str, bytes]  # name -> JSON
+
+
+ToCore: TypeAlias = AddRequest | AbortChoice | ClearPrefixCache | DumpState | Shutdown
+ToFront: TypeAlias = Phase | Ready | Failed | StepOutputs | PrefixCacheCleared | StateDump

@@ -1,0 +1,98 @@
+"""What the two planes say to each other: StepPlan down, StepResult up. Frozen, and small enough to send to every rank."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferd.request import LogprobParams, SamplingParams
+
+
+class NewSequence(msgspec.Struct, frozen=True, array_like=True):
+    """A sequence the executor has not seen, or has dropped since: all it needs until the sequence is dropped again.
+
+    history is (prompt + output tokens so far) when the sampler needs it, else empty. num_output_tokens of them, at
+    the end, are output. blocked_token_ids may not be sampled while fewer than min_tokens are out (end-of-text and
+    stop tokens).
+    """
+
+    seq_id: int
+    block_ids: list[int]
+    sampling: SamplingParams
+    logprobs: LogprobParams | None
+    prompt_logprobs: LogprobParams | None
+    history: list[int]
+    num_output_tokens: int
+    min_tokens: int
+    blocked_token_ids: tuple[int, ...]
+
+
+class PlanItem(msgspec.Struct, frozen=True, array_like=True):
+    """Compute token_ids of one sequence at positions start, start+1, ...
+
+    new_block_ids extends the sequence's block table. choices lists the choice indices to sample from the last
+    position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
+    of n choices completes.
+    """
+
+    seq_id: int
+    start: int
+    token_ids: list[int]
+    new_block_ids: list[int]
+    choices: tuple[int, ...]
+
+
+class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
+    """Copy-on-write: sequence seq_id gets `destination` in place of the shared block `source`, copied before the step."""
+
+    seq_id: int
+    index: int  # position in the sequence's block table
+    source: int
+    destination: int
+
+
+class StepPlan(msgspec.Struct, frozen=True, array_like=True):
+    """One step. Applied in order: dropped, new, copies, items."""
+
+    step: int
+    items: list[PlanItem]
+    new: list[NewSequence] = []
+    copies: list[BlockCopy] = []
+    dropped: list[int] = []
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(item.token_ids) for item in self.items)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position, of the unmodified distribution (before penalties and temperature).
+
+    rank is 1 for the most probable token. top_* hold the top_n most probable and the asked-for ids, in falling order
+    of probability, asked-for ids last.
+    """
+
+    logprob: float
+    rank: int
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
+class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+    """token_id is -1 when the logits were not finite: the choice fails, its batch mates do not."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+
+
+class SequenceResult(msgspec.Struct, frozen=True, array_like=True):
+    """samples in the order of PlanItem.choices; prompt_logprobs for positions start+1 .. of the item, when asked."""
+
+    seq_id: int
+    samples: list[SampledToken]
+    prompt_logprobs: list[TokenLogprobs] = []
+
+
+class StepResult(msgspec.Struct, frozen=True, array_like=True):
+    step: int
+    results: list[SequenceResult]
+    compute_s: float
