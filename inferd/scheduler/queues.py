@@ -16,7 +16,7 @@ COMPACT_SLACK = 64
 
 
 class LazyHeap(Generic[ItemT]):
-    """Smallest rank first. Removal from the middle is O(1), paid for when the entry surfaces or the heap is compacted."""
+    """Smallest rank first. Removal from the middle is O(1): the entry goes when it surfaces or when many are dead."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[tuple[float, ...], int, Hashable, ItemT]] = []
