@@ -15,7 +15,7 @@ class LocalExecutor:
         self.info = info
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Raises ExecutorDead after shutdown and when the device fails, out of memory included: its state is unknown then."""
+        """Raises ExecutorDead after shutdown and when the device fails, out of memory included: its state is lost."""
         if self._worker is None:
             raise ExecutorDead("the executor was shut down")
         try:

@@ -53,7 +53,7 @@ def requested_context(spec: DecoderSpec, max_model_len: int | None) -> int:
 def plan_kv(spec: DecoderSpec, config: EngineConfig, itemsize: int, budget: int) -> KVPlan:
     """The KV pool of at most `budget` bytes, unless config.cache states its size.
 
-    A pool smaller than one full context lowers the context, with a warning; StartupError when max_model_len asked for it.
+    A pool smaller than one context lowers the context with a warning; StartupError when max_model_len asked for it.
     """
     cache, page = config.cache, config.cache.block_size
     context = requested_context(spec, config.model.max_model_len)
@@ -99,7 +99,7 @@ def step_bytes(spec: DecoderSpec, max_tokens: int, max_rows: int, itemsize: int)
 
 
 def rows_per_slice(vocab_size: int) -> int:
-    """Rows whose logits are computed at once, so that a long prompt's log probabilities or a large batch stay bounded."""
+    """Rows whose logits are computed at once, so that memory stays bounded whatever the batch."""
     return max(LOGITS_BYTES // (4 * vocab_size), 1)
 
 

@@ -100,7 +100,7 @@ class Worker:
         return SamplingRow(state.new.sampling, state.history, choice, position, blocked)
 
     def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
-        """Log probabilities of the item's tokens given all before each; the first one needs the previous chunk's last row."""
+        """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""
         state = self._states[item.seq_id]
         params = state.new.prompt_logprobs
         if params is None or state.first_sampled_position is not None:

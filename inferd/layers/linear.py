@@ -13,8 +13,8 @@ from inferd_kernels.weights import Weight
 class Linear:
     """y = x W^T + bias.
 
-    parts: prepared weights [N_i, K]; more than one where the parts of a fused projection (q | k | v, gate | up) have formats
-    that cannot be one matrix. bias: [N] over all parts.
+    parts: prepared weights [N_i, K]; more than one where the parts of a fused projection (q | k | v, gate | up) have
+    formats that cannot be one matrix. bias: [N] over all parts.
     """
 
     parts: tuple[Weight, ...]

@@ -1,1 +1,1 @@
-"""Which models exist, what they are made of and how their weights are read. registry, spec and weights load no torch."""
+"""Which models exist, their parts and how their weights are read. registry, spec and weights load no torch."""

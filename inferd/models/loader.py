@@ -1,4 +1,4 @@
-"""Checkpoint -> DecoderWeights: bytes are mapped, re-ordered, fused and prepared for the kernels, one tensor at a time."""
+"""Checkpoint -> DecoderWeights: bytes are mapped, re-ordered, fused and prepared for the kernels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FLOAT_FORMATS = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float1
 class TensorFiles:
     """Maps checkpoint files, each once, and cuts tensors out of them without copying.
 
-    The mapping is private: tensors may be written to without reaching the file. It lives as long as a tensor cut out of it.
+    The mapping is private: writes do not reach the file. It lives as long as a tensor cut out of it.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Loader:
         return Linear(self._matrix(rules[target], layer), self._vector(rules, f"{target}_bias", layer))
 
     def _matrix(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
-        """The prepared parts of one matrix: fused to one where their formats allow it, before preparation if possible."""
+        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
         raw = [self._read(rule, layer) for rule in rules]
         fused = _concatenate(raw)
         prepared = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]

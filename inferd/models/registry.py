@@ -14,7 +14,7 @@ from inferd.errors import StartupError
 from inferd.models.spec import DecoderSpec
 from inferd.models.weights import Rule
 
-# Architecture -> module with spec_from_hf and weight_rules; config.json's model_type for files that name no architecture.
+# Architecture -> module with spec_from_hf and weight_rules; then model_type, for files that name no architecture.
 MODELS: Mapping[str, str] = MappingProxyType(
     {
         "LlamaForCausalLM": "inferd.models.llama",

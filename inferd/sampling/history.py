@@ -12,7 +12,7 @@ from inferd.sampling.growing import GrowingArray
 class TokenHistory:
     """tokens: prompt, then output; the last num_output_tokens of them are output. One writer: the worker.
 
-    token_ids and output_counts are aligned: each distinct token of prompt and output, and its occurrences in the output.
+    token_ids and output_counts are aligned: each distinct token, and its occurrences in the output.
     """
 
     def __init__(self, tokens: Sequence[int], num_output_tokens: int) -> None:

@@ -1,4 +1,4 @@
-"""Log probabilities of the unmodified distribution: the chosen token, its rank, the most probable and asked-for ones."""
+"""Log probabilities of the unmodified distribution: the chosen token's, its rank, the top ones and asked-for ones."""
 
 from __future__ import annotations
 
