@@ -34,16 +34,16 @@ def build_local_executor(
     ops = resolve_ops(config.device, device)
     try:
         loader = Loader(checkpoint, spec, ops, dtype, device, lambda done: progress("weights", done))
-        decoder = loader.load(requested_context(spec, config.model.max_model_len))
+        weights = loader.load(requested_context(spec, config.model.max_model_len))
         progress("cache", 0.0)
         kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype)
         plan = plan_kv(spec, config, kv_dtype.itemsize, cache_budget(spec, config, device, dtype.itemsize))
-        caches = allocate_caches(spec, plan, kv_dtype, device)
+        decoder = Decoder(spec, weights, allocate_caches(spec, plan, kv_dtype, device), ops, dtype)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     progress("cache", 1.0)
     info = executor_info(checkpoint, decoder, plan)
-    return LocalExecutor(Worker(decoder, caches, plan.block_size, device), info)
+    return LocalExecutor(Worker(decoder, plan.block_size, device), info)
 
 
 def resolve_device(config: DeviceConfig) -> torch.device:
@@ -90,14 +90,14 @@ def dominant_format(checkpoint: Checkpoint) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def allocate_caches(spec: DecoderSpec, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> list[KVCache]:
+def allocate_caches(spec: DecoderSpec, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> tuple[KVCache, ...]:
     """K and V of each layer, [blocks, page, kv_heads, head_dim]; memory is taken when first written."""
     shape = (plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
     try:
-        return [
+        return tuple(
             KVCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
             for _ in range(spec.num_layers)
-        ]
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"the KV cache of {plan.total_bytes} bytes cannot be allocated: {reason}") from None

@@ -9,7 +9,6 @@ import torch
 from inferd.executor.batch import build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.sequence_state import SequenceState
-from inferd.layers.decoder_layer import KVCache
 from inferd.models.decoder import Decoder
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow
@@ -19,11 +18,8 @@ from inferd.step import BlockCopy, PlanItem, SampledToken, SequenceResult, StepP
 
 
 class Worker:
-    """caches[i] is the KV memory of the decoder's layer i."""
-
-    def __init__(self, decoder: Decoder, caches: list[KVCache], block_size: int, device: torch.device) -> None:
+    def __init__(self, decoder: Decoder, block_size: int, device: torch.device) -> None:
         self._decoder = decoder
-        self._caches = caches
         self._block_size = block_size
         self._device = device
         self._states: dict[int, SequenceState] = {}
@@ -48,15 +44,13 @@ class Worker:
             self._states[copy.seq_id].blocks.values[copy.index] = copy.destination
         sources = torch.tensor([copy.source for copy in copies], device=self._device)
         destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
-        for cache in self._caches:
-            self._decoder.ops.copy_blocks(cache.k, sources, destinations)
-            self._decoder.ops.copy_blocks(cache.v, sources, destinations)
+        self._decoder.copy_blocks(sources, destinations)
 
     def _compute(self, items: list[PlanItem]) -> list[SequenceResult]:
         for item in items:
             self._states[item.seq_id].advance(item)
         batch = build_batch(items, self._states, self._block_size, self._device)
-        stream = self._decoder.forward(batch.ids, batch.paged, self._caches)
+        stream = self._decoder.forward(batch.ids, batch.paged)
         prompt_logprobs = [
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)

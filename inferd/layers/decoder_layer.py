@@ -35,7 +35,7 @@ class LayerWeights:
 
 
 def run_layers(
-    ops: Ops, layers: tuple[LayerWeights, ...], caches: list[KVCache], stream: torch.Tensor, batch: PagedBatch
+    ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCache, ...], stream: torch.Tensor, batch: PagedBatch
 ) -> torch.Tensor:
     """The residual stream [T, E] after `layers`; caches[i] belongs to layers[i] and gets this step's keys and values.
 

@@ -26,17 +26,24 @@ class DecoderWeights:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The three parts of a forward pass; no state but its weights."""
+    """The parts of a forward pass. caches[i] is the KV memory of layer i; dtype that of the residual stream."""
 
     spec: DecoderSpec
     weights: DecoderWeights
+    caches: tuple[KVCache, ...]
     ops: Ops
     dtype: torch.dtype
 
-    def forward(self, ids: torch.Tensor, batch: PagedBatch, caches: list[KVCache]) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         """ids [T] int64 -> residual stream [T, E]; writes this step's keys and values into caches."""
         stream = self.ops.embedding(ids, self.weights.embedding, self.dtype)
-        return run_layers(self.ops, self.weights.layers, caches, stream, batch)
+        return run_layers(self.ops, self.weights.layers, self.caches, stream, batch)
+
+    def copy_blocks(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """KV blocks `sources` to `destinations` [N], in every layer."""
+        for cache in self.caches:
+            self.ops.copy_blocks(cache.k, sources, destinations)
+            self.ops.copy_blocks(cache.v, sources, destinations)
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Rows [S, E] of the residual stream -> [S, V]."""

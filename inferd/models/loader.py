@@ -14,7 +14,7 @@ from inferd.checkpoint import Checkpoint, TensorRecord
 from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
-from inferd.models.decoder import Decoder, DecoderWeights
+from inferd.models.decoder import DecoderWeights
 from inferd.models.registry import weight_rules
 from inferd.models.rope import build_rope
 from inferd.models.spec import DecoderSpec
@@ -69,7 +69,7 @@ class Loader:
     _bytes_read: int = 0
     _bytes_held: int = 0
 
-    def load(self, max_positions: int) -> Decoder:
+    def load(self, max_positions: int) -> DecoderWeights:
         """Raises StartupError for a type that cannot be dequantized and for norms or embeddings that are not finite."""
         rope = build_rope(self.spec.rope, max_positions, self.device)
         rules = _by_target(weight_rules(self.spec))
@@ -80,9 +80,8 @@ class Loader:
         lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
         norm = self._vector(rules, "norm", 0)
         assert norm is not None
-        weights = DecoderWeights(embedding, layers, norm, Linear((lm_head,)), self._bytes_held)
         self.notify(1.0)
-        return Decoder(self.spec, weights, self.ops, self.dtype)
+        return DecoderWeights(embedding, layers, norm, Linear((lm_head,)), self._bytes_held)
 
     def _layer(self, rules: dict[str, list[Rule]], index: int, rope: Rope) -> LayerWeights:
         spec = self.spec
