@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,7 @@ class Field:
     default: object
 
 
+@functools.cache
 def field_of(path: str) -> Field:
     """Type (bounds included) and default of a dotted path below InferdConfig."""
     owner: Any = InferdConfig
