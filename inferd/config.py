@@ -1,4 +1,4 @@
-"""Configuration as values: frozen, resolved once at start, sent whole to the engine core; inferd.cli makes flags of it."""
+"""Configuration as values: frozen, resolved at start, sent whole to the engine core; inferd.cli makes flags of it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from inferd.cli.vllm import NO_EFFECT, NOT_SUPPORTED
 MAX_SERVE_FLAGS = 40
 
 # A new flag is a promise for years: add it here on purpose.
-SERVE = """
+SERVE_TEXT = """
 config served-model-name revision dtype quantization max-model-len chat-template generation-config max-logprobs seed
 max-num-seqs max-num-batched-tokens enable-chunked-prefill max-num-queued-reqs queue-timeout
 block-size enable-prefix-caching gpu-memory-utilization kv-cache-memory-bytes num-kv-blocks
@@ -20,7 +20,8 @@ tensor-parallel-size pipeline-parallel-size distributed-executor-backend nnodes 
 device kernel-backend threads
 host port metrics-port api-key insecure enable-reflection drain-timeout
 log-level log-format
-""".split()
+"""
+SERVE = SERVE_TEXT.split()
 
 
 def test_serve_flags_are_exactly_these() -> None:
