@@ -68,7 +68,7 @@ class CacheParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One admitted generation: n choices that share a prompt. Times are CLOCK_MONOTONIC seconds (one clock per host)."""
+    """One admitted generation: n choices that share a prompt. Times: CLOCK_MONOTONIC seconds, one clock per host."""
 
     key: int  # ours, unique in this daemon's life; client-chosen ids are never used as keys
     request_id: str  # the caller's, for logs and for AbortRequests

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 import msgspec
 
@@ -206,12 +207,25 @@ HEALTH_FLAGS = (
     Flag(name="timeout", type=Seconds, default=5.0, help="seconds to wait for an answer"),
 )
 
-# Flags of inferd-gateway that `inferd up` hands on. --host, --api-key, --drain-timeout and the log flags go to both.
+# Flags of inferd-gateway that `inferd up` hands on.
 GATEWAY_FLAGS = (
     Flag(name="port", type=Port, default=8000, help="HTTP port"),
     Flag(name="strict-params", type=bool, default=False, help="refuse HTTP fields that nobody knows"),
+    Flag(name="allowed-origins", type=tuple[str, ...], default=(), help="origins that browsers may call from"),
+    Flag(
+        name="chat-template-content-format",
+        type=Literal["auto", "string", "openai"],
+        default="auto",
+        help="how the template wants message content: one string, or a list of parts",
+    ),
+    Flag(name="request-timeout", type=Seconds, default=600.0, help="seconds one HTTP request may take"),
+    Flag(name="access-log", type=bool, default=True, help="log one line per HTTP request"),
 )
-SHARED_WITH_GATEWAY = ("host", "api-key", "drain-timeout", "log-level", "log-format")
+
+# Flags of the daemon that the gateway has too, and what it calls them. Keys go by environment.
+SHARED_WITH_GATEWAY = MappingProxyType(
+    {"host": "host", "drain-timeout": "shutdown-timeout", "log-level": "uvicorn-log-level", "log-format": "log-format"}
+)
 
 UP_FLAGS = (
     *(flag for flag in SERVE_FLAGS if flag.name != "port"),

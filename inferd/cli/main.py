@@ -19,6 +19,7 @@ COMMANDS = {
     "health": Command("health", "Ask a daemon whether it serves; exit status 0 if so.", HEALTH_FLAGS),
     "version": Command("version", "Print versions.", ()),
 }
+BENCH = "bench"  # has subcommands, and a table of flags of its own
 USAGE_STATUS = 2
 
 
@@ -34,10 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Sequence[str]) -> int:
+    """Find and run a command. Raises UsageError, StartupError."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())  # noqa: T201
         return 0 if arguments else USAGE_STATUS
     name = "version" if arguments[0] in ("-V", "--version") else arguments[0]
+    if name == BENCH:
+        from inferd.cli.bench import run_bench
+
+        return run_bench(arguments[1:])
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     parsed = parse(COMMANDS[name], arguments[1:])
@@ -52,6 +58,7 @@ def fail(message: str, status: int) -> int:
 
 
 def usage() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()]
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | {BENCH: "Load a running server."}
+    width = max(map(len, summaries))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(["usage: inferd COMMAND [flags]", "", *lines, "", "inferd COMMAND --help lists its flags."])

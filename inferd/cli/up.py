@@ -56,7 +56,8 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
     own = {ENV_PREFIX + flag.name.upper().replace("-", "_") for flag in parsed.command.all_flags}
     child_environment = {name: value for name, value in environment.items() if name not in own}
     if keys:
-        child_environment[ENV_PREFIX + "API_KEY"] = ",".join(keys)
+        child_environment[ENV_PREFIX + "API_KEY"] = child_environment["INFERD_GATEWAY_API_KEY"] = ",".join(keys)
+        child_environment["INFERD_GATEWAY_BACKEND_API_KEY"] = keys[0]
     daemon, gateway = split_flags(parsed)
     python = (sys.executable, "-m")
     return Plan(
@@ -79,11 +80,12 @@ def split_flags(parsed: Parsed) -> tuple[list[str], list[str]]:
         if flag.name not in parsed.given or flag.secret or flag.name in ("config", "port", "grpc-port"):
             continue
         value = parsed.values[flag.name] if flag.is_switch else parsed.given[flag.name].raw
-        arguments = as_arguments(flag.name, value)
-        if flag in GATEWAY_FLAGS or flag.name in SHARED_WITH_GATEWAY:
-            gateway += arguments
-        if flag not in GATEWAY_FLAGS:
-            daemon += arguments
+        if flag in GATEWAY_FLAGS:
+            gateway += as_arguments(flag.name, value)
+            continue
+        daemon += as_arguments(flag.name, value)
+        if flag.name in SHARED_WITH_GATEWAY:
+            gateway += as_arguments(SHARED_WITH_GATEWAY[flag.name], value)
     return daemon, gateway
 
 

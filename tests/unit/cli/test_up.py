@@ -43,7 +43,7 @@ def test_flags_go_to_the_process_they_are_for() -> None:
     )
     assert made.gateway == (
         *(sys.executable, "-m", "inferd_gateway", "--backend=127.0.0.1:6000", "--port=8100"),
-        *("--log-level=debug", "--strict-params"),
+        *("--uvicorn-log-level=debug", "--strict-params"),
     )
 
 
@@ -60,7 +60,12 @@ def test_keys_travel_by_environment_alone(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("INFERD_PORT", "8100")
     made = plan("--host", "0.0.0.0", INFERD_PORT="8100", HOME="/root")
     assert not any("hunter2" in argument for argument in (*made.daemon, *made.gateway))
-    assert made.environment == {"INFERD_API_KEY": "hunter2,other", "HOME": "/root"}
+    assert made.environment == {
+        "HOME": "/root",
+        "INFERD_API_KEY": "hunter2,other",
+        "INFERD_GATEWAY_API_KEY": "hunter2,other",
+        "INFERD_GATEWAY_BACKEND_API_KEY": "hunter2",
+    }
     assert made.http == "http://127.0.0.1:8100"
     assert "hunter2" not in banner(made, "demo")
     assert "$INFERD_API_KEY" in banner(made, "demo")
