@@ -27,9 +27,9 @@ NOT_BUILT: tuple[tuple[Callable[[InferdConfig], bool], str], ...] = (
 )
 
 
-def build_config(parsed: Parsed, path: str) -> InferdConfig:
-    """The configuration of a daemon that serves the model at `path`."""
-    tree: dict[str, Any] = {"engine": {"model": {"path": path}}}
+def build_config(parsed: Parsed) -> InferdConfig:
+    """The configuration of a daemon. The model's local path is still empty: finding it may mean fetching it."""
+    tree: dict[str, Any] = {"engine": {"model": {"path": ""}}}
     for flag in parsed.command.all_flags:
         if flag.field is not None and flag.name in parsed.values:
             *parents, name = flag.field.split(".")

@@ -32,7 +32,7 @@ class Supervisor:
         self._children: dict[str, Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
-        self._signals = 0
+        self._signals: list[signal.Signals] = []
 
     async def start(self, name: str, command: Sequence[str]) -> None:
         """Spawn one child in its own process group, so that a terminal's Ctrl-C reaches it only through us."""
@@ -48,13 +48,13 @@ class Supervisor:
         """Run `bring_up`, then wait for a signal or the first exit, and stop everything. The exit status."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self._on_signal, number)
         starting = asyncio.create_task(bring_up)
         starting.add_done_callback(self._on_started)
         await self._over.wait()
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
-        asked = self._signals > 0
+        asked = bool(self._signals)
         await self._stop_all()
         if not starting.cancelled() and (error := starting.exception()):
             raise error
@@ -65,13 +65,11 @@ class Supervisor:
         if not starting.cancelled() and starting.exception():
             self._over.set()
 
-    def _on_signal(self) -> None:
-        self._signals += 1
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._signals.append(number)
         self._over.set()
-        if self._signals == 2:
-            self._send_all(signal.SIGTERM)
-        elif self._signals > 2:
-            self._send_all(signal.SIGKILL)
+        if len(self._signals) > 1:
+            self._send_all(number if len(self._signals) == 2 else signal.SIGKILL)
 
     async def _watch(self, name: str, child: Process) -> None:
         status = await child.wait()
@@ -80,8 +78,9 @@ class Supervisor:
             self._over.set()
 
     async def _stop_all(self) -> None:
+        request = self._signals[0] if self._signals else signal.SIGTERM
         for name, child in reversed(self._children.items()):
-            self._send(child, signal.SIGTERM)
+            self._send(child, request)
             try:
                 await asyncio.wait_for(child.wait(), self._patience_s)
             except TimeoutError:

@@ -36,7 +36,7 @@ class Plan:
 
 def run(parsed: Parsed) -> int:
     """Serve until a signal; 0 after a clean stop, 1 when a child died. Raises StartupError."""
-    config = build_config(parsed, path="")
+    config = build_config(parsed)
     configure_logging(config.engine.log_level, config.engine.log_format, process="inferd up")
     check_config(config, bool(parsed.get("insecure")))
     plan = make_plan(parsed, os.environ)

@@ -13,11 +13,11 @@ from inferd.errors import StartupError
 
 
 def config(*argv: str) -> InferdConfig:
-    return build_config(parse(COMMANDS["serve"], ["demo", *argv]), path="/models/demo.gguf")
+    return build_config(parse(COMMANDS["serve"], ["demo", *argv]))
 
 
 def test_defaults_are_the_configuration_s_own() -> None:
-    assert config() == InferdConfig(engine=EngineConfig(model=ModelConfig(source="demo", path="/models/demo.gguf")))
+    assert config() == InferdConfig(engine=EngineConfig(model=ModelConfig(source="demo", path="")))
 
 
 def test_every_layer_gets_its_flags() -> None:

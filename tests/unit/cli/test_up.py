@@ -119,13 +119,13 @@ def test_an_early_end_with_status_0_is_failure_too() -> None:
     assert supervise(FOREVER, "pass", interrupt=False)[0] == 1
 
 
-def test_children_stop_in_reverse_order(tmp_path: Path) -> None:
+def test_children_get_our_signal_in_reverse_order(tmp_path: Path) -> None:
     log = tmp_path / "log"
     # Each child appends its number when it is asked to stop; the first is asked only once the second has ended.
     code = (
         "import signal, sys\n"
         f"def stop(*_): open({str(log)!r}, 'a').write('%d'); sys.exit(0)\n"
-        "signal.signal(signal.SIGTERM, stop)\n"
+        "signal.signal(signal.SIGINT, stop)\n"
         f"open({str(log)!r} + '.ready%d', 'w').close()\n"
         "signal.pause()\n"
     )
