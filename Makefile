@@ -16,8 +16,6 @@ export TORCH_INDEX ?=
 
 SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard setup.py)
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools
-# Tests and tools see the source tree even where the editable install is not this tree's.
-export PYTHONPATH := .:gateway:kernels
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto breaking fmt lint type contracts budget test-gpu slow bench \
