@@ -18,7 +18,7 @@ SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard s
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup setup-run proto breaking fmt lint type contracts budget test-gpu slow bench \
+.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow bench \
         docker-lint wheel clean
 
 help:
@@ -26,7 +26,7 @@ help:
 	@echo "                  (MODEL=... FLAGS='...' PORT=... GRPC_PORT=...)"
 	@echo "make test         set up, then every check: lint, types, contract, kernels, tests"
 	@echo "make setup        only set up for development"
-	@echo "make proto        regenerate the stubs;        make breaking     compare the contract with main's"
+	@echo "make proto        regenerate the stubs;        make docs         the flag tables;  make breaking     compare the contract with main's"
 	@echo "make fmt          format;                      make lint type contracts budget docker-lint: one check"
 	@echo "make slow         tests too long for CI;       make test-gpu     tests that need a CUDA device"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
@@ -57,6 +57,9 @@ $(VENV)/.dev.stamp: $(SETUP_INPUTS)
 
 proto: $(VENV)/.dev.stamp
 	$(BIN)/python tools/gen_proto.py
+
+docs: $(VENV)/.dev.stamp
+	$(BIN)/python tools/gen_docs.py
 
 breaking: $(VENV)/.dev.stamp
 	@bash tools/buf_breaking.sh $(BIN)/buf
