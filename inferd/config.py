@@ -1,12 +1,17 @@
-"""Configuration as values: frozen, resolved once at start, sent whole to the engine core. Flags are made from it in cli."""
+"""Configuration as values: frozen, resolved at start, sent whole to the engine core; inferd.cli makes flags of it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Utilization = Annotated[float, msgspec.Meta(gt=0, le=1)]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,16 +22,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantization: str | None = None  # q4, q8: quantize float weights at load
-    max_model_len: int | None = None  # None: the model's own, clamped to what the KV pool holds
+    max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
 
 
 class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The paged KV pool. num_blocks wins over memory_bytes; with neither the pool is sized from free memory."""
 
-    block_size: int = 16
-    num_blocks: int | None = None
-    memory_bytes: int | None = None
-    memory_utilization: float = 0.9  # of the accelerator's memory, weights included
+    block_size: Positive = 16
+    num_blocks: Positive | None = None
+    memory_bytes: Positive | None = None
+    memory_utilization: Utilization = 0.9  # of the accelerator's memory, weights included
     prefix_caching: bool = True
     dtype: str = "auto"
 
@@ -34,21 +39,21 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one step and of the waiting queue. max_* of None are resolved from the device."""
 
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_seqs: Positive = 64
+    max_num_batched_tokens: Positive = 512
     chunked_prefill: bool = True
-    max_waiting: int = 256
+    max_waiting: Positive = 256
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    tensor_parallel_size: int = 1
-    pipeline_parallel_size: int = 1
+    tensor_parallel_size: Positive = 1
+    pipeline_parallel_size: Positive = 1
     backend: Literal["auto", "local", "multiprocess", "ray"] = "auto"
-    nnodes: int = 1
-    node_rank: int = 0
+    nnodes: Positive = 1
+    node_rank: Annotated[int, msgspec.Meta(ge=0)] = 0
     master_addr: str = "127.0.0.1"
-    master_port: int = 29501
-    step_timeout_s: float = 30.0
+    master_port: Port = 29501
+    step_timeout_s: Seconds = 30.0
 
     @property
     def world_size(self) -> int:
@@ -58,7 +63,7 @@ class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     kernel_backend: str = "auto"
-    threads: int | None = None  # CPU compute threads; None: every core of the affinity mask
+    threads: Positive | None = None  # CPU compute threads; None: every core of the affinity mask
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,7 +74,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     device: DeviceConfig = DeviceConfig()
-    log_level: str = "info"
+    log_level: LogLevel = "info"
     log_format: Literal["text", "json"] = "text"
 
 
@@ -77,7 +82,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on one request, checked before it costs anything; published by GetModelInfo."""
 
     max_choices: int = 16
-    max_top_logprobs: int = 20
+    max_top_logprobs: Annotated[int, msgspec.Meta(ge=0)] = 20
     max_logprob_token_ids: int = 64
     max_stop_strings: int = 4
     max_stop_bytes: int = 1024
@@ -97,16 +102,18 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The front: where it listens, whom it lets in, how it ends."""
 
     host: str = "127.0.0.1"
-    port: int = 50051
-    metrics_port: int | None = 9400
+    port: Port = 50051
+    metrics_port: Port | None = 9400
     served_model_names: tuple[str, ...] = ()
-    chat_template: str | None = None
+    chat_template: str | None = None  # a file that replaces the checkpoint's template
+    generation_config: Literal["auto", "none"] = "auto"  # sampling defaults: the checkpoint's, or the neutral ones
+    seed: Annotated[int, msgspec.Meta(ge=0)] | None = None  # of the generator that draws seeds for requests without one
     api_keys: tuple[str, ...] = ()
     reflection: bool = True
-    drain_timeout_s: float = 30.0
-    drain_settle_s: float = 2.0
-    queue_timeout_s: float | None = None
-    stall_timeout_s: float = 30.0
+    drain_timeout_s: Seconds = 30.0
+    drain_settle_s: Seconds = 2.0
+    queue_timeout_s: Seconds | None = None
+    stall_timeout_s: Seconds = 30.0
     limits: Limits = Limits()
 
 
