@@ -42,14 +42,10 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
-<<<<<<< HEAD
     """Copy-on-write: sequence seq_id gets `destination` in place of the shared block `source`, copied before the step.
 
     Copies count as done one after another: a later one may write the source of an earlier one.
     """
-=======
-    """Copy-on-write: sequence seq_id gets `destination` for the shared block `source`, copied before the step."""
->>>>>>> ops
 
     seq_id: int
     index: int  # position in the sequence's block table
