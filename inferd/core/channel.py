@@ -27,7 +27,7 @@ from inferd.messages import (
 logger = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 18
-SEND_TIMEOUT_S = 60
+SEND_TIMEOUT_S = 60.0
 
 Describe = Callable[[bool], dict[str, bytes]]  # include_tokens -> sections
 
@@ -45,7 +45,8 @@ class FrontChannel:
         self._socket = sock
         self._on_eof = on_eof
         self._send_lock = threading.Lock()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", SEND_TIMEOUT_S, 0))
+        seconds, fraction = divmod(SEND_TIMEOUT_S, 1.0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(fraction * 1e6)))
 
     def start(self) -> None:
         """Read from now on. The first frame, the configuration, has been received before."""

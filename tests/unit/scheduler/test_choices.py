@@ -97,9 +97,7 @@ def test_a_choice_aborted_after_the_fork():
         drive.scheduler.check()
         drive.run()
         assert drive.choice(1, aborted).num_ends == 0
-        assert all(
-            drive.choice(1, choice).token_ids == expected(choice) for choice in range(3) if choice != aborted
-        )
+        assert all(drive.choice(1, choice).token_ids == expected(choice) for choice in range(3) if choice != aborted)
 
 
 def test_a_failed_choice_leaves_the_others():

@@ -1,4 +1,4 @@
-"""One behaviour per test: batching, chunks, prefix hits, ends. Tokens are those the fake executor's arithmetic gives."""
+"""One behaviour per test: batching, chunks, prefix hits, ends. Tokens are those of the fake's arithmetic."""
 
 from __future__ import annotations
 
