@@ -13,10 +13,17 @@ from inferd.checkpoint import TokenizerFiles
 from inferd.checkpoint.json_file import parse_json_object, read_bounded
 from inferd.errors import StartupError
 from inferd.text.parts import AddedToken, Kind, TokenizerParts
-from inferd.text.token_bytes import byte_level_bytes, has_all_bytes, plain_bytes, sentencepiece_bytes, wordpiece_bytes
+from inferd.text.token_bytes import (
+    Coding,
+    byte_level_bytes,
+    expresses_all_text,
+    plain_bytes,
+    sentencepiece_bytes,
+    wordpiece_bytes,
+)
 
 KINDS: dict[str, Kind] = {"BPE": "bpe", "Unigram": "unigram", "WordPiece": "wordpiece", "WordLevel": "wordlevel"}
-BYTES_OF: dict[str, Callable[[list[str]], list[bytes]]] = {
+BYTES_OF: dict[Coding, Callable[[list[str]], list[bytes]]] = {
     "byte-level": byte_level_bytes,
     "sentencepiece": sentencepiece_bytes,
     "wordpiece": wordpiece_bytes,
@@ -58,7 +65,7 @@ def parts_from_files(files: TokenizerFiles) -> TokenizerParts:
         added=added,
         token_bytes=bytes_by_id(tokens, added, coding),
         strip_leading_space=coding == "wordpiece" or strips_leading_space(description),
-        byte_level=coding == "byte-level" or (coding == "sentencepiece" and has_all_bytes(tokens)),
+        byte_level=expresses_all_text(tokens, coding),
         prefix=prefix,
         suffix=suffix,
         roles=roles,
@@ -71,7 +78,8 @@ def load(data: bytes, where: str) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises plain Exception
-        raise StartupError(f"{where}: not a tokenizer ({str(error)[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StartupError(f"{where}: not a tokenizer ({reason})") from None
 
 
 def steps_of(step: Any) -> list[dict[str, Any]]:
@@ -82,7 +90,7 @@ def steps_of(step: Any) -> list[dict[str, Any]]:
     return [inner for part in nested for inner in steps_of(part)] if isinstance(nested, list) else [step]
 
 
-def byte_coding(description: dict[str, Any], where: str) -> str:
+def byte_coding(description: dict[str, Any], where: str) -> Coding:
     """How vocabulary entries stand for bytes, told from the decoder. StartupError for one nobody can undo by token."""
     decoders = {step.get("type") for step in steps_of(description.get("decoder"))}
     pre_tokenizers = {step.get("type") for step in steps_of(description.get("pre_tokenizer"))}
@@ -188,7 +196,7 @@ def tokens_by_id(original: Tokenizer) -> list[str]:
     return tokens
 
 
-def bytes_by_id(tokens: list[str], added: tuple[AddedToken, ...], coding: str) -> list[bytes]:
+def bytes_by_id(tokens: list[str], added: tuple[AddedToken, ...], coding: Coding) -> list[bytes]:
     result = BYTES_OF[coding](tokens)
     result += [b""] * (max((token.id for token in added), default=-1) + 1 - len(result))
     for token in added:

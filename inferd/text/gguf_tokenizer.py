@@ -12,7 +12,7 @@ from inferd.checkpoint import GgufVocabulary
 from inferd.errors import StartupError
 from inferd.text.parts import AddedToken, TokenizerParts
 from inferd.text.pre_tokenizers import pre_tokenizer_for
-from inferd.text.token_bytes import SPACE_MARK, byte_level_bytes, has_all_bytes, sentencepiece_bytes
+from inferd.text.token_bytes import SPACE_MARK, byte_level_bytes, expresses_all_text, sentencepiece_bytes
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ROLES = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
@@ -49,7 +49,7 @@ def byte_level_parts(vocabulary: GgufVocabulary) -> TokenizerParts:
         byte_level_bytes(vocabulary.tokens),
         adds_bos=rules.adds_bos,
         strip_leading_space=False,
-        byte_level=True,
+        byte_level=expresses_all_text(vocabulary.tokens, "byte-level"),
     )
 
 
@@ -58,7 +58,7 @@ def sentencepiece_parts(vocabulary: GgufVocabulary) -> TokenizerParts:
         raise StartupError("GGUF tokenizer model 'llama' needs one score per token (tokenizer.ggml.scores)")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     unknown = vocabulary.tokens[vocabulary.special_ids.get("unknown", 0)]
-    byte_fallback = has_all_bytes(vocabulary.tokens)
+    byte_fallback = expresses_all_text(vocabulary.tokens, "sentencepiece")
     backend = Tokenizer(
         build_bpe(
             ids,
@@ -87,7 +87,8 @@ def build_bpe(ids: dict[str, int], merges: list[Any], **options: Any) -> models.
     try:
         return models.BPE(ids, merges, **options)
     except Exception as error:  # the library raises plain Exception
-        raise StartupError(f"GGUF tokenizer: vocabulary and merges do not fit each other ({error})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StartupError(f"GGUF tokenizer: vocabulary and merges do not fit each other ({reason})") from None
 
 
 def merges_from_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:

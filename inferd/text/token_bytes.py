@@ -8,8 +8,12 @@ bytes as <0xNN>. Each function takes a vocabulary and returns the bytes of every
 from __future__ import annotations
 
 import re
+from typing import Literal, TypeAlias
+
+Coding: TypeAlias = Literal["byte-level", "sentencepiece", "wordpiece", "plain"]
 
 SPACE_MARK = "▁"
+UTF_8_BYTES = frozenset(range(0xF5)) - {0xC0, 0xC1}
 SEPARATOR = "\uffff"
 BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -62,6 +66,9 @@ def plain_bytes(tokens: list[str]) -> list[bytes]:
     return [token.encode("utf-8") for token in tokens]
 
 
-def has_all_bytes(tokens: list[str]) -> bool:
-    """Whether a SentencePiece vocabulary can express every byte."""
-    return {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens)
+def expresses_all_text(tokens: list[str], coding: Coding) -> bool:
+    """Whether every byte that UTF-8 uses has an entry of its own, so that no text loses anything."""
+    if coding == "byte-level":
+        alphabet = byte_alphabet()
+        return {alphabet[byte] for byte in UTF_8_BYTES} <= set(tokens)
+    return coding == "sentencepiece" and {f"<0x{byte:02X}>" for byte in UTF_8_BYTES} <= set(tokens)
