@@ -78,7 +78,8 @@ def load(data: bytes, where: str) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises plain Exception
-        raise StartupError(f"{where}: not a tokenizer ({str(error)[:200]})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StartupError(f"{where}: not a tokenizer ({reason})") from None
 
 
 def steps_of(step: Any) -> list[dict[str, Any]]:

@@ -87,7 +87,8 @@ def build_bpe(ids: dict[str, int], merges: list[Any], **options: Any) -> models.
     try:
         return models.BPE(ids, merges, **options)
     except Exception as error:  # the library raises plain Exception
-        raise StartupError(f"GGUF tokenizer: vocabulary and merges do not fit each other ({error})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise StartupError(f"GGUF tokenizer: vocabulary and merges do not fit each other ({reason})") from None
 
 
 def merges_from_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
