@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, QkNorm, Rope
@@ -32,6 +35,17 @@ class LayerWeights:
     shape: AttentionShape
     rope: Rope | None
     norm_eps: float
+
+
+Stack: TypeAlias = Callable[[torch.Tensor, PagedBatch], torch.Tensor]
+
+
+def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCache, ...]) -> Stack:
+    """`layers` with their KV memory as one function: (residual stream [T, E], batch) -> residual stream [T, E].
+
+    The place where a backend that computes whole stacks comes in.
+    """
+    return partial(run_layers, ops, layers, caches)
 
 
 def run_layers(

@@ -8,7 +8,7 @@ import torch
 from inferd_kernels.ops import Ops, PagedBatch
 from inferd_kernels.weights import Weight
 
-from inferd.layers.decoder_layer import KVCache, LayerWeights, run_layers
+from inferd.layers.decoder_layer import KVCache, LayerWeights, layer_stack
 from inferd.layers.linear import Linear
 from inferd.models.spec import DecoderSpec
 
@@ -24,20 +24,28 @@ class DecoderWeights:
     num_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class Decoder:
     """The parts of a forward pass. caches[i] is the KV memory of layer i; dtype that of the residual stream."""
 
-    spec: DecoderSpec
-    weights: DecoderWeights
-    caches: tuple[KVCache, ...]
-    ops: Ops
-    dtype: torch.dtype
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        weights: DecoderWeights,
+        caches: tuple[KVCache, ...],
+        ops: Ops,
+        dtype: torch.dtype,
+    ) -> None:
+        self.spec = spec
+        self.weights = weights
+        self.caches = caches
+        self.ops = ops
+        self.dtype = dtype
+        self._stack = layer_stack(ops, weights.layers, caches)
 
     def forward(self, ids: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         """ids [T] int64 -> residual stream [T, E]; writes this step's keys and values into caches."""
         stream = self.ops.embedding(ids, self.weights.embedding, self.dtype)
-        return run_layers(self.ops, self.weights.layers, self.caches, stream, batch)
+        return self._stack(stream, batch)
 
     def copy_blocks(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
         """KV blocks `sources` to `destinations` [N], in every layer."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from inferd_kernels.ops import load_ops
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig
@@ -82,9 +83,7 @@ class Driver:
             run_id, [], run.sampling, run.logprobs, run.prompt_logprobs, history, 0, run.min_tokens, run.blocked
         )
 
-    def _item(
-        self, run_id: int, run: Run, done: dict[int, int], tables: dict[int, list[int]], chunk: int
-    ) -> PlanItem:
+    def _item(self, run_id: int, run: Run, done: dict[int, int], tables: dict[int, list[int]], chunk: int) -> PlanItem:
         known = run.prompt + run.tokens
         start = done[run_id]
         tokens = known[start : start + chunk]
@@ -121,6 +120,25 @@ def load_decoder() -> Callable[[Path], Decoder]:
         return Decoder(spec, weights, allocate_caches(spec, plan, torch.float32, device), ops, torch.float32)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two random layers, 120 tokens, context 256, logits spread enough that tokens differ."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=120,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    path = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
 
 
 @pytest.fixture(scope="session")

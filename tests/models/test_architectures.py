@@ -77,7 +77,7 @@ def case(
 
 @torch.inference_mode()
 def forward(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
-    """Logits of every position; all prompts in each step, `chunk` tokens of each, block tables interleaved backwards."""
+    """Logits of every position; all prompts in each step, `chunk` tokens of each, block tables backwards."""
     states, seen = {}, [0] * len(prompts)
     for index in range(len(prompts)):
         blocks = list(range(63 - index, 0, -len(prompts)))
