@@ -1,4 +1,4 @@
-"""`inferd up` hands flags to the gateway by name: the gateway must have them, with the same meaning of switch and list."""
+"""`inferd up` hands flags to the gateway by name: the gateway must have them, with the same defaults."""
 
 from __future__ import annotations
 
