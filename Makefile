@@ -94,6 +94,7 @@ bench: $(VENV)/.dev.stamp
 	$(BIN)/inferd bench serve $(FLAGS)
 
 wheel: $(VENV)/.dev.stamp
+	rm -rf build dist
 	$(BIN)/python -m pip wheel -q --no-deps --wheel-dir dist .
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 

@@ -133,9 +133,9 @@ def length(node: Function | ast.ClassDef) -> int:
 
 
 def broad_excepts(tree: ast.AST) -> Iterator[int]:
-    """Lines of `except Exception`, `except BaseException` and bare `except`."""
+    """Lines of `except Exception`, `except BaseException` and bare `except` that do not end in `raise`."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.ExceptHandler):
+        if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
             names = [None] if node.type is None else [ast.unparse(item) for item in exception_types(node.type)]
             if {None, "Exception", "BaseException"} & set(names):
                 yield node.lineno

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from pathlib import Path
@@ -50,6 +51,7 @@ def test_what_is_too_large_is_named(budget: ModuleType, source: str, message: st
 def test_what_fits_passes(budget: ModuleType) -> None:
     kernel = "@triton.jit\ndef k(a):\n" + "    x = 1 if a else 2\n" * 140
     assert list(budget.check_source(kernel)) == []
+    assert list(budget.broad_excepts(ast.parse("try:\n    f()\nexcept BaseException:\n    close()\n    raise\n"))) == []
     assert list(budget.check_source("x = f()  # type: ignore[arg-type]  # stubs lack the overload\n")) == []
 
 
