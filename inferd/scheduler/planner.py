@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence, SequenceStatus
+from inferd.sequence import Sequence
 from inferd.step import BlockCopy, PlanItem, StepPlan
 
 NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
@@ -42,16 +42,14 @@ class Planner:
         self._limits = limits
         self.step_tokens = 0  # of the last plan
         self._steps = 0
-        self._refused: tuple[int, int] | None = None  # (seq_id, available blocks) of the last refused admission
+        self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when no sequence is left."""
-        preemptions = self._roster.num_preemptions
         draft = Draft(self._limits.token_budget)
         self._seat_urgent(now)
         self._advance_running(draft)
-        if self._roster.num_preemptions == preemptions:
-            self._admit_waiting(draft, now)
+        self._admit_waiting(draft, now)
         items = draft.single + draft.longer
         if not items:
             assert not self._roster.sequences, "sequences are left, and none of them can go on"
@@ -65,7 +63,7 @@ class Planner:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
         longer: list[Sequence] = []
         single = draft.single
-        # Preemption takes sequences from the end of the list, never one that this loop has passed.
+        # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
         for sequence in self._roster.running.sequences:
             start = sequence.num_computed_tokens
             tokens = sequence.token_ids
@@ -77,7 +75,7 @@ class Planner:
                 self._advance_into_new_slot(sequence, draft)
         draft.budget -= len(single)
         for sequence in longer:
-            if sequence.status is SequenceStatus.RUNNING and (num_tokens := self._share(sequence, draft)):
+            if num_tokens := self._share(sequence, draft):
                 draft.add(sequence, num_tokens)
 
     def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
@@ -102,12 +100,14 @@ class Planner:
             draft.add(sequence, num_tokens)
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
-        """Admission, not tried again for a refused sequence until more blocks are available than then."""
-        available = self._roster.kv.pool.num_available
-        if self._refused is not None and self._refused[0] == sequence.seq_id and available <= self._refused[1]:
+        """Admission; one that was refused for lack of blocks looks up its prefix again only when there is more room."""
+        if not self._roster.running.has_seat(sequence):
+            return False
+        room = self._roster.room
+        if self._refused is not None and self._refused[0] == sequence.seq_id and room <= self._refused[1]:
             return False
         admitted = self._roster.admit(sequence, now)
-        self._refused = None if admitted else (sequence.seq_id, available)
+        self._refused = None if admitted else (sequence.seq_id, room)
         return admitted
 
     def _may_start(self, sequence: Sequence, draft: Draft) -> bool:
