@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from inferd.checkpoint.source import resolve_source
+
+# A busy machine makes any example slow now and then; how long a test may take is pytest-timeout's business.
+hypothesis.settings.register_profile("inferd", deadline=None)
+hypothesis.settings.load_profile("inferd")
 
 
 @pytest.fixture(scope="session")

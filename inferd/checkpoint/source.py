@@ -18,7 +18,7 @@ def resolve_source(model: str, revision: str | None, notify: Callable[[str, floa
 
     model     an existing folder or .gguf file, `demo`, or a hub id (`org/repo`, `org/repo:file.gguf`)
     revision  branch, tag or commit of a hub id
-    notify    called with a phase name and its fraction, 0 to 1
+    notify    called with a phase name and its fraction, 0 to 1, now and then from a download thread
 
     A path on disk wins over a hub id of the same spelling. StartupError, one line, says what to do.
     """

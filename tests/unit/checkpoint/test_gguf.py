@@ -278,7 +278,7 @@ def test_several_models_in_a_folder(tmp_path: Path, write_gguf: Write) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_random_damage_never_escapes(tmp_path: Path, write_gguf: Write, data: st.DataObject) -> None:
     path = tmp_path / "m.gguf"
     if not path.exists():
