@@ -66,11 +66,19 @@ class Loader:
     device: torch.device
     notify: Callable[[float], None]
     _files: TensorFiles = field(default_factory=TensorFiles)
+    _bytes_total: int = field(init=False)
     _bytes_read: int = 0
     _bytes_held: int = 0
 
+    def __post_init__(self) -> None:
+        self._bytes_total = max(sum(record.nbytes for record in self.checkpoint.tensors.values()), 1)
+
     def load(self, max_positions: int) -> DecoderWeights:
-        """Raises StartupError for a type that cannot be dequantized and for norms or embeddings that are not finite."""
+        """Weights of the whole model, rotary tables of max_positions.
+
+        Raises StartupError for a type that cannot be dequantized, and for norms, biases or a float embedding that are
+        not finite (matrices are not scanned: their rows fail when they are used).
+        """
         rope = build_rope(self.spec.rope, max_positions, self.device)
         rules = _by_target(weight_rules(self.spec))
         layers = tuple(self._layer(rules, index, rope) for index in range(self.spec.num_layers))
@@ -145,14 +153,11 @@ class Loader:
         record = self.checkpoint.tensors[rule.source.format(layer=layer)]
         weight = self._files.read(record)
         self._bytes_read += record.nbytes
-        self.notify(min(self._bytes_read / max(self._total_bytes(), 1), 1.0))
+        self.notify(self._bytes_read / self._bytes_total)
         if record.rope_interleaved:
             order = half_split_order(record.shape[0], self.spec.head_dim)
             weight = weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
         return weight
-
-    def _total_bytes(self) -> int:
-        return sum(record.nbytes for record in self.checkpoint.tensors.values())
 
     def _check_finite(self, name: str, values: torch.Tensor) -> None:
         # One pass: a sum is finite unless a term is not.
