@@ -31,7 +31,7 @@ class Admission:
         """Take `choices` places, or raise QueueFull with a retry time."""
         if self.live + choices > self.capacity:
             raise QueueFull(
-                f"{self.live} choices are running or waiting, {choices} more would be over the limit of {self.capacity}",
+                f"{self.live} choices are running or waiting, {choices} more would exceed the limit of {self.capacity}",
                 retry_after_s=self.retry_after(),
             )
         self.live += choices

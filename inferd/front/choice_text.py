@@ -11,7 +11,7 @@ from inferd.text.detokenizer import IncrementalDetokenizer
 from inferd.text.stop import StopMatcher
 from inferd.text.tokenizer import Tokenizer
 
-PROMPT_TAIL_TOKENS = 8  # enough context for any character or merge that spans prompt and output
+PROMPT_TAIL_TOKENS = 16  # holds any character that the prompt leaves unfinished
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,15 +27,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class Call:
     """What a handler may do: read metadata and deadline, write messages, leave trailers. One per RPC."""
 
-    def __init__(self, context: Context, method: str, stall_timeout_s: float) -> None:
+    def __init__(self, context: Context, method: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
         self.context = context
         self.method = method
         self.started = time.monotonic()
         self.request_id = ""
         self.trailers: Metadata = ()
         self.log_fields: dict[str, object] = {}
-        self._stall_timeout_s = stall_timeout_s
         self._headers_sent = False
+        self._write_started: float | None = None
+        self._stalled = False
 
     def metadata(self, key: str) -> str | None:
         """The one value of a metadata key. Raises InvalidParameter when there are several."""
@@ -66,17 +70,28 @@ class Call:
             await self.context.send_initial_metadata(((REQUEST_ID_KEY, self.request_id),))
 
     async def write(self, message: Message) -> None:
-        """Send one message of a stream. Raises SlowConsumer when the reader takes nothing for stall_timeout_s.
+        """Send one message of a stream. Raises SlowConsumer when the reader takes nothing for too long.
 
         Headers go out with the first message and not before: until then a client may retry by itself.
         """
         await self.send_headers()
+        self._write_started = time.monotonic()
         try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                await self.context.write(message)
-        except TimeoutError:
-            limit = self._stall_timeout_s
-            raise SlowConsumer(f"the client read nothing for {limit:g} s while output was waiting") from None
+            await self.context.write(message)
+        except asyncio.CancelledError:
+            if self._stalled:
+                self.task.uncancel()  # the handler goes on, to say why
+                raise SlowConsumer("the client read nothing while output was waiting, for too long") from None
+            raise
+        finally:
+            self._write_started = None
+
+    def cut_stalled_write(self, limit_s: float) -> None:
+        """End a write that has been waiting for the reader longer than limit_s."""
+        started = self._write_started
+        if started is not None and not self._stalled and time.monotonic() - started > limit_s:
+            self._stalled = True
+            self.task.cancel()
 
 
 Handler: TypeAlias = Callable[[Any, Call], Awaitable[Message | None]]
@@ -88,14 +103,24 @@ class CallRunner:
     def __init__(self, stall_timeout_s: float, max_request_id_chars: int) -> None:
         self._stall_timeout_s = stall_timeout_s
         self._max_request_id_chars = max_request_id_chars
-        self.active: set[asyncio.Task[Any]] = set()
+        self._calls: set[Call] = set()
+
+    @property
+    def active(self) -> set[asyncio.Task[Any]]:
+        """The tasks of running handlers."""
+        return {call.task for call in self._calls}
+
+    async def watch_readers(self) -> None:
+        """Runs beside the server. One look at all calls now and then costs less than a timer per message."""
+        while True:
+            await asyncio.sleep(self._stall_timeout_s / 8)
+            for call in list(self._calls):
+                call.cut_stalled_write(self._stall_timeout_s)
 
     async def run(self, method: str, handler: Handler, request: Message | None, context: Context) -> Message | None:
         """`request` None: the bytes were no such message (or come as a stream)."""
-        call = Call(context, method, self._stall_timeout_s)
-        task = asyncio.current_task()
-        assert task is not None
-        self.active.add(task)
+        call = Call(context, method)
+        self._calls.add(call)
         code = "CANCELLED"
         try:
             call.choose_request_id(getattr(request, "request_id", ""), self._max_request_id_chars)
@@ -118,7 +143,7 @@ class CallRunner:
             logger.exception("unexpected error in %s", method, extra={"request_id": call.request_id})
             await self._abort(call, InternalError("internal error"))
         finally:
-            self.active.discard(task)
+            self._calls.discard(call)
             self._log(call, code)
         return None
 

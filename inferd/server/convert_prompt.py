@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.server.fields import check_token_ids
-from inferd.text.tokenizer import Tokenizer
+from inferd.text.tokenizer import Segments, Tokenizer
 from inferd.v1 import common_pb2
 
 
@@ -36,15 +36,17 @@ def prompt_bytes(prompt: common_pb2.Prompt) -> int:
 
 def encode_prompt(prompt: common_pb2.Prompt, tokenizer: Tokenizer) -> list[int]:
     """Token ids of a checked prompt."""
+    if prompt.WhichOneof("kind") == "token_ids":
+        return list(prompt.token_ids.ids)
+    return tokenizer.encode(*encode_arguments(prompt))
+
+
+def encode_arguments(prompt: common_pb2.Prompt) -> tuple[str | Segments, bool | None]:
+    """What Tokenizer.encode takes, for a prompt of text or segments."""
     add = prompt.add_special_tokens if prompt.HasField("add_special_tokens") else None
-    match prompt.WhichOneof("kind"):
-        case "token_ids":
-            return list(prompt.token_ids.ids)
-        case "segments":
-            segments = [(segment.text, segment.parse_special) for segment in prompt.segments.segments]
-            return tokenizer.encode(segments, bool(add))
-        case _:
-            return tokenizer.encode(prompt.text, add)
+    if prompt.WhichOneof("kind") == "segments":
+        return [(segment.text, segment.parse_special) for segment in prompt.segments.segments], add
+    return prompt.text, add
 
 
 def encode_bad_words(words: list[str], tokenizer: Tokenizer, max_tokens: int) -> tuple[tuple[int, ...], ...]:

@@ -33,16 +33,13 @@ UINT32_MAX = 2**32 - 1
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What requests are checked against; max_context_tokens and max_num_seqs are the running engine's."""
+    """What requests are checked against; the numbers are the running engine's."""
 
     model: ServedModel
     limits: Limits
+    vocab_size: int
     max_context_tokens: int
     max_num_seqs: int
-
-    @property
-    def vocab_size(self) -> int:
-        return self.model.tokenizer.vocab_size
 
 
 @dataclass(frozen=True, slots=True)

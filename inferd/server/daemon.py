@@ -43,6 +43,7 @@ class Daemon:
         self._exporter: Exporter | None = None
         self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)
         self._draining = False
+        self._watch: asyncio.Task[None] | None = None
         self.health = HealthService()
         self.model = model
         self.port = 0
@@ -60,6 +61,7 @@ class Daemon:
             collector = FrontCollector(self._front.metrics, self._config.engine, self.model.name)
             self._exporter = Exporter(collector, server.host, server.metrics_port)
         await self._server.start()
+        self._watch = asyncio.create_task(self._runner.watch_readers())
         self._front.on_change(self._update_health)
         logger.info(
             "listening on %s:%d", server.host, self.port, extra={"model": self.model.name, "metrics": self.metrics_port}
@@ -91,6 +93,8 @@ class Daemon:
         await self._server.stop(STOP_GRACE_S)
         if self._runner.active:
             await asyncio.wait(self._runner.active, timeout=STOP_GRACE_S)
+        if self._watch is not None:
+            self._watch.cancel()
         self._pool.close()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)

@@ -12,14 +12,20 @@ from inferd.front.generation import Generation
 from inferd.front.output import OutputParams
 from inferd.request import Request
 from inferd.server.call import Call, Handler
-from inferd.server.convert_prompt import check_prompt, encode_bad_words, encode_prompt, prompt_bytes
+from inferd.server.convert_prompt import (
+    check_prompt,
+    encode_arguments,
+    encode_bad_words,
+    encode_prompt,
+    prompt_bytes,
+)
 from inferd.server.convert_request import Bounds, CallParams, build_request, check_request
 from inferd.server.convert_response import ResponseWriter, usage_to_pb
 from inferd.server.fields import check_count, check_token_ids
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
 from inferd.text.tokenizer import Tokenizer
-from inferd.v1 import common_pb2, inference_pb2
+from inferd.v1 import inference_pb2
 
 USAGE_TRAILER = "x-inferd-usage-bin"
 
@@ -71,7 +77,8 @@ class InferenceService:
         server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
         assert ready is not None
         max_num_seqs = self._config.engine.scheduler.max_num_seqs
-        bounds = Bounds(self._model, server.limits, ready.max_context_tokens, max_num_seqs)
+        vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
+        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
         call_params = CallParams(
             key=self._front.next_key(),
             request_id=call.request_id,
@@ -106,9 +113,9 @@ def tokenize_batch(pb: inference_pb2.TokenizeRequest, tokenizer: Tokenizer) -> i
     for prompt in pb.inputs:
         item = response.inputs.add()
         if pb.offsets and not pb.count_only:
-            ids, offsets = encode_with_offsets(prompt, tokenizer)
-            item.starts.extend([start for start, _ in offsets])
-            item.ends.extend([end for _, end in offsets])
+            ids, starts, ends = tokenizer.encode_with_offsets(*encode_arguments(prompt))
+            item.starts.extend(starts)
+            item.ends.extend(ends)
         else:
             ids = encode_prompt(prompt, tokenizer)
         item.count = len(ids)
@@ -118,14 +125,6 @@ def tokenize_batch(pb: inference_pb2.TokenizeRequest, tokenizer: Tokenizer) -> i
         if pb.pieces:
             item.pieces.extend([tokenizer.token_bytes(token_id) for token_id in ids])
     return response
-
-
-def encode_with_offsets(prompt: common_pb2.Prompt, tokenizer: Tokenizer) -> tuple[list[int], list[tuple[int, int]]]:
-    add = prompt.add_special_tokens if prompt.HasField("add_special_tokens") else None
-    if prompt.WhichOneof("kind") == "segments":
-        segments = [(segment.text, segment.parse_special) for segment in prompt.segments.segments]
-        return tokenizer.encode_with_offsets(segments, bool(add))
-    return tokenizer.encode_with_offsets(prompt.text, add)
 
 
 def detokenize_batch(pb: inference_pb2.DetokenizeRequest, tokenizer: Tokenizer) -> inference_pb2.DetokenizeResponse:

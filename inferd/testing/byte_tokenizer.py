@@ -1,49 +1,34 @@
-"""ByteTokenizer: a token per byte, and a few control tokens. Everything about it can be computed by hand."""
+"""A tokenizer with a token per byte and a few control tokens: every id can be computed by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from inferd.text.parts import AddedToken, TokenizerParts
+from inferd.text.token_bytes import byte_alphabet
+from inferd.text.tokenizer import Tokenizer
 
 SPECIALS = ("<bos>", "<eos>", "<user>")
 BOS, EOS, USER = 256, 257, 258
-Segments = Sequence[tuple[str, bool]]
 
 
-class ByteTokenizer:
-    """Ids 0-255 are bytes, 256 on are SPECIALS. Has the interface of inferd.text.tokenizer.Tokenizer."""
-
-    kind = "bpe"
-    fingerprint = "bytes"
-    vocab_size = 256 + len(SPECIALS)
-    eos_token_ids = (EOS,)
-    special_tokens = (("bos", "<bos>", BOS), ("eos", "<eos>", EOS), ("", "<user>", USER))
-    adds_bos = False
-    adds_eos = False
-    byte_level = True
-
-    def encode(self, text: str | Segments, add_special_tokens: bool | None = None) -> list[int]:
-        return self.encode_with_offsets(text, add_special_tokens)[0]
-
-    def encode_with_offsets(
-        self, text: str | Segments, add_special_tokens: bool | None = None
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        """Offsets are of the UTF-8 bytes of the whole text."""
-        ids: list[int] = [BOS] if add_special_tokens else []
-        offsets = [(0, 0)] * len(ids)
-        position = 0
-        for run, parse_special in [(text, True)] if isinstance(text, str) else text:
-            rest = run.encode()
-            while rest:
-                special = next((s for s in SPECIALS if parse_special and rest.startswith(s.encode())), None)
-                size = len(special) if special else 1
-                ids.append(256 + SPECIALS.index(special) if special else rest[0])
-                offsets.append((position, position + size))
-                position, rest = position + size, rest[size:]
-        return ids, offsets
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        kept = [token_id for token_id in ids if token_id < 256 or not skip_special_tokens]
-        return b"".join(map(self.token_bytes, kept)).decode(errors="replace")
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return bytes([token_id]) if token_id < 256 else SPECIALS[token_id - 256].encode()
+def byte_tokenizer() -> Tokenizer:
+    """Ids 0-255 are bytes, 256 on are SPECIALS; adds nothing to plain text."""
+    backend = tokenizers.Tokenizer(models.BPE({char: byte for byte, char in byte_alphabet().items()}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    parts = TokenizerParts(
+        backend=backend,
+        continuation=backend,
+        kind="bpe",
+        added=tuple(AddedToken(256 + index, text, special=True) for index, text in enumerate(SPECIALS)),
+        token_bytes=[bytes([byte]) for byte in range(256)] + [text.encode() for text in SPECIALS],
+        strip_leading_space=False,
+        byte_level=True,
+        prefix=(),
+        suffix=(),
+        roles={"bos": BOS, "eos": EOS},
+        eos_token_ids=(EOS,),
+        fingerprint="bytes",
+    )
+    return Tokenizer(parts)
