@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from inferd.config import EngineConfig, InferdConfig, ModelConfig, SchedulerConfig, ServerConfig
+from inferd.config import EngineConfig, InferdConfig, ModelConfig, ParallelConfig, SchedulerConfig, ServerConfig
 from inferd.errors import StartupError
 from inferd.log import configure_logging
 from inferd.server.app import Listening, StopSignals, run_daemon
@@ -29,7 +29,7 @@ from inferd.testing.byte_tokenizer import byte_tokenizer
 CONFIG_VARIABLE = "INFERD_FAKE_DAEMON"
 CORE = (sys.executable, "-X", "faulthandler", "-m", "inferd.testing.fake_core")
 WAIT_S = 20.0
-VOCAB_SIZE = 127  # of the fake core: ASCII, and a prime, so that its tokens do not settle
+VOCAB_SIZE = 251  # of the fake core: nearly all bytes, and a prime, so that 150 tokens pass before they settle
 
 
 def fake_model(names: tuple[str, ...] = ("fake", "alias")) -> ServedModel:
@@ -44,12 +44,19 @@ def fake_model(names: tuple[str, ...] = ("fake", "alias")) -> ServedModel:
     )
 
 
-def fake_config(*, server: dict[str, Any] | None = None, scheduler: dict[str, Any] | None = None) -> InferdConfig:
+def fake_config(
+    *,
+    server: dict[str, Any] | None = None,
+    scheduler: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
+) -> InferdConfig:
     """Free ports, a short settle time."""
     values: dict[str, Any] = {"port": 0, "metrics_port": 0, "drain_settle_s": 0.1}
     return InferdConfig(
         engine=EngineConfig(
-            model=ModelConfig(source="fake", path="fake"), scheduler=SchedulerConfig(**(scheduler or {}))
+            model=ModelConfig(source="fake", path="fake"),
+            scheduler=SchedulerConfig(**(scheduler or {})),
+            parallel=ParallelConfig(**(parallel or {})),
         ),
         server=ServerConfig(**(values | (server or {}))),
     )

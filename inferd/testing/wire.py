@@ -15,11 +15,11 @@ from inferd.testing.fake_daemon import VOCAB_SIZE
 from inferd.testing.fake_executor import solo_tokens
 from inferd.v1 import inference_pb2
 
-PROMPT = "hello"
+PROMPT, SEED = "hello", 14  # tokens 2 to 10 of what follows are ASCII
 
 
 def make_generate(
-    prompt: str = PROMPT, *, max_tokens: int | None = 8, seed: int = 1, **fields: Any
+    prompt: str = PROMPT, *, max_tokens: int | None = 8, seed: int = SEED, **fields: Any
 ) -> inference_pb2.GenerateRequest:
     """A seeded generation; fields are those of GenerateRequest, messages as dicts."""
     request = inference_pb2.GenerateRequest(
@@ -29,12 +29,12 @@ def make_generate(
     return request
 
 
-def expected_tokens(num_tokens: int, *, prompt: str = PROMPT, seed: int = 1, choice: int = 0) -> list[int]:
+def expected_tokens(num_tokens: int, *, prompt: str = PROMPT, seed: int = SEED, choice: int = 0) -> list[int]:
     return solo_tokens(list(prompt.encode()), seed, choice, num_tokens, VOCAB_SIZE)
 
 
 def as_text(token_ids: list[int]) -> str:
-    return bytes(token_ids).decode()
+    return bytes(token_ids).decode(errors="replace")
 
 
 @dataclass

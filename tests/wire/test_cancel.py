@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
-from inferd.testing.wire import collect, expected_tokens, fails, make_generate
+from inferd.testing.wire import as_text, collect, expected_tokens, fails, make_generate
 from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
 
@@ -103,8 +103,10 @@ def test_waiting_longer_than_the_queue_timeout_ends(slow: DaemonProcess, slow_st
 
 
 def test_a_stop_string_frees_before_max_tokens(slow: DaemonProcess, slow_stub: InferenceServiceStub) -> None:
-    stop = bytes(expected_tokens(3)[2:]).decode()
-    assert len(collect(slow_stub.Generate(make_generate(max_tokens=1000, stop={"stop_strings": [stop]})))[0].text) == 2
+    text = as_text(expected_tokens(4))
+    choice = collect(slow_stub.Generate(make_generate(max_tokens=1000, stop={"stop_strings": [text[-2:]]})))[0]
+
+    assert choice.text == text[:-2]
     assert_all_free(slow)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grpc
 import pytest
 
-from inferd.testing.fake_daemon import DaemonProcess
+from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess
 from inferd.testing.wire import collect, decode_failure, expected_tokens, fails, make_generate
 from inferd.v1 import admin_pb2, common_pb2, inference_pb2, model_pb2
 from inferd.v1.inference_pb2 import GenerateRequest
@@ -16,10 +16,6 @@ from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
 INVALID = ("INVALID_ARGUMENT", "INVALID_PARAMETER")
 TOO_LONG = ("INVALID_ARGUMENT", "CONTEXT_LENGTH_EXCEEDED")
-
-
-def ids(*values: int) -> common_pb2.Prompt:
-    return common_pb2.Prompt(token_ids={"ids": values})
 
 
 def number(field: str, value: float) -> tuple[str, GenerateRequest]:
@@ -43,7 +39,7 @@ TOO_MUCH = [
     ("sampling.logit_bias", make_generate(sampling={"logit_bias": dict.fromkeys(range(301), 1.0)})),
     ("sampling.logit_bias[5]", make_generate(sampling={"logit_bias": {5: 101.0}})),
     ("sampling.logit_bias[5]", make_generate(sampling={"logit_bias": {5: math.nan}})),
-    ("sampling.allowed_token_ids", make_generate(sampling={"allowed_token_ids": [127]})),
+    ("sampling.allowed_token_ids", make_generate(sampling={"allowed_token_ids": [VOCAB_SIZE]})),
     ("sampling.allowed_token_ids", make_generate(sampling={"allowed_token_ids": [1] * 1025})),
     ("sampling.bad_words", make_generate(sampling={"bad_words": ["x"] * 65})),
     ("sampling.bad_words", make_generate(sampling={"bad_words": [" "]})),
@@ -51,7 +47,7 @@ TOO_MUCH = [
     ("stop.stop_strings", make_generate(stop={"stop_strings": ["a", "b", "c", "d", "e"]})),
     ("stop.stop_strings", make_generate(stop={"stop_strings": [""]})),
     ("stop.stop_strings", make_generate(stop={"stop_strings": ["é" * 513]})),
-    ("stop.stop_token_ids", make_generate(stop={"stop_token_ids": [127]})),
+    ("stop.stop_token_ids", make_generate(stop={"stop_token_ids": [VOCAB_SIZE]})),
     ("stop.stop_token_ids", make_generate(stop={"stop_token_ids": [1] * 129})),
     ("stop.min_tokens", make_generate(stop={"min_tokens": 9})),
     ("stop.min_tokens", make_generate(max_tokens=None, stop={"min_tokens": 2**32 - 1})),
@@ -59,7 +55,7 @@ TOO_MUCH = [
     ("output.logprobs.top_n", make_generate(output={"logprobs": {"top_n": 21}})),
     ("output.logprobs.token_ids", make_generate(output={"logprobs": {"token_ids": [1] * 65}})),
     ("output.prompt_logprobs.top_n", make_generate(output={"prompt_logprobs": {"top_n": 2**32 - 1}})),
-    ("output.prompt_logprobs.token_ids", make_generate(output={"prompt_logprobs": {"token_ids": [127]}})),
+    ("output.prompt_logprobs.token_ids", make_generate(output={"prompt_logprobs": {"token_ids": [VOCAB_SIZE]}})),
     ("stream.mode", make_generate(stream={"mode": 999})),
     ("stream.max_delay", make_generate(stream={"max_delay": {"nanos": -5}})),
     ("stream.max_delay", make_generate(stream={"max_delay": {"seconds": 11}})),
@@ -77,7 +73,7 @@ BAD_PROMPTS = [
     (INVALID, "prompt", {"text": ""}),
     (INVALID, "prompt", {"token_ids": {}}),
     (INVALID, "prompt", {"segments": {"segments": [{"text": ""}]}}),
-    (INVALID, "prompt.token_ids", {"token_ids": {"ids": [1, 127]}}),
+    (INVALID, "prompt.token_ids", {"token_ids": {"ids": [1, VOCAB_SIZE]}}),
     (INVALID, "prompt.add_special_tokens", {"token_ids": {"ids": [1]}, "add_special_tokens": True}),
     (TOO_LONG, "prompt", {"text": "a" * 2048}),
     (TOO_LONG, "prompt", {"text": "a" * 100_000}),

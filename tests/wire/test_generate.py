@@ -85,12 +85,11 @@ def test_prompt_logprobs_start_at_the_second_token(stub: InferenceServiceStub) -
 @pytest.mark.parametrize("include_stop", [False, True])
 def test_stop_string_across_tokens_ends_the_choice(stub: InferenceServiceStub, include_stop: bool) -> None:
     text = as_text(expected_tokens(20))
-    stop = text[6:9]
-    assert text.index(stop) == 6
+    stop = as_text(expected_tokens(9)[6:])
     request = make_generate(max_tokens=200, stop={"stop_strings": [stop, "never seen"], "include_stop": include_stop})
     choice = collect(stub.Generate(request))[0]
 
-    assert choice.text == text[: 9 if include_stop else 6]
+    assert choice.text == text[: text.index(stop) + (3 if include_stop else 0)]
     assert choice.reason is FinishReason.STOP_STRING
     assert choice.finish is not None
     assert choice.finish.stop_string == stop
@@ -99,8 +98,8 @@ def test_stop_string_across_tokens_ends_the_choice(stub: InferenceServiceStub, i
 
 
 def test_min_tokens_lets_a_stop_string_pass(stub: InferenceServiceStub) -> None:
-    text = as_text(expected_tokens(12))
-    request = make_generate(max_tokens=12, stop={"stop_strings": [text[2:4]], "min_tokens": 10})
+    text, stop = as_text(expected_tokens(12)), as_text(expected_tokens(4)[2:])
+    request = make_generate(max_tokens=12, stop={"stop_strings": [stop], "min_tokens": 10})
 
     assert collect(stub.Generate(request))[0].text == text
 
