@@ -81,7 +81,7 @@ class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs]
 
 
-class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True):
+class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one step gave one choice. error is a reason of inferd.errors when the choice failed."""
 
     key: int
