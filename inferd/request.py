@@ -37,7 +37,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_history(self) -> bool:
         """Whether the sampler must know the tokens of the sequence so far."""
-        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.bad_words)
+        return bool(
+            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.bad_words
+        )
 
 
 class StopParams(msgspec.Struct, frozen=True, kw_only=True):

@@ -88,7 +88,11 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SequenceResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """samples in the order of PlanItem.choices; prompt_logprobs for positions start+1 .. of the item, when asked."""
+    """samples in the order of PlanItem.choices.
+
+    prompt_logprobs, when asked, hold the item's positions from max(start, 1) on; the first position that a sequence
+    computes has none. Positions of a prompt that is computed in chunks follow each other without a gap.
+    """
 
     seq_id: int
     samples: list[SampledToken]
