@@ -97,10 +97,6 @@ class FrontEngine:
         for tracker in list(self._trackers.values()):
             tracker.fail(error)
 
-    @property
-    def live_requests(self) -> int:
-        return len(self._trackers)
-
     # -- EngineListener
 
     @property

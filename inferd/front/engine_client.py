@@ -51,7 +51,7 @@ class EngineListener(Protocol):
 
 
 class EngineClient:
-    """supervise() runs for the life of the daemon; send() reaches the core of the moment."""
+    """start(), then supervise() for the life of the daemon; send() reaches the core of the moment."""
 
     def __init__(
         self, config: EngineConfig, listener: EngineListener, *, command: Sequence[str] = CORE_COMMAND
@@ -60,15 +60,13 @@ class EngineClient:
         self._listener = listener
         self._command = command
         self._link: CoreLink | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
         self._failure: str | None = None
         self._last_progress = time.monotonic()
         self.state = EngineState.STARTING
         self.phase = Phase(name="spawn", fraction=0.0, elapsed_s=0.0)
         self.ready: Ready | None = None
-        self.restarts = 0
         self._link_gone = asyncio.Event()
-        self.spawned = asyncio.Event()
         self.serving = asyncio.Event()
 
     @property
@@ -83,47 +81,59 @@ class EngineClient:
         if self._link is not None:
             self._link.send(message)
 
+    async def start(self) -> None:
+        """Spawn the first core; returns while it starts. supervise() must follow."""
+        await self._spawn()
+
     async def supervise(self) -> None:
         """Keep a core running until stop(). Raises StartupError when the first one cannot start, EngineDead when
         too many die in a short time."""
         deaths: deque[float] = deque(maxlen=MAX_DEATHS)
-        while not self._stopping:
-            reason = await self._run_core()
-            if self._stopping:
+        while True:
+            reason = await self._outlive()
+            if self._stopping.is_set():
                 return
             deaths.append(time.monotonic())
             if self.ready is None:
                 self.state = EngineState.DEAD
                 raise StartupError(self._failure or f"the engine core {reason} during start-up ({self.phase.name})")
             if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATH_WINDOW_S:
-                self._give_up(f"the engine core died {MAX_DEATHS} times in {DEATH_WINDOW_S:.0f} s; it last {reason}")
-            self.restarts += 1
-            logger.error("the engine core %s, restarting it", reason, extra={"restarts": self.restarts})
+                self.state = EngineState.DEAD
+                gone = f"the engine core died {MAX_DEATHS} times in {DEATH_WINDOW_S:.0f} s; it last {reason}"
+                self._listener.on_dead(gone)
+                raise EngineDead(gone)
+            logger.error("the engine core %s, restarting it", reason)
             self._listener.on_lost(reason)
-            await asyncio.sleep(BACKOFF_S[min(len(deaths), len(BACKOFF_S)) - 1])
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BACKOFF_S[min(len(deaths), len(BACKOFF_S)) - 1]):
+                    await self._stopping.wait()
+                    return
+            await self._spawn()
 
     async def stop(self) -> None:
         """Ask the core to leave, and see to it. supervise() returns."""
-        self._stopping = True
+        self._stopping.set()
         link = self._link
         if link is None:
             return
         link.send(Shutdown())
-        if self.state is EngineState.SERVING:  # a loading core hears nothing
+        if self.serving.is_set():  # a loading core hears nothing
             with suppress(TimeoutError):
                 async with asyncio.timeout(SHUTDOWN_GRACE_S):
                     await self._link_gone.wait()
         link.destroy()
         await self._link_gone.wait()
 
-    async def _run_core(self) -> str:
-        """One core from spawn to death; returns how it ended."""
+    async def _spawn(self) -> None:
         self.state, self._failure = EngineState.STARTING, None
         self._link_gone.clear()
-        link = CoreLink(self._on_message)
-        await link.spawn(self._command, self._config)
-        self._link = link
-        self.spawned.set()
+        self._link = CoreLink(self._on_message)
+        await self._link.spawn(self._command, self._config)
+
+    async def _outlive(self) -> str:
+        """Wait for the core's end; returns how it ended."""
+        link = self._link
+        assert link is not None
         watchdog = asyncio.create_task(self._watch(link))
         try:
             return await link.wait()
@@ -133,23 +143,16 @@ class EngineClient:
             self._link = None
             self.serving.clear()
             self._link_gone.set()
-            if self.state is EngineState.SERVING:
-                self.state = EngineState.STARTING
 
     async def _watch(self, link: CoreLink) -> None:
         """Kill a core that owes output and has said nothing for step_timeout_s."""
         limit = self._config.parallel.step_timeout_s
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
-            if not (self.state is EngineState.SERVING and self._listener.busy):
+            if not (self.serving.is_set() and self._listener.busy):
                 self._last_progress = time.monotonic()
             elif time.monotonic() - self._last_progress > limit:
                 link.kill(f"made no progress for {limit:g} s")
-
-    def _give_up(self, reason: str) -> None:
-        self.state = EngineState.DEAD
-        self._listener.on_dead(reason)
-        raise EngineDead(reason)
 
     def _on_message(self, message: ToFront) -> None:
         self._last_progress = time.monotonic()

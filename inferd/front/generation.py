@@ -83,14 +83,14 @@ class Generation:
         return Timing(
             queue_s=tracker.prompt.queue_s if tracker.prompt else 0.0,
             prefill_s=tracker.prompt.prefill_s if tracker.prompt else 0.0,
-            decode_s=tracker.last_token - tracker.first_token,
+            decode_s=tracker.clock.last_token - tracker.clock.first_token,
             total_s=time.monotonic() - self._request.arrival,
         )
 
     @property
     def ttft_s(self) -> float | None:
         """Admission to first token."""
-        first = self._tracker.first_token
+        first = self._tracker.clock.first_token
         return first - self._request.arrival if first else None
 
     async def _next(self) -> OutputDelta | None:

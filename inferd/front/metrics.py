@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from inferd.messages import EngineStats, Ready
@@ -24,6 +25,7 @@ FINISH_LABELS = {
     FinishReason.ABORTED: "abort",
 }
 ERROR_LABEL = "error"
+ENGINE_TOTALS = ("preemptions", "prefix_queries", "prefix_hits", "computed_tokens", "steps")
 
 
 class Histogram:
@@ -44,28 +46,36 @@ class Histogram:
         return [(bound, float(count)) for bound, count in zip(bounds, accumulate(self._counts), strict=True)]
 
 
+def latency_histogram() -> Histogram:
+    return Histogram(LATENCY_BUCKETS)
+
+
+def token_histogram() -> Histogram:
+    return Histogram(TOKEN_BUCKETS)
+
+
+@dataclass(slots=True)
 class FrontMetrics:
     """One writer (the event loop), read by the exporter's thread. Totals never fall when the core restarts."""
 
-    def __init__(self) -> None:
-        self.admitted_requests = 0
-        self.rejected_requests = 0
-        self.resumed_requests = 0
-        self.engine_restarts = 0
-        self.prompt_tokens = 0
-        self.generation_tokens = 0
-        self.finished = dict.fromkeys([*FINISH_LABELS.values(), ERROR_LABEL], 0)
-        self.stats: EngineStats | None = None  # of the core of the moment
-        self.engine: Ready | None = None
-        self.time_to_first_token = Histogram(LATENCY_BUCKETS)
-        self.inter_token_latency = Histogram(LATENCY_BUCKETS)
-        self.e2e_latency = Histogram(LATENCY_BUCKETS)
-        self.queue_time = Histogram(LATENCY_BUCKETS)
-        self.prefill_time = Histogram(LATENCY_BUCKETS)
-        self.iteration_tokens = Histogram(TOKEN_BUCKETS)
-        self.request_prompt_tokens = Histogram(TOKEN_BUCKETS)
-        self.request_generation_tokens = Histogram(TOKEN_BUCKETS)
-        self._before = {"preemptions": 0, "prefix_queries": 0, "prefix_hits": 0, "computed_tokens": 0, "steps": 0}
+    admitted_requests: int = 0
+    rejected_requests: int = 0
+    resumed_requests: int = 0
+    engine_restarts: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    finished: dict[str, int] = field(default_factory=lambda: dict.fromkeys([*FINISH_LABELS.values(), ERROR_LABEL], 0))
+    stats: EngineStats | None = None  # of the core of the moment
+    engine: Ready | None = None
+    time_to_first_token: Histogram = field(default_factory=latency_histogram)
+    inter_token_latency: Histogram = field(default_factory=latency_histogram)
+    e2e_latency: Histogram = field(default_factory=latency_histogram)
+    queue_time: Histogram = field(default_factory=latency_histogram)
+    prefill_time: Histogram = field(default_factory=latency_histogram)
+    iteration_tokens: Histogram = field(default_factory=token_histogram)
+    request_prompt_tokens: Histogram = field(default_factory=token_histogram)
+    request_generation_tokens: Histogram = field(default_factory=token_histogram)
+    _before: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENGINE_TOTALS, 0))
 
     def on_admitted(self, prompt_tokens: int) -> None:
         self.admitted_requests += 1

@@ -23,6 +23,26 @@ REASONS: dict[str, tuple[type[InferdError], str]] = {
 }
 
 
+class TokenClock:
+    """When tokens came. Zero: not yet."""
+
+    def __init__(self, request: Request, metrics: FrontMetrics) -> None:
+        self.first_token = self.last_token = 0.0
+        self._arrival = request.arrival
+        self._metrics = metrics
+        self._last_of_choice = [0.0] * request.num_choices
+
+    def count(self, choice: int, count: int, now: float) -> None:
+        self._metrics.generation_tokens += count
+        if not self.first_token:
+            self.first_token = now
+            self._metrics.time_to_first_token.observe(now - self._arrival)
+        before = self._last_of_choice[choice]
+        if before:
+            self._metrics.inter_token_latency.observe((now - before) / count, count)
+        self._last_of_choice[choice] = self.last_token = now
+
+
 class Tracker:
     """One request's state between the core and its consumer. Called on the event loop only.
 
@@ -41,13 +61,12 @@ class Tracker:
         self.pending = Accumulator()
         self.prompt: PromptOutput | None = None
         self.error: InferdError | None = None
-        self.first_token = self.last_token = 0.0
+        self.clock = TokenClock(request, metrics)
         self._send = send
         self._metrics = metrics
         self._retry_after = retry_after
         self._received: list[list[int]] = [[] for _ in range(request.num_choices)]
         self._ended = [False] * request.num_choices
-        self._last_output = [0.0] * request.num_choices
         self._replay: Replay | None = None
         self._resumes = 0
 
@@ -81,7 +100,7 @@ class Tracker:
                 return
         if tokens:
             self._received[choice] += tokens
-            self._count(choice, len(tokens), now)
+            self.clock.count(choice, len(tokens), now)
         self._ended[choice] = output.finish is not None
         if tokens or output.finish is not None:
             self.pending.add(choice, tokens, logprobs, output.finish)
@@ -125,15 +144,6 @@ class Tracker:
         if self.owed:
             self._ended = [True] * len(self._ended)
             self._send(AbortChoice(self.request.key))
-
-    def _count(self, choice: int, count: int, now: float) -> None:
-        self._metrics.generation_tokens += count
-        if not self.first_token:
-            self.first_token = now
-            self._metrics.time_to_first_token.observe(now - self.request.arrival)
-        elif self._last_output[choice]:
-            self._metrics.inter_token_latency.observe((now - self._last_output[choice]) / count, count)
-        self._last_output[choice] = self.last_token = now
 
     def _error_of(self, reason: str) -> InferdError:
         cls, message = REASONS.get(reason, (errors.InternalError, f"the engine failed this request: {reason}"))

@@ -85,10 +85,10 @@ async def run_daemon(
     front = FrontEngine(config.engine.scheduler, FrontMetrics())
     client = EngineClient(config.engine, front, command=core_command)
     front.attach(client.send, client.describe_phase)
+    await client.start()
     supervisor = asyncio.create_task(client.supervise())
     daemon: Daemon | None = None
     try:
-        await unless_failed(supervisor, client.spawned.wait())
         daemon = await start_daemon(config, load_model(), front)
         await unless_failed(supervisor, any_of(client.serving, signals.stop))
         if client.serving.is_set():

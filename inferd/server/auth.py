@@ -18,7 +18,7 @@ Details = grpc.HandlerCallDetails
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the base class is untyped
+class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Refuses calls without a valid `authorization: Bearer KEY` before anything of them is read."""
 
     def __init__(self, keys: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from inferd.front.output import ChoiceDelta, Finish, OutputDelta, Timing, Usage
 from inferd.request import Request
@@ -79,12 +78,14 @@ class ResponseWriter:
 
 
 def add_finish(pb: inference_pb2.Finish, finish: Finish) -> None:
-    values: dict[str, Any] = {"stop_token_id": finish.stop_token_id, "stop_string": finish.stop_string}
-    pb.reason = inference_pb2.FinishReason.ValueType(finish.reason)
-    pb.completion_tokens = finish.completion_tokens
-    for name, value in values.items():
-        if value is not None:
-            setattr(pb, name, value)
+    pb.MergeFrom(
+        inference_pb2.Finish(
+            reason=inference_pb2.FinishReason.Name(finish.reason),  # the numbers are the same on purpose
+            completion_tokens=finish.completion_tokens,
+            stop_token_id=finish.stop_token_id,
+            stop_string=finish.stop_string,
+        )
+    )
 
 
 def usage_to_pb(usage: Usage) -> common_pb2.Usage:

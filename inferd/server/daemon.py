@@ -76,14 +76,14 @@ class Daemon:
         drain_timeout_s; fail the rest. `hurry` cuts every wait short."""
         self._draining = True
         self._update_health()
-        logger.info("draining", extra={"live_requests": self._front.live_requests})
+        logger.info("draining", extra={"live": self._front.admission.live})
         await within(asyncio.sleep(settle_s), hurry)
         self._front.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.server.drain_timeout_s):
                 await within(self._idle(), hurry)
-        if self._front.live_requests:
-            logger.warning("ending %d requests that did not finish in time", self._front.live_requests)
+        if live := self._front.admission.live:
+            logger.warning("ending %d choices that did not finish in time", live)
         self._front.fail_all(Draining("the server shut down before the generation ended", retry_after_s=1.0))
         await self.close()
 

@@ -63,7 +63,7 @@ def refuse_unknown_fields(message: Message) -> None:
     """A field of a newer contract asks for something this server would silently leave out."""
     known = type(message)()
     known.CopyFrom(message)
-    known.DiscardUnknownFields()  # type: ignore[attr-defined]  # missing in the stubs
+    known.DiscardUnknownFields()
     if known.ByteSize() != message.ByteSize():
         path, number = find_unknown(message, "")
         raise InvalidParameter(
@@ -74,8 +74,9 @@ def refuse_unknown_fields(message: Message) -> None:
 
 def find_unknown(message: Message, path: str) -> tuple[str, int]:
     """Path of the first submessage with an unknown field, and its number."""
-    for unknown in UnknownFieldSet(message):
-        return path, unknown.field_number
+    unknown = UnknownFieldSet(message)
+    if len(unknown):
+        return path, unknown[0].field_number
     for field, value in message.ListFields():
         if field.message_type is None or field.message_type.GetOptions().map_entry:
             continue

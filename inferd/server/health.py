@@ -7,7 +7,7 @@ lives, nothing drains.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -18,8 +18,8 @@ PROCESS = ""
 READINESS = "inferd.v1.InferenceService"
 SERVICE_NAME = "grpc.health.v1.Health"
 
-Status = health_pb2.HealthCheckResponse
-SERVING, NOT_SERVING, SERVICE_UNKNOWN = Status.SERVING, Status.NOT_SERVING, Status.SERVICE_UNKNOWN
+Response: TypeAlias = health_pb2.HealthCheckResponse
+SERVING, NOT_SERVING, SERVICE_UNKNOWN = Response.SERVING, Response.NOT_SERVING, Response.SERVICE_UNKNOWN
 
 
 class HealthService:
@@ -40,13 +40,14 @@ class HealthService:
         self._wake()
 
     def status(self, service: str) -> int:
-        return self._statuses.get(service, SERVICE_UNKNOWN)
+        status: int = self._statuses.get(service, SERVICE_UNKNOWN)
+        return status
 
-    async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Status:
+    async def check(self, request: health_pb2.HealthCheckRequest, context: Context) -> Response:
         status = self.status(request.service)
         if status == SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return Status(status=status)
+        return Response(status=status)
 
     async def watch(self, request: health_pb2.HealthCheckRequest, context: Context) -> None:
         changed = asyncio.Event()
@@ -57,7 +58,7 @@ class HealthService:
                 changed.clear()
                 status = self.status(request.service)
                 if status != last:
-                    await context.write(Status(status=status))
+                    await context.write(Response(status=status))
                     last = status
                 if self._closed:
                     return
@@ -67,7 +68,7 @@ class HealthService:
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         parse = health_pb2.HealthCheckRequest.FromString
-        serialize = Status.SerializeToString
+        serialize = Response.SerializeToString
         return grpc.method_handlers_generic_handler(
             SERVICE_NAME,
             {

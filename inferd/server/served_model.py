@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from inferd.checkpoint import Checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
@@ -52,9 +54,7 @@ class ServedModel:
 
     def sampling_defaults(self) -> SamplingParams:
         """The model's defaults over the engine's."""
-        values = dict(self.default_sampling)
-        top_k = int(values.pop("top_k", 0))
-        return SamplingParams(top_k=top_k, **values)
+        return msgspec.convert(self.default_sampling, SamplingParams, strict=False)
 
 
 def served_names(config: InferdConfig) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def served_names(config: InferdConfig) -> tuple[str, ...]:
 
 def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float]:
     """The sampling defaults of a generation_config.json. Raises StartupError for a value out of bounds."""
-    defaults = {}
+    defaults: dict[str, float] = {}
     for key, (low, high) in DEFAULT_BOUNDS.items():
         value = generation_config.get(key)
         if value is None:
@@ -76,7 +76,7 @@ def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float
             raise StartupError(f"generation_config.json: {key} is {value!r}, a number was expected")
         if not low <= value <= high or (value == 0 and key in ("top_p", "repetition_penalty")):
             raise StartupError(f"generation_config.json: {key} is {value}, not between {low:g} and {high:g}")
-        defaults[key] = float(value)
+        defaults[key] = int(value) if key == "top_k" else float(value)
     return defaults
 
 

@@ -89,7 +89,8 @@ class Failure:
 
 
 def decode_failure(error: grpc.RpcError) -> Failure:
-    trailers = {key: value for key, value in error.trailing_metadata() or ()}
+    metadata: Any = error.trailing_metadata()  # pairs, whatever the stubs say
+    trailers = dict(metadata or ())
     status = Status.FromString(trailers.get("grpc-status-details-bin", b""))
     if status.ByteSize():
         assert (status.code, status.message) == (error.code().value[0], error.details())
@@ -101,7 +102,7 @@ def decode_failure(error: grpc.RpcError) -> Failure:
     has_retry = retry.HasField("retry_delay")
     return Failure(
         code=error.code().name,
-        message=error.details(),
+        message=error.details() or "",
         reason=info.reason,
         fields=tuple(violation.field for violation in bad.field_violations),
         retry_s=retry.retry_delay.ToMilliseconds() / 1e3 if has_retry else None,
