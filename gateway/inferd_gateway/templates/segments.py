@@ -1,0 +1,95 @@
+"""Which characters of a rendered prompt came from the caller, so that none of them becomes a control token.
+
+Before rendering, every character of the caller's text that could be part of a control token is replaced by a stand-in
+from a private-use plane. A stand-in survives whatever a template does with strings (strip, slices, joins, tojson), so
+after rendering each one that is left says: this character is the caller's. Text without such characters is not touched,
+and renders exactly as it would in Hugging Face's own renderer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+STAND_IN = 0x100000  # plane 16; the stand-in of a character c is chr(STAND_IN + ord(c))
+_STAND_INS = re.compile("([\U00100000-\U0010ffff]+)")
+_NO_MATCH = re.compile(r"(?!)")
+
+
+class Protector:
+    """Replaces what could forge one of `special` (the texts of the control tokens).
+
+    literals: texts that the template cuts out of or splits content at; a control token that only appears once they are
+    gone is found too. strict: the template rewrites text in ways not followed here, so every punctuation character of
+    a control token is replaced wherever it stands.
+    """
+
+    def __init__(self, special: Sequence[str], literals: Sequence[str] = (), *, strict: bool = False) -> None:
+        tokens = sorted({token for token in special if token.strip()}, key=len, reverse=True)
+        self._tokens = re.compile("|".join(map(re.escape, tokens)), re.IGNORECASE) if tokens else _NO_MATCH
+        folded = [token.lower() for token in tokens]
+        self._starts = {token[:length] for token in folded for length in range(1, len(token))}
+        self._ends = {token[-length:] for token in folded for length in range(1, len(token))}
+        self._all = "\0".join(folded)
+        self._longest = max(map(len, tokens), default=0)
+        self._literals = [literal for literal in literals if literal]
+        punctuation = {char for char in "".join(tokens) if not char.isalnum() and not char.isspace()}
+        self._punctuation = re.compile(f"[{re.escape(''.join(punctuation))}]") if punctuation else self._tokens
+        self._strict = strict
+
+    def protect(self, text: str) -> str:
+        text = _STAND_INS.sub("\ufffd", text)
+        if self._strict or self._forged_by_removal(text):
+            return self._tokens.sub(_stand_in, self._punctuation.sub(_stand_in, text))
+        return self._protect_edges(self._tokens.sub(_stand_in, text))
+
+    def protect_all(self, value: object) -> object:
+        """The same for every string in a JSON value, keys included."""
+        if isinstance(value, str):
+            return self.protect(value)
+        if isinstance(value, list):
+            return [self.protect_all(item) for item in value]
+        if isinstance(value, dict):
+            return {self.protect(str(key)): self.protect_all(item) for key, item in value.items()}
+        return value
+
+    def _forged_by_removal(self, text: str) -> bool:
+        left = text
+        for _ in range(4):
+            before = left
+            for literal in self._literals:
+                left = left.replace(literal, "")
+            if left == before:
+                break
+        return left != text and len(self._tokens.findall(left)) > len(self._tokens.findall(text))
+
+    def _protect_edges(self, text: str) -> str:
+        """The ends could be completed by what the template, or another message, puts beside them."""
+        folded = text.lower()
+        if len(folded) != len(text) or (len(folded) < self._longest and folded in self._all):
+            return _stand_in_text(text)
+        longest = min(self._longest - 1, len(text))
+        head = next((size for size in range(longest, 0, -1) if folded[:size] in self._ends), 0)
+        tail = next((size for size in range(longest, 0, -1) if folded[-size:] in self._starts), 0)
+        if head + tail >= len(text):
+            return _stand_in_text(text)
+        return _stand_in_text(text[:head]) + text[head : len(text) - tail] + _stand_in_text(text[len(text) - tail :])
+
+
+def split_segments(rendered: str) -> list[tuple[str, bool]]:
+    """(text, trusted) runs; the texts together are the prompt."""
+    parts = _STAND_INS.split(rendered)
+    runs = ((part, index % 2 == 0) for index, part in enumerate(parts) if part)
+    return [(text if trusted else restore(text), trusted) for text, trusted in runs]
+
+
+def restore(text: str) -> str:
+    return "".join(chr(ord(char) - STAND_IN) if ord(char) >= STAND_IN else char for char in text)
+
+
+def _stand_in(match: re.Match[str]) -> str:
+    return _stand_in_text(match.group())
+
+
+def _stand_in_text(text: str) -> str:
+    return "".join(char if char.isspace() or ord(char) > 0xFFFD else chr(STAND_IN + ord(char)) for char in text)
