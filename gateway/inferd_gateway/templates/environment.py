@@ -17,18 +17,16 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 ContentFormat = Literal["string", "openai"]
 
 # What these make of a text can only form a control token that segments.Protector has already seen.
-SAFE_FILTERS = frozenset(
-    """
-    trim tojson length count string default d join first last list items dictsort selectattr rejectattr safe upper
-    lower capitalize title int float abs round sort unique min max indent
-    """.split()
-)
-SAFE_METHODS = frozenset(
-    """
-    strip lstrip rstrip startswith endswith split rsplit partition rpartition items keys values get append update
-    lower upper title capitalize index find count isdigit
-    """.split()
-)
+_FILTERS = """
+trim tojson length count string default d join first last list items dictsort selectattr rejectattr safe upper lower
+capitalize title int float abs round sort unique min max indent
+"""
+_METHODS = """
+strip lstrip rstrip startswith endswith split rsplit partition rpartition items keys values get append update lower
+upper title capitalize index find count isdigit
+"""
+SAFE_FILTERS = frozenset(_FILTERS.split())
+SAFE_METHODS = frozenset(_METHODS.split())
 CUTTING = frozenset({"split", "rsplit", "partition", "rpartition", "replace"})
 
 
