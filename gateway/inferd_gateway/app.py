@@ -84,8 +84,9 @@ async def on_http_exception(_: Request, error: Exception) -> JSONResponse:
 
 async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    param = resolved_path(first["loc"][1:], error.body)
+    # Of a union's members, the one that got furthest into the body is the one that was meant.
+    found = [(resolved_path(item["loc"][1:], error.body), item) for item in error.errors()]
+    param, first = max(found, key=lambda one: len(one[0] or ""))
     got = "" if first["type"] == "missing" else f" (got {shown(first.get('input'))})"
     return error_response(ApiError(400, f"{param or 'body'}: {first['msg']}{got}", param=param))
 

@@ -59,9 +59,10 @@ def encode_run(text: str, trusted: bool) -> list[int]:
 
 
 def rich_status(
-    code: grpc.StatusCode, message: str, reason: str = "", field_path: str = "", retry_s: float = 0.0
+    code: grpc.StatusCode | str, message: str, reason: str = "", field_path: str = "", retry_s: float = 0.0
 ) -> Any:
     """What the daemon's abort sends."""
+    code = grpc.StatusCode[code] if isinstance(code, str) else code
     details = [error_details_pb2.ErrorInfo(reason=reason, domain="inferd")] if reason else []
     if field_path:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field_path, description=message)

@@ -14,7 +14,7 @@ from inferd_gateway import convert
 from inferd_gateway.completion_reply import CompletionReply, Echo
 from inferd_gateway.context import CurrentCall, new_id
 from inferd_gateway.directory import ServedModel
-from inferd_gateway.generation import Generator
+from inferd_gateway.generation import PARALLEL_PROMPTS, Generator
 from inferd_gateway.replies import Head
 from inferd_gateway.routes.access import KeyRoute
 from inferd_gateway.schemas.completions import CompletionRequest
@@ -53,10 +53,16 @@ class Completion:
     async def stream(self) -> AsyncGenerator[bytes, None]:
         requests = await self._requests()
         reply = await self._reply(requests)
+        # Nothing is shown before every prompt of the first batch was taken: a bad one is a status, not half a stream.
+        waiting, held = set(range(min(len(requests), PARALLEL_PROMPTS))), b""
         async with aclosing(self._generator.run_all(requests)) as messages:
             async for prompt, message in messages:
-                yield reply.events(prompt, message)
-        yield reply.end()
+                waiting.discard(prompt)
+                held += reply.events(prompt, message)
+                if not waiting:
+                    yield held
+                    held = b""
+        yield held + reply.end()
 
     async def whole(self) -> Response:
         requests = await self._requests()

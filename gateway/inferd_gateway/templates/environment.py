@@ -75,11 +75,12 @@ def strftime_now(pattern: str) -> str:
 @dataclass(frozen=True)
 class TemplateTraits:
     """content_format: what the template wants as message content. wrap_strings: it takes lists only.
-    literals, strict: see segments.Protector."""
+    cuts, pieces, strict: see segments.Protector."""
 
     content_format: ContentFormat
     wrap_strings: bool
-    literals: tuple[str, ...]
+    cuts: tuple[str, ...]
+    pieces: tuple[str, ...]
     strict: bool
 
 
@@ -90,7 +91,8 @@ def analyse(source: str) -> TemplateTraits:
     return TemplateTraits(
         content_format="openai" if iterates_content(tree) else "string",
         wrap_strings=not tests_string,
-        literals=tuple(dict.fromkeys(cut_literals(tree))),
+        cuts=tuple(dict.fromkeys(cut_texts(tree))),
+        pieces=tuple(dict.fromkeys(own_texts(tree))),
         strict=not all(is_safe(node) for node in tree.find_all((nodes.Filter, nodes.Call)))
         or any(node.step is not None for node in tree.find_all(nodes.Slice)),
     )
@@ -127,13 +129,18 @@ def called_name(node: nodes.Expr) -> str | None:
     return callee.attr if isinstance(callee, nodes.Getattr) else None
 
 
-def cut_literals(tree: nodes.Template) -> Iterator[str]:
+def cut_texts(tree: nodes.Template) -> Iterator[str]:
     for node in tree.find_all((nodes.Filter, nodes.Call)):
         assert isinstance(node, nodes.Filter | nodes.Call)
         if called_name(node) in CUTTING:
             yield from (
                 arg.value for arg in node.args[:1] if isinstance(arg, nodes.Const) and isinstance(arg.value, str)
             )
+
+
+def own_texts(tree: nodes.Template) -> Iterator[str]:
+    yield from (data.data for data in tree.find_all(nodes.TemplateData))
+    yield from (const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str))
 
 
 def is_safe(node: nodes.Expr) -> bool:

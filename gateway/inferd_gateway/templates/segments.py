@@ -19,12 +19,15 @@ _NO_MATCH = re.compile(r"(?!)")
 class Protector:
     """Replaces what could forge one of `special` (the texts of the control tokens).
 
-    literals: texts that the template cuts out of or splits content at; a control token that only appears once they are
-    gone is found too. strict: the template rewrites text in ways not followed here, so every punctuation character of
-    a control token is replaced wherever it stands.
+    cuts: texts that the template cuts out of or splits content at; a control token that only appears once they are
+    gone is found too. pieces: the template's own texts; where one ends in the start of a control token, even a plain
+    word after it counts. strict: the template rewrites text in ways not followed here, so every punctuation character
+    of a control token is replaced wherever it stands.
     """
 
-    def __init__(self, special: Sequence[str], literals: Sequence[str] = (), *, strict: bool = False) -> None:
+    def __init__(
+        self, special: Sequence[str], cuts: Sequence[str] = (), pieces: Sequence[str] = (), *, strict: bool = False
+    ) -> None:
         tokens = sorted({token for token in special if token.strip()}, key=len, reverse=True)
         self._tokens = re.compile("|".join(map(re.escape, tokens)), re.IGNORECASE) if tokens else _NO_MATCH
         folded = [token.lower() for token in tokens]
@@ -32,7 +35,8 @@ class Protector:
         self._ends = {token[-length:] for token in folded for length in range(1, len(token))}
         self._all = "\0".join(folded)
         self._longest = max(map(len, tokens), default=0)
-        self._literals = [literal for literal in literals if literal]
+        self._cuts = [cut for cut in cuts if cut]
+        self._completes = any(self._tail(piece.lower()) for piece in pieces)
         punctuation = {char for char in "".join(tokens) if not char.isalnum() and not char.isspace()}
         self._punctuation = re.compile(f"[{re.escape(''.join(punctuation))}]") if punctuation else self._tokens
         self._strict = strict
@@ -57,23 +61,30 @@ class Protector:
         left = text
         for _ in range(4):
             before = left
-            for literal in self._literals:
-                left = left.replace(literal, "")
+            for cut in self._cuts:
+                left = left.replace(cut, "")
             if left == before:
                 break
         return left != text and len(self._tokens.findall(left)) > len(self._tokens.findall(text))
 
     def _protect_edges(self, text: str) -> str:
         """The ends could be completed by what the template, or another message, puts beside them."""
+        if not self._completes and text.replace("_", "a").isalnum():
+            return text
         folded = text.lower()
         if len(folded) != len(text) or (len(folded) < self._longest and folded in self._all):
             return _stand_in_text(text)
         longest = min(self._longest - 1, len(text))
         head = next((size for size in range(longest, 0, -1) if folded[:size] in self._ends), 0)
-        tail = next((size for size in range(longest, 0, -1) if folded[-size:] in self._starts), 0)
+        tail = self._tail(folded)
         if head + tail >= len(text):
             return _stand_in_text(text)
         return _stand_in_text(text[:head]) + text[head : len(text) - tail] + _stand_in_text(text[len(text) - tail :])
+
+    def _tail(self, folded: str) -> int:
+        """How many characters at the end are the start of a control token."""
+        longest = min(self._longest - 1, len(folded))
+        return next((size for size in range(longest, 0, -1) if folded[-size:] in self._starts), 0)
 
 
 def split_segments(rendered: str) -> list[tuple[str, bool]]:

@@ -32,7 +32,7 @@ class LoadedTemplate:
         self.traits: TemplateTraits = analyse(source)
         self._template: Template = make_environment().from_string(source)
         self._format = self.traits.content_format if content_format == "auto" else content_format
-        self._protector = Protector(special, self.traits.literals, strict=self.traits.strict)
+        self._protector = Protector(special, self.traits.cuts, self.traits.pieces, strict=self.traits.strict)
 
     def render(self, job: dict[str, Any]) -> list[tuple[str, bool]]:
         """(text, trusted) runs. job: messages, variables, kwargs, tools, add_generation_prompt, continue_final_message,
