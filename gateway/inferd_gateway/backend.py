@@ -59,6 +59,7 @@ class Backend:
     def __init__(self, target: str, token: str | None) -> None:
         self.target = target
         self.open_streams = 0
+        self.times_chosen = 0
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]

@@ -71,7 +71,9 @@ class ModelDirectory:
             await self.refresh(not_older_than_s=1.0)
             candidates = self._candidates(name)
         if candidates:
-            return min(candidates, key=lambda model: model.backend.open_streams)
+            chosen = min(candidates, key=lambda model: (model.backend.open_streams, model.backend.times_chosen))
+            chosen.backend.times_chosen += 1
+            return chosen
         if not any(self._models.values()):
             raise ApiError(
                 503, "No model is ready yet.", error_type="service_unavailable", code="model_loading", retry=True,

@@ -396,3 +396,17 @@ def start_gateway(shared_daemon: RunningDaemon, daemon: FakeDaemon) -> Iterator[
 @pytest.fixture
 def make_status() -> Callable[..., Any]:
     return rich_status
+
+
+@pytest.fixture
+def new_daemon() -> Iterator[Callable[..., RunningDaemon]]:
+    """Starts daemons of a test's own."""
+    started: list[RunningDaemon] = []
+
+    def start(port: int = 0) -> RunningDaemon:
+        started.append(start_daemon(FakeDaemon(), port))
+        return started[-1]
+
+    yield start
+    for running in started:
+        running.server.stop(0).wait()

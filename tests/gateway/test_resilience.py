@@ -1,0 +1,97 @@
+"""Daemons that fail, restart, drain or take too long."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import grpc
+import pytest
+from inferd_gateway.errors import http_field
+
+
+def test_unavailable_is_retried_before_the_first_token(gateway, daemon, make_status):
+    down = make_status(grpc.StatusCode.UNAVAILABLE, "gone", "ENGINE_DEAD")
+    daemon.failures = [down] * 3
+    assert gateway.chat(stream=True).status_code == 200
+    assert len(daemon.requests) == 4
+    daemon.failures = [down] * 4
+    response = gateway.chat()
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+def test_a_drain_is_not_retried_but_said(gateway, daemon, make_status):
+    daemon.failures = [make_status(grpc.StatusCode.UNAVAILABLE, "draining", "DRAINING", retry_s=5)]
+    response = gateway.chat()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert len(daemon.requests) == 1
+
+
+def test_other_errors_are_not_retried(gateway, daemon, make_status):
+    daemon.failures = [make_status(grpc.StatusCode.INTERNAL, "bug", "INTERNAL")]
+    assert gateway.chat().status_code == 500
+    assert len(daemon.requests) == 1
+
+
+def test_deadlines_are_forwarded(gateway, daemon):
+    gateway.post("/v1/completions", {"prompt": "x"}, headers={"x-request-timeout-ms": "5000"})
+    assert 3 < daemon.deadlines[-1] < 5
+    gateway.complete()
+    assert 500 < daemon.deadlines[-1] < 600
+
+
+def test_a_deadline_that_passes(gateway, daemon, start_gateway):
+    daemon.gate = threading.Semaphore(0)
+    started = time.monotonic()
+    response = gateway.post("/v1/completions", {"prompt": "x"}, headers={"x-request-timeout-ms": "200"})
+    assert (response.status_code, response.json()["error"]["code"]) == (408, "timeout")
+    assert response.headers["x-should-retry"] == "false"
+    assert time.monotonic() - started < 2
+    assert daemon.ended.wait(5)
+    assert start_gateway(request_timeout=0.2).complete().status_code == 504
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1e3", "99999999999"])
+def test_bad_deadlines(gateway, value):
+    response = gateway.post("/v1/completions", {"prompt": "x"}, headers={"x-request-timeout-ms": value})
+    assert response.json()["error"]["param"] == "x-request-timeout-ms"
+
+
+def test_a_daemon_that_comes_back(start_gateway, new_daemon):
+    first = new_daemon()
+    gateway = start_gateway(backend=(first.address,))
+    assert gateway.complete().status_code == 200
+    first.server.stop(0).wait()
+    response = gateway.complete()
+    assert (response.status_code, response.headers["x-should-retry"]) == (503, "true")
+    assert gateway.get("/health").status_code == 503
+    new_daemon(int(first.address.rpartition(":")[2]))
+    until = time.monotonic() + 10
+    while gateway.complete().status_code != 200:
+        assert time.monotonic() < until
+
+
+def test_two_daemons_share_the_load(start_gateway, new_daemon):
+    daemons = [new_daemon(), new_daemon()]
+    gateway = start_gateway(backend=tuple(daemon.address for daemon in daemons))
+    gateway.get("/v1/models")
+    daemons[0].servicer.gate = daemons[1].servicer.gate = threading.Semaphore(0)
+    threads = [threading.Thread(target=gateway.complete) for _ in range(4)]
+    until = time.monotonic() + 10
+    for count, thread in enumerate(threads, 1):
+        thread.start()
+        while sum(len(daemon.servicer.requests) for daemon in daemons) < count:
+            assert time.monotonic() < until
+    daemons[0].servicer.gate.release(1000)
+    for thread in threads:
+        thread.join()
+    assert [len(daemon.servicer.requests) for daemon in daemons] == [2, 2]
+    daemons[0].server.stop(0).wait()
+    assert gateway.get("/health").status_code == 200
+
+
+def test_http_field_takes_the_longest_known_prefix():
+    fields = {"a.b": "x", "a": "y"}
+    assert http_field("a.b[3].c", fields) == "x"
+    assert http_field("a.q", fields) == "y"
+    assert http_field("q.r[2]", fields) == "r"
