@@ -62,8 +62,8 @@ class Backend:
         self.times_chosen = 0
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
-        self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.models = model_pb2_grpc.ModelServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def close(self) -> None:

@@ -98,7 +98,8 @@ def trace_headers(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def get_call(request: Request) -> Call:
+async def get_call(request: Request) -> Call:
+    """A coroutine, because FastAPI runs plain functions in a thread."""
     return Call(request, request.app.state.gateway, record_of(request.scope))
 
 

@@ -98,6 +98,11 @@ TABLE: dict[tuple[str, str], Row] = {
 INTERNAL = Row(500, "server_error", "internal_error", message="The server had an error.")
 
 
+def internal_error() -> ApiError:
+    """Our bug: opaque."""
+    return ApiError(500, INTERNAL.message or "", error_type=INTERNAL.error_type, code=INTERNAL.code)
+
+
 @dataclass(frozen=True)
 class StatusDetails:
     """The google.rpc details of a status."""

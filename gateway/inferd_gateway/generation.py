@@ -14,7 +14,7 @@ from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.backend import CallContext
 from inferd_gateway.context import Call
 from inferd_gateway.directory import ServedModel
-from inferd_gateway.errors import INTERNAL, ApiError, from_rpc, invalid
+from inferd_gateway.errors import ApiError, from_rpc, internal_error, invalid
 from inferd_gateway.templates.renderer import Conversation
 
 PARALLEL_PROMPTS = 16
@@ -67,13 +67,14 @@ class Generator:
     async def run(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The messages of one generation. Raises ApiError."""
         name, previous, complete = self._model.name, 0.0, False
+        between = self._metrics.inter_token_seconds.labels(name)
         self._metrics.open_streams.inc()
         try:
             async with aclosing(self._model.backend.generate(request, self._context)) as messages:
                 async for message in messages:
                     now = time.monotonic()
                     if previous:
-                        self._metrics.inter_token_seconds.labels(name).observe(now - previous)
+                        between.observe(now - previous)
                     else:
                         self._metrics.first_token_seconds.labels(name).observe(now - self._call.record.started)
                     previous = now
@@ -87,7 +88,7 @@ class Generator:
         finally:
             self._metrics.open_streams.dec()
         if not complete:
-            raise ApiError(500, INTERNAL.message or "", error_type=INTERNAL.error_type, code=INTERNAL.code)
+            raise internal_error()
 
     async def run_all(
         self, requests: Sequence[pb.GenerateRequest]

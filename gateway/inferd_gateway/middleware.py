@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferd_gateway.context import RECORD, RequestRecord
-from inferd_gateway.errors import INTERNAL, ApiError
+from inferd_gateway.errors import ApiError, internal_error
 from inferd_gateway.metrics import Metrics
 from inferd_gateway.settings import Settings
 from inferd_gateway.sse import ClientGone
@@ -135,10 +135,10 @@ class GatewayMiddleware:
             self._metrics.disconnects.inc()
             record.status = 499
         except Exception:
-            if record.status:
-                raise
-            log.exception("a request failed", extra={"request_id": record.request_id})
-            await exchange.fail(ApiError(500, INTERNAL.message or "", error_type="server_error", code=INTERNAL.code))
+            log.error("a request failed", extra={"request_id": record.request_id})
+            if not record.status:
+                await exchange.fail(internal_error())
+            raise  # the server logs it and closes the connection
 
     async def _preflight(self, exchange: Exchange) -> None:
         headers = [(b"allow", b"GET, HEAD, POST, OPTIONS")]

@@ -20,6 +20,7 @@ FINISH = {
     pb.FINISH_REASON_TIME_LIMIT: "length",
 }
 DONE = b"data: [DONE]\n\n"
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Head:
 
 def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return f"data: {ENCODER.encode(value)}\n\n".encode()
 
 
 def usage_of(usages: list[common_pb2.Usage]) -> dict[str, Any]:

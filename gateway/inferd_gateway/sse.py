@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
-from inferd_gateway.errors import INTERNAL, ApiError
+from inferd_gateway.errors import ApiError
 from inferd_gateway.replies import event
 
 PING = b": ping\n\n"
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 T = TypeVar("T")
-log = logging.getLogger(__name__)
 
 
 class ClientGone(Exception):
@@ -94,10 +92,6 @@ class EventStream(Response):
                 await self._send(send, data)
         except ApiError as error:
             await self._send(send, event(error.body))
-        except Exception:
-            log.exception("a stream failed")
-            body = ApiError(500, INTERNAL.message or "", error_type=INTERNAL.error_type, code=INTERNAL.code).body
-            await self._send(send, event(body))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:

@@ -6,6 +6,7 @@ import codecs
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -345,6 +346,18 @@ class GatewayServer:
         self._server.should_exit = True
         self._thread.join(20)
         self._socket.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    """What follows a response, such as its metrics, may come a moment later."""
+    until = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < until
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Callable[[Callable[[], bool]], None]:
+    return eventually
 
 
 StartGateway = Callable[..., RunningGateway]

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 from inferd_gateway.errors import TABLE
+from inferd_gateway.http_protocol import server_options
 from inferd_gateway.routes.access import KeyRoute, PublicRoute
 
 
@@ -157,11 +158,11 @@ def test_overflowing_number(gateway):
     assert error["param"] == "temperature"
 
 
-def test_unknown_fields_are_reported(gateway):
+def test_unknown_fields_are_reported(gateway, eventually):
     before = ignored_count(gateway)
     response = gateway.chat(frobnicate=1, stream_options={"include_usage": True, "x": 1}, stream=True)
     assert response.headers["x-inferd-ignored-params"] == "frobnicate, stream_options.x"
-    assert ignored_count(gateway) == before + 2
+    eventually(lambda: ignored_count(gateway) == before + 2)
     assert gateway.chat(**{"a\r\nb: c": 1}).headers["x-inferd-ignored-params"] == "a??b??c"
 
 
@@ -385,7 +386,7 @@ def test_status_routes(gateway, daemon):
     assert gateway.get("/health").status_code == 503
 
 
-def test_metric_series_do_not_grow_with_what_callers_send(gateway):
+def test_metric_series_do_not_grow_with_what_callers_send(gateway, eventually):
     def series() -> int:
         return len([line for line in gateway.get("/metrics").text.splitlines() if "gateway_requests_total{" in line])
 
@@ -394,8 +395,25 @@ def test_metric_series_do_not_grow_with_what_callers_send(gateway):
         gateway.post("/v1/completions", {"model": name, "prompt": "x"})
         gateway.client.request(f"M{name.upper()}", "/health")
         if name == "x":
+            eventually(lambda: 'route="unmatched",status="404"' in gateway.get("/metrics").text)
             before = series()
     assert series() == before
+
+
+def test_our_own_bugs_are_opaque(gateway, monkeypatch):
+    async def fail(*_):
+        raise RuntimeError("a secret at 0x7f00")
+
+    monkeypatch.setattr(gateway.app.state.gateway.directory, "resolve", fail)
+    response = gateway.chat()
+    error = error_of(response, 500)
+    assert "secret" not in error["message"]
+    assert (response.headers["x-should-retry"], error["code"]) == ("false", "internal_error")
+    assert response.headers["x-request-id"]
+
+
+def test_connections_outlive_idle_pools():
+    assert server_options()["timeout_keep_alive"] >= 75
 
 
 def test_no_daemon(start_gateway):

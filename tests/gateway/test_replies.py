@@ -263,6 +263,22 @@ def test_truncated_prompts(gateway, daemon):
     assert list(daemon.requests[-1].prompt.token_ids.ids) == [97, 98]
 
 
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [
+        (pb.FINISH_REASON_EOS, "stop"),
+        (pb.FINISH_REASON_STOP_TOKEN, "stop"),
+        (pb.FINISH_REASON_MAX_TOKENS, "length"),
+        (pb.FINISH_REASON_CONTEXT_FULL, "length"),
+        (pb.FINISH_REASON_TIME_LIMIT, "length"),
+    ],
+)
+def test_finish_reasons(gateway, daemon, reason, word):
+    daemon.abort_reason = reason
+    assert gateway.chat().json()["choices"][0]["finish_reason"] == word
+    assert events(gateway.complete(stream=True))[-1]["choices"][0]["finish_reason"] == word
+
+
 def test_stop_reason(gateway):
     assert gateway.complete(stop=["wör"]).json()["choices"][0]["stop_reason"] == "wör"
     choice = gateway.complete(stop_token_ids=[ord(",")]).json()["choices"][0]

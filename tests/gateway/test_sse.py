@@ -214,10 +214,11 @@ def test_client_that_goes_away_stops_its_generation(gateway, daemon, stream):
     assert daemon.steps <= 3
 
 
-def test_metrics_count_tokens_and_streams(gateway):
+def test_metrics_count_tokens_and_streams(gateway, eventually):
     streamed(gateway.chat(stream=True))
+    eventually(lambda: "inferd_gateway_open_streams 0.0" in gateway.get("/metrics").text)
+    wanted = 'inferd_gateway_requests_total{route="/v1/chat/completions",status="200"}'
+    eventually(lambda: wanted in gateway.get("/metrics").text)
     text = gateway.get("/metrics").text
     assert 'inferd_gateway_generated_tokens_total{model_name="org/toy"}' in text
-    assert 'inferd_gateway_requests_total{route="/v1/chat/completions",status="200"}' in text
     assert 'inferd_gateway_time_to_first_token_seconds_count{model_name="org/toy"}' in text
-    assert "inferd_gateway_open_streams 0.0" in text

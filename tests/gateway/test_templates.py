@@ -129,6 +129,7 @@ ATTACKS = [
     "[INST]",
     "<|im_end|><|im_end|>",
     "<|im_end",
+    "\u0130\u0130<|im_end|>",
     "\U0010007c<|im_end|>\U00100000",
 ]
 MANGLING = [

@@ -25,8 +25,8 @@ async def health(call: CurrentCall) -> Response:
 
 
 @router.get("/version")
-async def version() -> dict[str, str]:
-    return {"version": package_version()}
+async def version(request: Request) -> dict[str, str]:
+    return {"version": request.app.version}
 
 
 @router.get("/metrics")

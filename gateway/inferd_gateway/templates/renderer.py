@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class ChatTemplate:
     content_format: str  # auto, string, openai
     variables: tuple[tuple[str, str], ...]
 
-    @property
+    @cached_property
     def key(self) -> str:
         parts = json.dumps([self.source, self.special_tokens, self.content_format])
         return hashlib.sha256(parts.encode()).hexdigest()

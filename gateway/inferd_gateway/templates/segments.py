@@ -28,15 +28,15 @@ class Protector:
     def __init__(
         self, special: Sequence[str], cuts: Sequence[str] = (), pieces: Sequence[str] = (), *, strict: bool = False
     ) -> None:
-        tokens = sorted({token for token in special if token.strip()}, key=len, reverse=True)
-        self._tokens = re.compile("|".join(map(re.escape, tokens)), re.IGNORECASE) if tokens else _NO_MATCH
-        folded = [token.lower() for token in tokens]
-        self._starts = {token[:length] for token in folded for length in range(1, len(token))}
-        self._ends = {token[-length:] for token in folded for length in range(1, len(token))}
-        self._all = "\0".join(folded)
+        tokens = sorted({_fold(token) for token in special if token.strip()}, key=len, reverse=True)
+        # Matched against lower-case text: templates may change case, and a plain prefix is found fastest.
+        self._tokens = re.compile("|".join(map(re.escape, tokens))) if tokens else _NO_MATCH
+        self._starts = {token[:length] for token in tokens for length in range(1, len(token))}
+        self._ends = {token[-length:] for token in tokens for length in range(1, len(token))}
+        self._all = "\0".join(tokens)
         self._longest = max(map(len, tokens), default=0)
         self._cuts = [cut for cut in cuts if cut]
-        self._completes = any(self._tail(piece.lower()) for piece in pieces)
+        self._completes = any(self._tail(_fold(piece)) for piece in pieces)
         punctuation = {char for char in "".join(tokens) if not char.isalnum() and not char.isspace()}
         self._punctuation = re.compile(f"[{re.escape(''.join(punctuation))}]") if punctuation else self._tokens
         self._strict = strict
@@ -44,8 +44,8 @@ class Protector:
     def protect(self, text: str) -> str:
         text = _STAND_INS.sub("\ufffd", text)
         if self._strict or self._forged_by_removal(text):
-            return self._tokens.sub(_stand_in, self._punctuation.sub(_stand_in, text))
-        return self._protect_edges(self._tokens.sub(_stand_in, text))
+            text = self._punctuation.sub(lambda match: _stand_in(match.group()), text)
+        return self._protect_edges(self._protect_tokens(text))
 
     def protect_all(self, value: object) -> object:
         """The same for every string in a JSON value, keys included."""
@@ -65,21 +65,28 @@ class Protector:
                 left = left.replace(cut, "")
             if left == before:
                 break
-        return left != text and len(self._tokens.findall(left)) > len(self._tokens.findall(text))
+        return left != text and len(self._tokens.findall(_fold(left))) > len(self._tokens.findall(_fold(text)))
+
+    def _protect_tokens(self, text: str) -> str:
+        pieces, end = [], 0
+        for match in self._tokens.finditer(_fold(text)):
+            pieces += [text[end : match.start()], _stand_in(text[match.start() : match.end()])]
+            end = match.end()
+        return "".join([*pieces, text[end:]])
 
     def _protect_edges(self, text: str) -> str:
         """The ends could be completed by what the template, or another message, puts beside them."""
         if not self._completes and text.replace("_", "a").isalnum():
             return text
-        folded = text.lower()
-        if len(folded) != len(text) or (len(folded) < self._longest and folded in self._all):
-            return _stand_in_text(text)
+        folded = _fold(text)
+        if len(folded) < self._longest and folded in self._all:
+            return _stand_in(text)
         longest = min(self._longest - 1, len(text))
         head = next((size for size in range(longest, 0, -1) if folded[:size] in self._ends), 0)
         tail = self._tail(folded)
         if head + tail >= len(text):
-            return _stand_in_text(text)
-        return _stand_in_text(text[:head]) + text[head : len(text) - tail] + _stand_in_text(text[len(text) - tail :])
+            return _stand_in(text)
+        return _stand_in(text[:head]) + text[head : len(text) - tail] + _stand_in(text[len(text) - tail :])
 
     def _tail(self, folded: str) -> int:
         """How many characters at the end are the start of a control token."""
@@ -98,9 +105,10 @@ def restore(text: str) -> str:
     return "".join(chr(ord(char) - STAND_IN) if ord(char) >= STAND_IN else char for char in text)
 
 
-def _stand_in(match: re.Match[str]) -> str:
-    return _stand_in_text(match.group())
+def _fold(text: str) -> str:
+    """Lower case of the same length: U+0130 is the only character whose lower case is longer."""
+    return text.replace("\u0130", "i").lower()
 
 
-def _stand_in_text(text: str) -> str:
+def _stand_in(text: str) -> str:
     return "".join(char if char.isspace() or ord(char) > 0xFFFD else chr(STAND_IN + ord(char)) for char in text)
