@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
@@ -15,12 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferd.v1 import inference_pb2 as pb
 from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
-from inferd_gateway.errors import details_of
+from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
-RETRIES = 3
-FIRST_BACKOFF_S = 0.05
-# A caller told to come back later than this is told so, not kept waiting.
-LONGEST_WAIT_S = 0.5
 DEADLINE_MARGIN_S = 0.05
 
 CHANNEL_OPTIONS = (
@@ -85,27 +80,28 @@ class Backend:
     async def generate(
         self, request: pb.GenerateRequest, context: CallContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The messages of one generation. Until the first has come, UNAVAILABLE is retried: nothing was shown yet.
+        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that.
 
         Close the iterator (contextlib.aclosing): that is what cancels the call. Raises grpc.aio.AioRpcError.
         """
+        progress = Progress(request)
         self.open_streams += 1
         try:
-            for attempt in range(RETRIES + 1):
-                call = self.inference.Generate(request, timeout=context.remaining(), metadata=self._metadata(context))
-                started = False
+            while True:
+                call = self.inference.Generate(
+                    progress.next_request(), timeout=context.remaining(), metadata=self._metadata(context)
+                )
                 try:
                     async for message in call:
-                        started = True
-                        yield message
+                        yield progress.seen(message)
                     return
                 except grpc.aio.AioRpcError as error:
-                    if started or not may_retry(error, attempt):
+                    if not progress.may_go_on(error):
                         raise
                 finally:
                     # An abandoned call is never cancelled by the library.
                     call.cancel()
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(progress.pause())
         finally:
             self.open_streams -= 1
 
@@ -123,14 +119,3 @@ class Backend:
 
     def _metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         return (("x-request-id", context.request_id), *context.metadata, *self._token)
-
-
-def may_retry(error: grpc.aio.AioRpcError, attempt: int) -> bool:
-    if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == RETRIES:
-        return False
-    wait = details_of(error).retry_after_s
-    return wait is None or wait <= LONGEST_WAIT_S
-
-
-def backoff(attempt: int) -> float:
-    return FIRST_BACKOFF_S * 2.0**attempt * random.uniform(0.75, 1.25)

@@ -109,7 +109,8 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
     template: str = TEMPLATE
     etag: str = "1"
     failures: list[Any] = field(default_factory=list)  # one per Generate call; None: none
-    break_after: int | None = None  # tokens after which the stream dies
+    break_after: int | None = None  # tokens after which the stream ends in an error
+    vanish_after: list[int] = field(default_factory=list)  # the same with UNAVAILABLE, one stream each
     gate: threading.Semaphore | None = None
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
@@ -165,7 +166,10 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
         messages = list(self._messages(request, prompt))
         if request.stream.mode == pb.STREAM_MODE_FINAL:
             messages = [merged(messages)]
+        vanish = self.vanish_after.pop(0) if self.vanish_after else None
         for count, message in enumerate(messages):
+            if count == vanish:
+                context.abort_with_status(rich_status(grpc.StatusCode.UNAVAILABLE, "it vanished", "ENGINE_DEAD"))
             if count == self.break_after:
                 context.abort_with_status(rich_status(grpc.StatusCode.ABORTED, "it broke", "NUMERIC_ERROR"))
             while self.gate is not None and not self.gate.acquire(timeout=0.01):
@@ -206,9 +210,9 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
         choices = max(1, request.num_choices)
         steps, finish = self._steps(request)
         usage = {"prompt_tokens": len(prompt), "cached_prompt_tokens": 3}
-        for number, (ids, text) in enumerate(steps):
+        for number, (ids, text) in list(enumerate(steps))[request.resumed_tokens :]:
             message = pb.GenerateResponse()
-            if number == 0:
+            if number == request.resumed_tokens:
                 message.prompt.CopyFrom(pb.PromptInfo(tokens=len(prompt), cached_tokens=3))
                 if request.output.prompt_token_ids:
                     message.prompt.token_ids.extend(prompt)

@@ -71,6 +71,44 @@ def test_a_daemon_that_comes_back(start_gateway, new_daemon):
         assert time.monotonic() < until
 
 
+def without_id(text: str) -> list[str]:
+    return [line.partition('"model"')[2] or line for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"stop": ["日本"]}, {"logprobs": True, "top_logprobs": 1}, {"return_token_ids": True}]
+)
+def test_a_broken_stream_is_resumed_as_if_nothing_had_happened(gateway, daemon, fields):
+    options = {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": 30, **fields}
+    expected = without_id(gateway.chat(**options).text)
+    for breaks in ([1], [9], [3, 5, 2], [1, 1, 1, 1, 1]):
+        daemon.vanish_after = list(breaks)
+        calls = len(daemon.requests)
+        assert without_id(gateway.chat(**options).text) == expected
+        resumed = [request.resumed_tokens for request in daemon.requests[calls:]]
+        assert resumed == [sum(breaks[:count]) for count in range(len(breaks) + 1)]
+
+
+def test_resumption_waits_for_a_daemon_that_restarts(gateway, daemon, make_status):
+    expected = without_id(gateway.complete(stream=True).text)
+    daemon.vanish_after = [4]
+    down = make_status(grpc.StatusCode.UNAVAILABLE, "loading", "NOT_READY", retry_s=2)
+    daemon.failures = [None, down, down, down, down]
+    assert without_id(gateway.complete(stream=True).text) == expected
+
+
+def test_a_stream_of_several_choices_ends_with_an_error(gateway, daemon):
+    daemon.vanish_after = [4]
+    text = gateway.chat(stream=True, n=2).text
+    assert '"code":"engine_unavailable"' in text
+    assert "[DONE]" not in text
+
+
+def test_a_whole_reply_is_made_again(gateway, daemon):
+    daemon.vanish_after = [0]
+    assert gateway.chat().json()["choices"][0]["message"]["content"] == daemon.reply
+
+
 def test_two_daemons_share_the_load(start_gateway, new_daemon):
     daemons = [new_daemon(), new_daemon()]
     gateway = start_gateway(backend=tuple(daemon.address for daemon in daemons))
