@@ -30,7 +30,7 @@ async def tokens_of(stub, message) -> list[int]:
 
 def with_stub(product, body):
     async def run():
-        async with grpc.aio.insecure_channel(product.grpc) as channel:
+        async with grpc.aio.insecure_channel(product.address) as channel:
             return await body(inference_pb2_grpc.InferenceServiceStub(channel))
 
     return asyncio.run(run())
