@@ -42,7 +42,7 @@ class Planner:
         self._limits = limits
         self.step_tokens = 0  # of the last plan
         self._steps = 0
-        self._refused: tuple[int, int] | None = None  # (seq_id, available blocks) of the last refused admission
+        self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
 
     def plan(self, now: float) -> StepPlan | None:
         """The next step, or None when no sequence is left."""
@@ -100,12 +100,14 @@ class Planner:
             draft.add(sequence, num_tokens)
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
-        """Admission, not tried again for a refused sequence until more blocks are available than then."""
-        available = self._roster.kv.pool.num_available
-        if self._refused is not None and self._refused[0] == sequence.seq_id and available <= self._refused[1]:
+        """Admission; one that was refused for lack of blocks looks up its prefix again only when there is more room."""
+        if not self._roster.running.has_seat(sequence):
+            return False
+        room = self._roster.room
+        if self._refused is not None and self._refused[0] == sequence.seq_id and room <= self._refused[1]:
             return False
         admitted = self._roster.admit(sequence, now)
-        self._refused = None if admitted else (sequence.seq_id, available)
+        self._refused = None if admitted else (sequence.seq_id, room)
         return admitted
 
     def _may_start(self, sequence: Sequence, draft: Draft) -> bool:

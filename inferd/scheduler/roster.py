@@ -31,13 +31,18 @@ class Roster:
         self.sequences[sequence.seq_id] = sequence
         self.waiting.push(sequence)
 
+    @property
+    def room(self) -> int:
+        """Blocks that a newcomer may take: see admit()."""
+        return self.kv.pool.num_available - len(self.running)
+
     def admit(self, sequence: Sequence, now: float) -> bool:
         """Waiting -> running, if there are seats and blocks for all its tokens.
 
         One block per running sequence is left over: without that room to grow in, the newcomer would be preempted
         again within a block's length of steps, its work for nothing.
         """
-        if self.running.seats_for(sequence) > self.running.free_seats:
+        if not self.running.has_seat(sequence):
             return False
         if not self.kv.admit(sequence, headroom=len(self.running)):
             return False
