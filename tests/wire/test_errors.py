@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 
 from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess
 from inferd.testing.wire import collect, decode_failure, expected_tokens, fails, make_generate
@@ -92,10 +94,10 @@ def test_a_bad_field_is_named(stub: InferenceServiceStub, field: str, request_: 
 
 @pytest.mark.parametrize(("kind", "field", "prompt"), BAD_PROMPTS)
 def test_a_bad_prompt_is_refused(
-    stub: InferenceServiceStub, kind: tuple[str, str], field: str, prompt: dict[str, object]
+    stub: InferenceServiceStub, kind: tuple[str, str], field: str, prompt: dict[str, Any]
 ) -> None:
     request = make_generate()
-    request.prompt.CopyFrom(common_pb2.Prompt(**prompt))
+    request.prompt.CopyFrom(ParseDict(prompt, common_pb2.Prompt()))
     failure = fails(stub.Generate(request))
 
     assert (failure.code, failure.reason) == kind
@@ -130,7 +132,7 @@ def test_unknown_model_and_alias(stub: InferenceServiceStub) -> None:
 @pytest.mark.parametrize(
     "fields", [{"constraint": {"regex": "a+"}}, {"constraint": {}}, {"stream": {"prefill_progress": True}}]
 )
-def test_what_is_not_built_says_so(stub: InferenceServiceStub, fields: dict[str, object]) -> None:
+def test_what_is_not_built_says_so(stub: InferenceServiceStub, fields: dict[str, Any]) -> None:
     failure = fails(stub.Generate(make_generate(**fields)))
     assert (failure.code, failure.reason) == ("UNIMPLEMENTED", "UNSUPPORTED_FEATURE")
 
@@ -158,7 +160,7 @@ RAW_METHOD = "/inferd.v1.InferenceService/Generate"
     ],
 )
 def test_bytes_that_are_no_request(channel: grpc.Channel, data: bytes, field: tuple[str, ...]) -> None:
-    failure = fails(channel.unary_stream(RAW_METHOD)(data))
+    failure = fails(channel.unary_stream(RAW_METHOD, None, None)(data))
     assert (failure.code, failure.reason, failure.fields) == (*INVALID, field)
 
 
