@@ -77,9 +77,12 @@ def resolve_cache_dtype(stated: str, model_dtype: torch.dtype) -> torch.dtype:
 
 def resolve_ops(config: DeviceConfig, device: torch.device) -> Ops:
     try:
-        return load_ops(device.type, config.kernel_backend)
+        ops = load_ops(device.type, config.kernel_backend, config.threads)
     except ValueError as error:
         raise StartupError(str(error)) from None
+    if ops.decoder_stack is not None:
+        torch.set_num_threads(1)  # the backend has threads of its own; two teams would spin against each other
+    return ops
 
 
 def dominant_format(checkpoint: Checkpoint) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 import torch
-from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, QkNorm, Rope
+from inferd_kernels.ops import AttentionShape, DecoderLayer, Ops, PagedBatch, QkNorm, Rope
 
 from inferd.layers.linear import Linear
 
@@ -43,9 +43,30 @@ Stack: TypeAlias = Callable[[torch.Tensor, PagedBatch], torch.Tensor]
 def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCache, ...]) -> Stack:
     """`layers` with their KV memory as one function: (residual stream [T, E], batch) -> residual stream [T, E].
 
-    The place where a backend that computes whole stacks comes in.
+    One call into the backend where it computes whole stacks, else a loop over the ops.
     """
+    fused = [_fused_layer(layer, cache) for layer, cache in zip(layers, caches, strict=True)]
+    whole = [layer for layer in fused if layer is not None]
+    if ops.decoder_stack is not None and layers and len(whole) == len(fused):
+        return ops.decoder_stack(whole, layers[0].norm_eps)
     return partial(run_layers, ops, layers, caches)
+
+
+def _fused_layer(layer: LayerWeights, cache: KVCache) -> DecoderLayer | None:
+    """The layer in the form of `Ops.decoder_stack`; None for one that is not in that form or not in float32."""
+    matrices = (layer.qkv, layer.o, layer.gate_up, layer.down)
+    if any(len(matrix.parts) != 1 for matrix in matrices) or layer.attention_norm.dtype != torch.float32:
+        return None
+    if layer.gate_up.bias is not None or layer.down.bias is not None:
+        return None
+    qkv, o, gate_up, down = (matrix.parts[0] for matrix in matrices)
+    return DecoderLayer(
+        *(qkv, o, gate_up, down, layer.attention_norm, layer.mlp_norm, cache.k, cache.v, layer.shape),
+        rope=layer.rope,
+        qk_norm=layer.qk_norm,
+        qkv_bias=layer.qkv.bias,
+        o_bias=layer.o.bias,
+    )
 
 
 def run_layers(

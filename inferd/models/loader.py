@@ -126,7 +126,7 @@ class Loader:
         prepared = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
         fused = _concatenate(prepared)
         result = (fused,) if fused is not None else tuple(prepared)
-        self._bytes_held += sum(_num_bytes(part) for part in result)
+        self._bytes_held += sum(part.nbytes for part in result)
         return result
 
     def _prepare(self, rule: Rule, weight: Weight) -> Weight:
@@ -146,7 +146,7 @@ class Loader:
         parts = [self._read(rule, layer) for rule in rules[target]]
         vector = torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).to(self.dtype)
         self._check_finite(rules[target][0].source.format(layer=layer), vector)
-        self._bytes_held += _num_bytes(vector)
+        self._bytes_held += vector.nbytes
         return vector.to(self.device)
 
     def _read(self, rule: Rule, layer: int) -> Weight:
@@ -190,7 +190,3 @@ def _concatenate(parts: list[Weight]) -> Weight | None:
         return None
     shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
     return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)
-
-
-def _num_bytes(weight: Weight) -> int:
-    return weight.nbytes if isinstance(weight, torch.Tensor) else weight.blocks.nbytes

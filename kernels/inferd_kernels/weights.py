@@ -21,6 +21,10 @@ class QuantizedWeight:
     format: str
     shape: tuple[int, int]
 
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
     def rows(self, index: torch.Tensor) -> QuantizedWeight:
         """The given rows, in the given order (a permutation or a shard over N keeps blocks whole)."""
         return QuantizedWeight(self.blocks[index], self.format, (int(index.numel()), self.shape[1]))
