@@ -95,6 +95,8 @@ class Committer:
     ) -> None:
         """Say what the choice got; it ends if that was its last token. -1 is no token: the logits were not finite."""
         failed = sample.token_id < 0
+        if failed:
+            self._roster.kv.withdraw(sequence)
         token_ids = [] if failed else [sample.token_id]
         logprobs = NO_LOGPROBS if failed or sample.logprobs is None else [sample.logprobs]
         finish, error = (None, "NUMERIC_ERROR") if failed else (finish_reason(sequence), None)

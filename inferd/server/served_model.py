@@ -80,16 +80,27 @@ def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float
     return defaults
 
 
+def check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Every token id must be a row of the embedding. Raises StartupError."""
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise StartupError(
+            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows"
+        )
+
+
 def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedModel:
     """The served facts of a checked checkpoint. Loads the tokenizer. Raises StartupError."""
     template = config.server.chat_template
     templates = dict(checkpoint.chat_templates)
     if template is not None:
         templates["default"] = read_template(template)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    check_vocabulary(tokenizer, checkpoint)
     architectures = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "")]
     return ServedModel(
         names=served_names(config),
-        tokenizer=Tokenizer.from_checkpoint(checkpoint),
+        tokenizer=tokenizer,
         architecture=str(architectures[0]),
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from inferd.errors import ModelNotFound, StartupError
 from inferd.request import SamplingParams
-from inferd.server.served_model import default_sampling, served_names
+from inferd.server.served_model import check_vocabulary, default_sampling, served_names
 from inferd.testing.fake_daemon import fake_config, fake_model
 
 
@@ -47,3 +48,12 @@ def test_an_unknown_name_is_cut_to_size_in_the_answer() -> None:
         fake_model().check_name("x" * 10_000)
     assert len(raised.value.message) < 300
     fake_model().check_name("")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_does_not_start() -> None:
+    tokenizer = fake_model().tokenizer
+    checkpoint = SimpleNamespace(path="model", config={"vocab_size": tokenizer.vocab_size})
+    check_vocabulary(tokenizer, checkpoint)  # type: ignore[arg-type]  # only these two fields are read
+    checkpoint.config["vocab_size"] -= 1
+    with pytest.raises(StartupError, match=rf"{tokenizer.vocab_size} tokens, the embedding {tokenizer.vocab_size - 1}"):
+        check_vocabulary(tokenizer, checkpoint)  # type: ignore[arg-type]  # as above
