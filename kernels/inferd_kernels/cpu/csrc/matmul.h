@@ -68,6 +68,12 @@ inline F add_group(F sum, const U quads[8], F scale, F second, const int8_t* q, 
     constexpr Layout layout = kLayouts[format];
     constexpr bool halves = layout.scales == Scales::kSuper16, minimum = has_minimum(layout);
     I dot = set1_i32(minimum ? 0 : offset[0]);
+    if constexpr (layout.wide()) {
+        I high = set1_i32(0);
+        for (int v = 0; v < 8; v++) high = dot4<layout.bits>(high, quads[v], load_i32(q + 4 * v));
+        dot = add_i32(dot, shift_left_i32<7>(high));
+        q += kTileRows * kGroup;
+    }
     for (int v = 0; v < (halves ? 4 : 8); v++) dot = dot4<layout.bits>(dot, quads[v], load_i32(q + 4 * v));
     sum = fma(to_float(dot), mul(scale, set1(x_scale)), sum);
     if constexpr (halves) {
@@ -91,7 +97,7 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     const int64_t groups = k / kGroup;
     const uint8_t* record = panel + records_at(layout.scales, groups);
     const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * kGroup;
-    const char* scales = block + kTileRows * kGroup + first_row * 4;
+    const char* scales = block + scales_at(layout) + first_row * 4;
     F totals[rows];
     for (int r = 0; r < rows; r++) totals[r] = zero();
     for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales += stride) {
@@ -168,15 +174,14 @@ inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int6
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
     const int64_t width = larger<int64_t>(1, smaller<int64_t>(16, panels / (8 * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
-    for (int64_t c; (c = team_next(team)) < chunks * row_chunks;) {
+    team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
         const int64_t last = smaller(rows, (c / chunks + 1) * kRowChunk);
         for (int64_t row = c / chunks * kRowChunk; row < last; row += kTileRows) {
             kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), bias,
                                    y);
         }
-    }
-    team_barrier(team);
+    });
 }
 
 struct LinearJob {
@@ -188,8 +193,7 @@ inline void linear_body(Team& team, void* context) {
     const LinearJob& job = *static_cast<const LinearJob*>(context);
     const LinearArgs& args = job.args;
     const Weight& w = *args.weight;
-    for (int64_t i; (i = team_next(team)) < args.rows;) store_activation(job.x, w.format, i, args.x + i * w.k);
-    team_barrier(team);
+    team_for(team, args.rows, [&](int64_t i) { store_activation(job.x, w.format, i, args.x + i * w.k); });
     matmul_phase(team, w, job.x, args.rows, args.bias, args.y);
 }
 

@@ -50,13 +50,12 @@ inline void norm_pass(Team& team, const StackJob& job, const float* norm, const 
     const StackArgs& args = job.args;
     const Activations x = make_activations(job.rows, next.format, args.width);
     float* row = job.row_space + team.rank * job.row_floats;
-    for (int64_t i; (i = first + team_next(team)) < last;) {
-        float* hidden = args.hidden + i * args.width;
-        if (add_delta) add_row(hidden, job.delta + i * args.width, hidden, args.width);
+    team_for(team, last - first, [&](int64_t i) {
+        float* hidden = args.hidden + (first + i) * args.width;
+        if (add_delta) add_row(hidden, job.delta + (first + i) * args.width, hidden, args.width);
         rms_norm_row(hidden, norm, row, args.width, args.eps);
-        store_activation(x, next.format, i - first, row);
-    }
-    team_barrier(team);
+        store_activation(x, next.format, i, row);
+    });
 }
 
 inline void attention_input(Team& team, const StackJob& job, const Layer& layer, bool add_delta, int64_t first,
@@ -68,9 +67,8 @@ inline void attention_input(Team& team, const StackJob& job, const Layer& layer,
 
 inline void attention_output(Team& team, const StackJob& job, const Layer& layer, int64_t first, int64_t last) {
     const Activations x = make_activations(job.rows, layer.o.format, layer.o.k);
-    for (int64_t i; (i = first + team_next(team)) < last;)
-        store_activation(x, layer.o.format, i - first, job.qkv + i * layer.o.k);
-    team_barrier(team);
+    team_for(team, last - first,
+             [&](int64_t i) { store_activation(x, layer.o.format, i, job.qkv + (first + i) * layer.o.k); });
     matmul_phase(team, layer.o, x, last - first, layer.o_bias, job.delta + first * job.args.width);
 }
 
@@ -81,12 +79,11 @@ inline void mlp(Team& team, const StackJob& job, const Layer& layer, int64_t fir
     matmul_phase(team, layer.gate_up, in, last - first, nullptr, job.gate_up);
     const Activations x = make_activations(job.rows, layer.down.format, width);
     float* row = job.row_space + team.rank * job.row_floats;
-    for (int64_t i; (i = team_next(team)) < last - first;) {
+    team_for(team, last - first, [&](int64_t i) {
         const float* gate = job.gate_up + i * 2 * width;
         silu_mul_row(gate, gate + width, row, width);
         store_activation(x, layer.down.format, i, row);
-    }
-    team_barrier(team);
+    });
     matmul_phase(team, layer.down, x, last - first, nullptr, job.delta + first * job.args.width);
 }
 
@@ -106,10 +103,10 @@ inline void stack_body(Team& team, void* context) {
             mlp(team, job, layer, first, last);
         }
     }
-    for (int64_t i; (i = team_next(team)) < tokens;) {
+    team_for(team, tokens, [&](int64_t i) {
         float* hidden = args.hidden + i * args.width;
         add_row(hidden, job.delta + i * args.width, hidden, args.width);
-    }
+    });
 }
 
 inline int stack(Engine* engine, const StackArgs& args) {
