@@ -130,9 +130,16 @@ inline void tile_float(const uint8_t* panel, const char* block, int64_t first_ro
     for (int r = 0; r < rows; r++) sums[r] = totals[r];
 }
 
-// One panel against `rows` rows of activations, written to columns n0 .. n0 + 15 of y.
+// Where products go: row r to y + r * stride.
+struct Output {
+    float* y;
+    int64_t stride;
+    const float* bias;  // or null
+};
+
+// One panel against `rows` rows of activations, written to columns n0 .. n0 + 15.
 template <int format, int rows>
-void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const float* bias, float* y) {
+void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const Output& out) {
     const uint8_t* panel = w.data + n0 / kLanes * panel_bytes(format, w.k);
     const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
     F sums[rows];
@@ -140,8 +147,11 @@ void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const 
     if constexpr (kLayouts[format].scales == Scales::kNone)
         tile_float<format, rows>(panel, block, row % kTileRows, x.k, sums);
     else tile_quantized<format, rows>(panel, block, row % kTileRows, x.k, sums);
-    const F shift = bias ? load_n(bias + n0, lanes) : zero();
-    for (int r = 0; r < rows; r++) store_n(y + (row + r) * w.n + n0, bias ? add(sums[r], shift) : sums[r], lanes);
+    const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
+    for (int r = 0; r < rows; r++) {
+        float* y = out.y + (row + r) * out.stride + n0;
+        store_n(y, out.bias ? add(sums[r], shift) : sums[r], lanes);
+    }
 }
 
 // Panels [first_panel, last_panel) against one block of activations. Wide tiles first; a row's arithmetic is the same in
@@ -149,18 +159,17 @@ void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const 
 // broadcasts, which are slow (replayed) while a line is on its way.
 template <int format>
 void block_panels(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x, int64_t first,
-                  int64_t last, const float* bias, float* y) {
+                  int64_t last, const Output& out) {
     for (int64_t p = first_panel; p < last_panel; p++) {
         int64_t row = first;
-        for (; row + kTileRows <= last; row += kTileRows) tile<format, kTileRows>(w, p * kLanes, x, row, bias, y);
+        for (; row + kTileRows <= last; row += kTileRows) tile<format, kTileRows>(w, p * kLanes, x, row, out);
         if constexpr (kTileRows > 4)
-            for (; row + 4 <= last; row += 4) tile<format, 4>(w, p * kLanes, x, row, bias, y);
-        for (; row < last; row++) tile<format, 1>(w, p * kLanes, x, row, bias, y);
+            for (; row + 4 <= last; row += 4) tile<format, 4>(w, p * kLanes, x, row, out);
+        for (; row < last; row++) tile<format, 1>(w, p * kLanes, x, row, out);
     }
 }
 
-using BlockPanels = void (*)(const Weight&, int64_t, int64_t, const Activations&, int64_t, int64_t, const float*,
-                            float*);
+using BlockPanels = void (*)(const Weight&, int64_t, int64_t, const Activations&, int64_t, int64_t, const Output&);
 
 constexpr BlockPanels kBlockPanels[kFormats] = {
     block_panels<F32>,  block_panels<BF16>, block_panels<Q4_0>, block_panels<Q4_1>, block_panels<Q5_0>,
@@ -168,7 +177,7 @@ constexpr BlockPanels kBlockPanels[kFormats] = {
 };
 
 // One phase of the team: all rows of x against w. Activations of a chunk of rows stay in the second-level cache.
-inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const float* bias, float* y) {
+inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const Output& out) {
     constexpr int64_t kRowChunk = 256;
     const int64_t panels = (w.n + kLanes - 1) / kLanes;
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
@@ -178,8 +187,7 @@ inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int6
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
         const int64_t last = smaller(rows, (c / chunks + 1) * kRowChunk);
         for (int64_t row = c / chunks * kRowChunk; row < last; row += kTileRows) {
-            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), bias,
-                                   y);
+            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), out);
         }
     });
 }
@@ -194,7 +202,7 @@ inline void linear_body(Team& team, void* context) {
     const LinearArgs& args = job.args;
     const Weight& w = *args.weight;
     team_for(team, args.rows, [&](int64_t i) { store_activation(job.x, w.format, i, args.x + i * w.k); });
-    matmul_phase(team, w, job.x, args.rows, args.bias, args.y);
+    matmul_phase(team, w, job.x, args.rows, {args.y, w.n, args.bias});
 }
 
 inline int linear(Engine* engine, const LinearArgs& args) {
