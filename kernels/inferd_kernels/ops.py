@@ -93,17 +93,18 @@ class SamplingBatch:
 
 @dataclass(frozen=True, slots=True)
 class DecoderLayer:
-    """One pre-norm decoder layer with a SiLU-gated MLP, for `Ops.decoder_stack`. Matrices as `prepare_weight` returns them.
+    """One pre-norm decoder layer with a SiLU-gated MLP, for `Ops.decoder_stack`.
 
-    qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]
+    qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]: each as 1 to 3
+             row blocks from `prepare_weight`, more than one where their formats differ
     k_cache  [blocks, P, Hk, D], v_cache the same
     Norm weights and biases are float32.
     """
 
-    qkv: Weight
-    o: Weight
-    gate_up: Weight
-    down: Weight
+    qkv: tuple[Weight, ...]
+    o: tuple[Weight, ...]
+    gate_up: tuple[Weight, ...]
+    down: tuple[Weight, ...]
     attention_norm: torch.Tensor
     mlp_norm: torch.Tensor
     k_cache: torch.Tensor

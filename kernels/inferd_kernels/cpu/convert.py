@@ -21,20 +21,16 @@ MAX_HEAD_DIM = 1024
 class PackedWeight:
     """An [N, K] matrix in the native layout (csrc/layout.h), made once by `prepare_weight`.
 
-    data    the packed bytes, uint8
+    blocks  the packed bytes, uint8
     format  "f32", "bf16" or ggml's name in lower case
     shape   (N, K)
-    native  the struct that points at `data`
+    native  the struct that points at `blocks`
     """
 
-    data: torch.Tensor
+    blocks: torch.Tensor
     format: str
     shape: tuple[int, int]
     native: library.Weight
-
-    @property
-    def nbytes(self) -> int:
-        return self.data.nbytes
 
 
 def native_batch(batch: PagedBatch) -> library.Batch:

@@ -102,10 +102,14 @@ class CopyArgs(ctypes.Structure):
     )
 
 
+class Linear(ctypes.Structure):
+    _fields_ = (("parts", Weight * 3), ("num_parts", c_int32), ("n", c_int32), ("bias", c_void_p))
+
+
 class Layer(ctypes.Structure):
     _fields_ = (
-        *(("qkv", Weight), ("o", Weight), ("gate_up", Weight), ("down", Weight)),
-        *(("qkv_bias", c_void_p), ("o_bias", c_void_p), ("attention_norm", c_void_p), ("mlp_norm", c_void_p)),
+        *(("qkv", Linear), ("o", Linear), ("gate_up", Linear), ("down", Linear)),
+        *(("attention_norm", c_void_p), ("mlp_norm", c_void_p)),
         *(("cache", Cache), ("shape", AttentionShape), ("rope", Rope)),
     )
 

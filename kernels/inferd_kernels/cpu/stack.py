@@ -9,6 +9,7 @@ import torch
 
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import (
+    CACHE_TYPES,
     MAX_HEAD_DIM,
     PackedWeight,
     native_batch,
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from inferd_kernels.cpu.engine import NativeEngine
     from inferd_kernels.ops import DecoderLayer, PagedBatch
+    from inferd_kernels.weights import Weight
+
+MAX_PARTS = 3  # csrc/abi.h, struct Linear
 
 
 class NativeStack:
@@ -36,7 +40,7 @@ class NativeStack:
         self._eps = eps
         self._structs = (library.Layer * len(self._layers))(*(_native_layer(layer) for layer in self._layers))
         down = self._structs[0].down
-        self._width, self._intermediate = down.n, down.k
+        self._width, self._intermediate = down.n, down.parts[0].k
 
     def __call__(self, hidden: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
         """hidden [T,E] float32, the embeddings -> [T,E], the residual stream after the last layer (before the final
@@ -53,36 +57,45 @@ class NativeStack:
 
 
 def _native_layer(layer: DecoderLayer) -> library.Layer:
-    matrices = {name: getattr(layer, name) for name in ("qkv", "o", "gate_up", "down")}
-    for name, matrix in matrices.items():
-        if not isinstance(matrix, PackedWeight):
-            raise ValueError(f"layer.{name} is not a weight of the native backend's prepare_weight")
-    for name in ("attention_norm", "mlp_norm", "qkv_bias", "o_bias"):
-        _check_vector(name, getattr(layer, name))
-    if layer.qk_norm is not None:
-        _check_vector("qk_norm.q_weight", layer.qk_norm.q_weight)
-        _check_vector("qk_norm.k_weight", layer.qk_norm.k_weight)
     shape = layer.shape
     if shape.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"layer.shape.head_dim {shape.head_dim} is above {MAX_HEAD_DIM}")
-    expected = {
-        "qkv": ((shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim, layer.down.shape[0]),
-        "o": (layer.down.shape[0], shape.num_heads * shape.head_dim),
-        "gate_up": (2 * layer.down.shape[1], layer.down.shape[0]),
-    }
-    for name, size in expected.items():
-        if matrices[name].shape != size:
-            raise ValueError(f"layer.{name} is {matrices[name].shape}, not {size}")
-    out = library.Layer(*(matrix.native for matrix in matrices.values()))
-    for name in ("attention_norm", "mlp_norm", "qkv_bias", "o_bias"):
-        vector = getattr(layer, name)
-        setattr(out, name, None if vector is None else vector.data_ptr())
-    out.cache = native_cache(layer.k_cache, layer.v_cache)
-    out.shape = native_shape(shape)
-    out.rope = native_rope(layer.rope, layer.qk_norm)
+    if layer.k_cache.dtype not in CACHE_TYPES:
+        raise ValueError(f"layer.k_cache is {layer.k_cache.dtype}, not float32, bfloat16 or float16")
+    width, query = layer.attention_norm.numel(), shape.num_heads * shape.head_dim
+    intermediate = sum(part.shape[0] for part in layer.gate_up) // 2
+    out = library.Layer(
+        qkv=_linear("qkv", layer.qkv, (query + 2 * shape.num_kv_heads * shape.head_dim, width), layer.qkv_bias),
+        o=_linear("o", layer.o, (width, query), layer.o_bias),
+        gate_up=_linear("gate_up", layer.gate_up, (2 * intermediate, width), None),
+        down=_linear("down", layer.down, (width, intermediate), None),
+        attention_norm=_vector("attention_norm", layer.attention_norm),
+        mlp_norm=_vector("mlp_norm", layer.mlp_norm),
+        cache=native_cache(layer.k_cache, layer.v_cache),
+        shape=native_shape(shape),
+        rope=native_rope(layer.rope, layer.qk_norm),
+    )
+    if layer.qk_norm is not None:
+        _vector("qk_norm.q_weight", layer.qk_norm.q_weight)
+        _vector("qk_norm.k_weight", layer.qk_norm.k_weight)
     return out
 
 
-def _check_vector(name: str, vector: torch.Tensor | None) -> None:
-    if vector is not None and (vector.dtype != torch.float32 or not vector.is_contiguous()):
+def _linear(name: str, parts: Sequence[Weight], shape: tuple[int, int], bias: torch.Tensor | None) -> library.Linear:
+    packed = [part for part in parts if isinstance(part, PackedWeight)]
+    if len(packed) < len(parts):
+        raise ValueError(f"layer.{name} is not a weight of the native backend's prepare_weight")
+    rows, widths = sum(part.shape[0] for part in packed), {part.shape[1] for part in packed}
+    if not 1 <= len(packed) <= MAX_PARTS or rows != shape[0] or widths != {shape[1]}:
+        raise ValueError(f"layer.{name} is {[part.shape for part in packed]}, not 1 to {MAX_PARTS} parts of {shape}")
+    natives = (library.Weight * MAX_PARTS)(*(part.native for part in packed))
+    return library.Linear(natives, len(packed), rows, _vector(f"{name}_bias", bias))
+
+
+def _vector(name: str, vector: torch.Tensor | None) -> int | None:
+    """Address of a float32 vector."""
+    if vector is None:
+        return None
+    if vector.dtype != torch.float32 or not vector.is_contiguous():
         raise ValueError(f"layer.{name} must be a contiguous float32 tensor, is {vector.dtype}")
+    return int(vector.data_ptr())

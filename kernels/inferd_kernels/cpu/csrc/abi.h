@@ -128,10 +128,16 @@ struct CopyArgs {
     int64_t block_bytes;
 };
 
+// Row blocks of one projection, each in a format of its own.
+struct Linear {
+    Weight parts[3];
+    int32_t num_parts;
+    int32_t n;          // of all parts
+    const float* bias;  // [n] or null
+};
+
 struct Layer {
-    Weight qkv, o, gate_up, down;
-    const float* qkv_bias;  // or null
-    const float* o_bias;    // or null
+    Linear qkv, o, gate_up, down;
     const float* attention_norm;
     const float* mlp_norm;
     Cache cache;

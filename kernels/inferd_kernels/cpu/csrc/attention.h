@@ -337,16 +337,15 @@ inline void attention_phase(Team& team, const AttentionArgs& args, const Attenti
     const int64_t units = plan.num_blocks * args.shape.kv_heads;
     const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
     if (plan.split) {
-        for (int64_t c; (c = team_next(team)) < units * plan.max_tiles;) {
+        team_for(team, units * plan.max_tiles, [&](int64_t c) {
             const Unit u = open_unit(args, plan, c / plan.max_tiles, team.rank);
             const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
-            if (tile < u.first_tile || tile > u.last_tile) continue;
+            if (tile < u.first_tile || tile > u.last_tile) return;
             load_queries(u);
             attend_tile(u, tile, plan.partial + c * part_floats);
-        }
-        team_barrier(team);
+        });
     }
-    for (int64_t c; (c = team_next(team)) < units;) {
+    team_for(team, units, [&](int64_t c) {
         const Unit u = open_unit(args, plan, c, team.rank);
         clear_total(u);
         if (!plan.split) load_queries(u);
@@ -355,8 +354,7 @@ inline void attention_phase(Team& team, const AttentionArgs& args, const Attenti
             merge_part(u, plan.split ? plan.partial + (c * plan.max_tiles + tile) * part_floats : u.part);
         }
         write_output(u);
-    }
-    team_barrier(team);
+    });
 }
 
 struct AttentionJob {

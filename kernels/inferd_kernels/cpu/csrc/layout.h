@@ -31,6 +31,9 @@ struct Layout {
     int bits;
     int offset;
     Scales scales;
+
+    // Activations are rounded to 8 bits, like the weights or finer; for 8-bit weights to 15, or they would lose most.
+    constexpr bool wide() const { return bits == 8; }
 };
 
 constexpr Layout kLayouts[kFormats] = {

@@ -68,6 +68,12 @@ inline F add_group(F sum, const U quads[8], F scale, F second, const int8_t* q, 
     constexpr Layout layout = kLayouts[format];
     constexpr bool halves = layout.scales == Scales::kSuper16, minimum = has_minimum(layout);
     I dot = set1_i32(minimum ? 0 : offset[0]);
+    if constexpr (layout.wide()) {
+        I high = set1_i32(0);
+        for (int v = 0; v < 8; v++) high = dot4<layout.bits>(high, quads[v], load_i32(q + 4 * v));
+        dot = add_i32(dot, shift_left_i32<7>(high));
+        q += kTileRows * kGroup;
+    }
     for (int v = 0; v < (halves ? 4 : 8); v++) dot = dot4<layout.bits>(dot, quads[v], load_i32(q + 4 * v));
     sum = fma(to_float(dot), mul(scale, set1(x_scale)), sum);
     if constexpr (halves) {
@@ -91,7 +97,7 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     const int64_t groups = k / kGroup;
     const uint8_t* record = panel + records_at(layout.scales, groups);
     const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * kGroup;
-    const char* scales = block + kTileRows * kGroup + first_row * 4;
+    const char* scales = block + scales_at(layout) + first_row * 4;
     F totals[rows];
     for (int r = 0; r < rows; r++) totals[r] = zero();
     for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales += stride) {
@@ -124,9 +130,16 @@ inline void tile_float(const uint8_t* panel, const char* block, int64_t first_ro
     for (int r = 0; r < rows; r++) sums[r] = totals[r];
 }
 
-// One panel against `rows` rows of activations, written to columns n0 .. n0 + 15 of y.
+// Where products go: row r to y + r * stride.
+struct Output {
+    float* y;
+    int64_t stride;
+    const float* bias;  // or null
+};
+
+// One panel against `rows` rows of activations, written to columns n0 .. n0 + 15.
 template <int format, int rows>
-void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const float* bias, float* y) {
+void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const Output& out) {
     const uint8_t* panel = w.data + n0 / kLanes * panel_bytes(format, w.k);
     const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
     F sums[rows];
@@ -134,8 +147,11 @@ void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const 
     if constexpr (kLayouts[format].scales == Scales::kNone)
         tile_float<format, rows>(panel, block, row % kTileRows, x.k, sums);
     else tile_quantized<format, rows>(panel, block, row % kTileRows, x.k, sums);
-    const F shift = bias ? load_n(bias + n0, lanes) : zero();
-    for (int r = 0; r < rows; r++) store_n(y + (row + r) * w.n + n0, bias ? add(sums[r], shift) : sums[r], lanes);
+    const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
+    for (int r = 0; r < rows; r++) {
+        float* y = out.y + (row + r) * out.stride + n0;
+        store_n(y, out.bias ? add(sums[r], shift) : sums[r], lanes);
+    }
 }
 
 // Panels [first_panel, last_panel) against one block of activations. Wide tiles first; a row's arithmetic is the same in
@@ -143,18 +159,17 @@ void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const 
 // broadcasts, which are slow (replayed) while a line is on its way.
 template <int format>
 void block_panels(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x, int64_t first,
-                  int64_t last, const float* bias, float* y) {
+                  int64_t last, const Output& out) {
     for (int64_t p = first_panel; p < last_panel; p++) {
         int64_t row = first;
-        for (; row + kTileRows <= last; row += kTileRows) tile<format, kTileRows>(w, p * kLanes, x, row, bias, y);
+        for (; row + kTileRows <= last; row += kTileRows) tile<format, kTileRows>(w, p * kLanes, x, row, out);
         if constexpr (kTileRows > 4)
-            for (; row + 4 <= last; row += 4) tile<format, 4>(w, p * kLanes, x, row, bias, y);
-        for (; row < last; row++) tile<format, 1>(w, p * kLanes, x, row, bias, y);
+            for (; row + 4 <= last; row += 4) tile<format, 4>(w, p * kLanes, x, row, out);
+        for (; row < last; row++) tile<format, 1>(w, p * kLanes, x, row, out);
     }
 }
 
-using BlockPanels = void (*)(const Weight&, int64_t, int64_t, const Activations&, int64_t, int64_t, const float*,
-                            float*);
+using BlockPanels = void (*)(const Weight&, int64_t, int64_t, const Activations&, int64_t, int64_t, const Output&);
 
 constexpr BlockPanels kBlockPanels[kFormats] = {
     block_panels<F32>,  block_panels<BF16>, block_panels<Q4_0>, block_panels<Q4_1>, block_panels<Q5_0>,
@@ -162,21 +177,19 @@ constexpr BlockPanels kBlockPanels[kFormats] = {
 };
 
 // One phase of the team: all rows of x against w. Activations of a chunk of rows stay in the second-level cache.
-inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const float* bias, float* y) {
+inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const Output& out) {
     constexpr int64_t kRowChunk = 256;
     const int64_t panels = (w.n + kLanes - 1) / kLanes;
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
     const int64_t width = larger<int64_t>(1, smaller<int64_t>(16, panels / (8 * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
-    for (int64_t c; (c = team_next(team)) < chunks * row_chunks;) {
+    team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
         const int64_t last = smaller(rows, (c / chunks + 1) * kRowChunk);
         for (int64_t row = c / chunks * kRowChunk; row < last; row += kTileRows) {
-            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), bias,
-                                   y);
+            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), out);
         }
-    }
-    team_barrier(team);
+    });
 }
 
 struct LinearJob {
@@ -188,9 +201,8 @@ inline void linear_body(Team& team, void* context) {
     const LinearJob& job = *static_cast<const LinearJob*>(context);
     const LinearArgs& args = job.args;
     const Weight& w = *args.weight;
-    for (int64_t i; (i = team_next(team)) < args.rows;) store_activation(job.x, w.format, i, args.x + i * w.k);
-    team_barrier(team);
-    matmul_phase(team, w, job.x, args.rows, args.bias, args.y);
+    team_for(team, args.rows, [&](int64_t i) { store_activation(job.x, w.format, i, args.x + i * w.k); });
+    matmul_phase(team, w, job.x, args.rows, {args.y, w.n, args.bias});
 }
 
 inline int linear(Engine* engine, const LinearArgs& args) {

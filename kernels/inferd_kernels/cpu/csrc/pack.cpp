@@ -141,14 +141,14 @@ void pack_float(const PackArgs& args, int64_t n, uint8_t* panel) {
 void pack_body(Team& team, void* context) {
     const PackArgs& args = *static_cast<const PackArgs*>(context);
     const size_t bytes = panel_bytes(args.format, args.k);
-    for (int64_t p; (p = team_next(team)) < (args.n + kLanes - 1) / kLanes;) {
+    team_for(team, (args.n + kLanes - 1) / kLanes, [&](int64_t p) {
         uint8_t* panel = args.packed + p * bytes;
         std::memset(panel, 0, bytes);
         for (int64_t n = p * kLanes; n < (p + 1) * kLanes && n < args.n; n++) {
             if (kLayouts[args.format].scales == Scales::kNone) pack_float(args, n, panel);
             else pack_quantized(args, n, panel);
         }
-    }
+    });
 }
 
 }  // namespace

@@ -89,8 +89,7 @@ inline void rope_kv_token(const RopeKvArgs& args, int64_t token, float* head) {
 
 inline void rope_kv_phase(Team& team, const RopeKvArgs& args) {
     alignas(64) float head[1024];
-    for (int64_t token; (token = team_next(team)) < args.batch->tokens;) rope_kv_token(args, token, head);
-    team_barrier(team);
+    team_for(team, args.batch->tokens, [&](int64_t token) { rope_kv_token(args, token, head); });
 }
 
 // Value i of row `row` of a packed weight, exactly as `linear` sees it.
@@ -139,7 +138,7 @@ constexpr UnpackRow kUnpackRow[kFormats] = {
 inline void embedding_body(Team& team, void* context) {
     const EmbeddingArgs& args = *static_cast<const EmbeddingArgs*>(context);
     const Weight& w = *args.weight;
-    for (int64_t i; (i = team_next(team)) < args.rows;) kUnpackRow[w.format](w, args.ids[i], args.out + i * w.k);
+    team_for(team, args.rows, [&](int64_t i) { kUnpackRow[w.format](w, args.ids[i], args.out + i * w.k); });
 }
 
 inline int embedding(Engine* engine, const EmbeddingArgs& args) {
@@ -151,7 +150,7 @@ inline int embedding(Engine* engine, const EmbeddingArgs& args) {
 
 inline void norm_body(Team& team, void* context) {
     const NormArgs& args = *static_cast<const NormArgs*>(context);
-    for (int64_t i; (i = team_next(team)) < args.rows;) {
+    team_for(team, args.rows, [&](int64_t i) {
         const int64_t at = i * args.width;
         const float* x = args.x + at;
         if (args.residual) {
@@ -159,25 +158,25 @@ inline void norm_body(Team& team, void* context) {
             x = args.hidden + at;
         }
         rms_norm_row(x, args.weight, args.normed + at, args.width, args.eps);
-    }
+    });
 }
 
 inline void silu_mul_body(Team& team, void* context) {
     const SiluMulArgs& args = *static_cast<const SiluMulArgs*>(context);
-    for (int64_t i; (i = team_next(team)) < args.rows;) {
+    team_for(team, args.rows, [&](int64_t i) {
         const float* gate = args.gate_up + i * 2 * args.width;
         silu_mul_row(gate, gate + args.width, args.out + i * args.width, args.width);
-    }
+    });
 }
 
 inline void rope_kv_body(Team& team, void* context) { rope_kv_phase(team, *static_cast<const RopeKvArgs*>(context)); }
 
 inline void copy_body(Team& team, void* context) {
     const CopyArgs& args = *static_cast<const CopyArgs*>(context);
-    for (int64_t i; (i = team_next(team)) < args.pairs;) {
+    team_for(team, args.pairs, [&](int64_t i) {
         std::memcpy(args.cache + args.destinations[i] * args.block_bytes,
                     args.cache + args.sources[i] * args.block_bytes, args.block_bytes);
-    }
+    });
 }
 
 inline int copy_blocks(Engine* engine, const CopyArgs& args) {

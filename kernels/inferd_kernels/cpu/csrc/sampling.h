@@ -206,8 +206,8 @@ inline void sample_body(Team& team, void* context) {
     char* scratch = job.scratch + team.rank * job.scratch_bytes;
     Descent& descent = *reinterpret_cast<Descent*>(scratch);
     float* scaled = reinterpret_cast<float*>(scratch + sizeof(Descent));
-    for (int64_t row; (row = team_next(team)) < job.args.rows;)
-        job.args.ids[row] = sample_row(job.args, row, scaled, descent);
+    team_for(team, job.args.rows,
+             [&](int64_t row) { job.args.ids[row] = sample_row(job.args, row, scaled, descent); });
 }
 
 inline int sample(Engine* engine, const SampleArgs& args) {

@@ -20,6 +20,41 @@ struct StackJob {
     int64_t row_floats;
 };
 
+// A projection's input, once for each part in the form that its format is multiplied with.
+struct Inputs {
+    Activations parts[3];
+};
+
+inline int64_t input_bytes(const Linear& linear, int64_t rows) {
+    int64_t bytes = 0;
+    for (int p = 0; p < linear.num_parts; p++)
+        bytes += activation_bytes(linear.parts[p].format, rows, linear.parts[p].k);
+    return bytes;
+}
+
+inline Inputs make_inputs(char* memory, const Linear& linear, int64_t rows) {
+    Inputs out{};
+    for (int p = 0; p < linear.num_parts; p++) {
+        const Weight& w = linear.parts[p];
+        out.parts[p] = make_activations(memory, w.format, w.k);
+        memory += activation_bytes(w.format, rows, w.k);
+    }
+    return out;
+}
+
+inline void store_input(const Inputs& inputs, const Linear& linear, int64_t index, const float* row) {
+    for (int p = 0; p < linear.num_parts; p++) store_activation(inputs.parts[p], linear.parts[p].format, index, row);
+}
+
+inline void project(Team& team, const Linear& linear, const Inputs& inputs, int64_t rows, float* y) {
+    int64_t column = 0;
+    for (int p = 0; p < linear.num_parts; p++) {
+        const float* bias = linear.bias ? linear.bias + column : nullptr;
+        matmul_phase(team, linear.parts[p], inputs.parts[p], rows, {y + column, linear.n, bias});
+        column += linear.parts[p].n;
+    }
+}
+
 struct StackSizes {
     int64_t delta, qkv, q, gate_up, rows, row_floats;
 };
@@ -37,57 +72,54 @@ inline StackSizes stack_sizes(const StackArgs& args) {
     out.gate_up = (pass * 2 * args.intermediate * 4 + 63) / 64 * 64;
     for (int32_t l = 0; l < args.num_layers; l++) {
         const Layer& layer = args.layers[l];
-        const Weight* matrices[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
-        for (const Weight* w : matrices) out.rows = larger(out.rows, activation_bytes(w->format, pass, w->k));
+        const Linear* projections[] = {&layer.qkv, &layer.o, &layer.gate_up, &layer.down};
+        for (const Linear* linear : projections) out.rows = larger(out.rows, input_bytes(*linear, pass));
     }
     out.row_floats = (widest + 15) / 16 * 16;
     return out;
 }
 
-// Rows [first, last): residual += delta, then the norm as the next matmul reads it.
-inline void norm_pass(Team& team, const StackJob& job, const float* norm, const Weight& next,
-                      bool add_delta, int64_t first, int64_t last) {
+// Rows [first, last): residual += delta, then the norm as the next projection reads it.
+inline Inputs norm_pass(Team& team, const StackJob& job, const float* norm, const Linear& next, bool add_delta,
+                        int64_t first, int64_t last) {
     const StackArgs& args = job.args;
-    const Activations x = make_activations(job.rows, next.format, args.width);
+    const Inputs inputs = make_inputs(job.rows, next, last - first);
     float* row = job.row_space + team.rank * job.row_floats;
-    for (int64_t i; (i = first + team_next(team)) < last;) {
-        float* hidden = args.hidden + i * args.width;
-        if (add_delta) add_row(hidden, job.delta + i * args.width, hidden, args.width);
+    team_for(team, last - first, [&](int64_t i) {
+        float* hidden = args.hidden + (first + i) * args.width;
+        if (add_delta) add_row(hidden, job.delta + (first + i) * args.width, hidden, args.width);
         rms_norm_row(hidden, norm, row, args.width, args.eps);
-        store_activation(x, next.format, i - first, row);
-    }
-    team_barrier(team);
+        store_input(inputs, next, i, row);
+    });
+    return inputs;
 }
 
 inline void attention_input(Team& team, const StackJob& job, const Layer& layer, bool add_delta, int64_t first,
                             int64_t last) {
-    norm_pass(team, job, layer.attention_norm, layer.qkv, add_delta, first, last);
-    const Activations x = make_activations(job.rows, layer.qkv.format, job.args.width);
-    matmul_phase(team, layer.qkv, x, last - first, layer.qkv_bias, job.qkv + first * layer.qkv.n);
+    const Inputs inputs = norm_pass(team, job, layer.attention_norm, layer.qkv, add_delta, first, last);
+    project(team, layer.qkv, inputs, last - first, job.qkv + first * layer.qkv.n);
 }
 
 inline void attention_output(Team& team, const StackJob& job, const Layer& layer, int64_t first, int64_t last) {
-    const Activations x = make_activations(job.rows, layer.o.format, layer.o.k);
-    for (int64_t i; (i = first + team_next(team)) < last;)
-        store_activation(x, layer.o.format, i - first, job.qkv + i * layer.o.k);
-    team_barrier(team);
-    matmul_phase(team, layer.o, x, last - first, layer.o_bias, job.delta + first * job.args.width);
+    const int64_t k = layer.o.parts[0].k;
+    const Inputs inputs = make_inputs(job.rows, layer.o, last - first);
+    team_for(team, last - first,
+             [&](int64_t i) { store_input(inputs, layer.o, i, job.qkv + (first + i) * k); });
+    project(team, layer.o, inputs, last - first, job.delta + first * job.args.width);
 }
 
 inline void mlp(Team& team, const StackJob& job, const Layer& layer, int64_t first, int64_t last) {
     const int64_t width = job.args.intermediate;
-    norm_pass(team, job, layer.mlp_norm, layer.gate_up, true, first, last);
-    const Activations in = make_activations(job.rows, layer.gate_up.format, job.args.width);
-    matmul_phase(team, layer.gate_up, in, last - first, nullptr, job.gate_up);
-    const Activations x = make_activations(job.rows, layer.down.format, width);
+    const Inputs in = norm_pass(team, job, layer.mlp_norm, layer.gate_up, true, first, last);
+    project(team, layer.gate_up, in, last - first, job.gate_up);
+    const Inputs inputs = make_inputs(job.rows, layer.down, last - first);
     float* row = job.row_space + team.rank * job.row_floats;
-    for (int64_t i; (i = team_next(team)) < last - first;) {
+    team_for(team, last - first, [&](int64_t i) {
         const float* gate = job.gate_up + i * 2 * width;
         silu_mul_row(gate, gate + width, row, width);
-        store_activation(x, layer.down.format, i, row);
-    }
-    team_barrier(team);
-    matmul_phase(team, layer.down, x, last - first, nullptr, job.delta + first * job.args.width);
+        store_input(inputs, layer.down, i, row);
+    });
+    project(team, layer.down, inputs, last - first, job.delta + first * job.args.width);
 }
 
 inline void stack_body(Team& team, void* context) {
@@ -106,10 +138,10 @@ inline void stack_body(Team& team, void* context) {
             mlp(team, job, layer, first, last);
         }
     }
-    for (int64_t i; (i = team_next(team)) < tokens;) {
+    team_for(team, tokens, [&](int64_t i) {
         float* hidden = args.hidden + i * args.width;
         add_row(hidden, job.delta + i * args.width, hidden, args.width);
-    }
+    });
 }
 
 inline int stack(Engine* engine, const StackArgs& args) {

@@ -187,15 +187,24 @@ inline I dot4(I sum, U bytes, int32_t x) {
     return sum;
 }
 
-// Rounds 16 values to the nearest int8 and returns their sum.
-inline int32_t quantize16(F x, int8_t* out) {
-    int32_t sum = 0;
+// To the nearest integer, ties to even, for |x| < 2^22.
+inline I to_int(F x) {
     const F rounded = round(x);
-    for (int i = 0; i < 16; i++) {
-        out[i] = static_cast<int8_t>(rounded.v[i / 4][i % 4]);
-        sum += out[i];
-    }
-    return sum;
+    INFERD_PARTS(I, to_ints(rounded.v[i]));
+}
+inline I add_i32(I a, I b) { INFERD_PARTS(I, a.v[i] + b.v[i]); }
+inline I sub_i32(I a, I b) { INFERD_PARTS(I, a.v[i] - b.v[i]); }
+template <int n>
+inline I shift_left_i32(I x) { INFERD_PARTS(I, x.v[i] << n); }
+template <int n>
+inline I shift_right_i32(I x) { INFERD_PARTS(I, x.v[i] >> n); }
+inline int32_t reduce_add_i32(I x) {
+    const Ints four = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+    return four[0] + four[1] + four[2] + four[3];
+}
+// The low bytes of lanes that hold values of int8.
+inline void store_i8(int8_t* p, I x) {
+    for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(x.v[i / 4][i % 4]);
 }
 
 inline void transpose16(F r[16]) {

@@ -153,16 +153,25 @@ inline I dot4(I sum, U bytes, int32_t x) {
     return {dot4_half<bits>(sum.a, bytes.a, all), dot4_half<bits>(sum.b, bytes.b, all)};
 }
 
-// Rounds 16 values to the nearest int8 and returns their sum.
-inline int32_t quantize16(F x, int8_t* out) {
-    const __m256i a = _mm256_cvtps_epi32(x.a), b = _mm256_cvtps_epi32(x.b);
-    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
-    _mm_storeu_si128((__m128i*)out, bytes);
-    const __m256i eight = _mm256_add_epi32(a, b);
+// To the nearest integer, ties to even.
+inline I to_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+inline I add_i32(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+inline I sub_i32(I x, I y) { return {_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)}; }
+template <int n>
+inline I shift_left_i32(I x) { return {_mm256_slli_epi32(x.a, n), _mm256_slli_epi32(x.b, n)}; }
+template <int n>
+inline I shift_right_i32(I x) { return {_mm256_srai_epi32(x.a, n), _mm256_srai_epi32(x.b, n)}; }
+inline int32_t reduce_add_i32(I x) {
+    const __m256i eight = _mm256_add_epi32(x.a, x.b);
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+// The low bytes of lanes that hold values of int8.
+inline void store_i8(int8_t* p, I x) {
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x.a, x.b), 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128((__m128i*)p, bytes);
 }
 
 inline void transpose8(__m256 r[8]) {

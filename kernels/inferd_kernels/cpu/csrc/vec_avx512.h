@@ -80,12 +80,17 @@ inline U shift_left(U x) { return _mm512_slli_epi16(x, n); }
 template <int bits>
 inline I dot4(I sum, U bytes, int32_t x) { return _mm512_dpbusd_epi32(sum, bytes, _mm512_set1_epi32(x)); }
 
-// Rounds 16 values to the nearest int8 and returns their sum.
-inline int32_t quantize16(F x, int8_t* out) {
-    const __m512i values = _mm512_cvtps_epi32(x);
-    _mm_storeu_si128((__m128i*)out, _mm512_cvtsepi32_epi8(values));
-    return _mm512_reduce_add_epi32(values);
-}
+// To the nearest integer, ties to even.
+inline I to_int(F x) { return _mm512_cvtps_epi32(x); }
+inline I add_i32(I a, I b) { return _mm512_add_epi32(a, b); }
+inline I sub_i32(I a, I b) { return _mm512_sub_epi32(a, b); }
+template <int n>
+inline I shift_left_i32(I x) { return _mm512_slli_epi32(x, n); }
+template <int n>
+inline I shift_right_i32(I x) { return _mm512_srai_epi32(x, n); }
+inline int32_t reduce_add_i32(I x) { return _mm512_reduce_add_epi32(x); }
+// The low bytes of lanes that hold values of int8.
+inline void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 
 inline void transpose16(F r[16]) {
     F t[16];
