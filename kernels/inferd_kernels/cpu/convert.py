@@ -32,6 +32,10 @@ class PackedWeight:
     shape: tuple[int, int]
     native: library.Weight
 
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes
+
 
 def native_batch(batch: PagedBatch) -> library.Batch:
     tables = batch.block_tables

@@ -13,8 +13,14 @@ from inferd_kernels.ops import PagedBatch
 from inferd_kernels.weights import QuantizedWeight
 
 FLOAT16_FIELDS = {  # byte offsets of the float16 fields of a block
-    **{"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,)},
-    **{"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)},
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
 }
 
 
