@@ -54,14 +54,18 @@ def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCach
 
 def _fused_layer(layer: LayerWeights, cache: KVCache) -> DecoderLayer | None:
     """The layer in the form of `Ops.decoder_stack`; None for one that is not in that form or not in float32."""
-    matrices = (layer.qkv, layer.o, layer.gate_up, layer.down)
-    if any(len(matrix.parts) != 1 for matrix in matrices) or layer.attention_norm.dtype != torch.float32:
+    if layer.attention_norm.dtype != torch.float32 or layer.gate_up.bias is not None or layer.down.bias is not None:
         return None
-    if layer.gate_up.bias is not None or layer.down.bias is not None:
-        return None
-    qkv, o, gate_up, down = (matrix.parts[0] for matrix in matrices)
     return DecoderLayer(
-        *(qkv, o, gate_up, down, layer.attention_norm, layer.mlp_norm, cache.k, cache.v, layer.shape),
+        qkv=layer.qkv.parts,
+        o=layer.o.parts,
+        gate_up=layer.gate_up.parts,
+        down=layer.down.parts,
+        attention_norm=layer.attention_norm,
+        mlp_norm=layer.mlp_norm,
+        k_cache=cache.k,
+        v_cache=cache.v,
+        shape=layer.shape,
         rope=layer.rope,
         qk_norm=layer.qk_norm,
         qkv_bias=layer.qkv.bias,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
-from inferd_kernels.weights import QuantizedWeight, Weight
+from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight
 
 from inferd.checkpoint import Checkpoint, TensorRecord
 from inferd.errors import StartupError
@@ -32,7 +32,7 @@ class TensorFiles:
     def __init__(self) -> None:
         self._maps: dict[Path, torch.Tensor] = {}
 
-    def read(self, record: TensorRecord) -> Weight:
+    def read(self, record: TensorRecord) -> CheckpointWeight:
         """A float tensor in the checkpoint's own dtype, or [N, K] quantized blocks."""
         raw = self._map(record.file)[record.offset : record.offset + record.nbytes]
         dtype = FLOAT_FORMATS.get(record.format)
@@ -149,7 +149,7 @@ class Loader:
         self._bytes_held += vector.nbytes
         return vector.to(self.device)
 
-    def _read(self, rule: Rule, layer: int) -> Weight:
+    def _read(self, rule: Rule, layer: int) -> CheckpointWeight:
         record = self.checkpoint.tensors[rule.source.format(layer=layer)]
         weight = self._files.read(record)
         self._bytes_read += record.nbytes
@@ -178,7 +178,7 @@ def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
     return grouped
 
 
-def _concatenate(parts: list[Weight]) -> Weight | None:
+def _concatenate(parts: Sequence[Weight]) -> Weight | None:
     """The parts as one weight over their rows; None when their formats differ."""
     if len(parts) == 1:
         return parts[0]

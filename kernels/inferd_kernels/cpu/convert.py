@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from inferd_kernels.cpu import library
+from inferd_kernels.weights import BackendWeight
 
 if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
@@ -18,7 +19,7 @@ MAX_HEAD_DIM = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class PackedWeight:
+class PackedWeight(BackendWeight):
     """An [N, K] matrix in the native layout (csrc/layout.h), made once by `prepare_weight`.
 
     blocks  the packed bytes, uint8
@@ -34,7 +35,7 @@ class PackedWeight:
 
     @property
     def nbytes(self) -> int:
-        return self.data.nbytes
+        return self.blocks.nbytes
 
 
 def native_batch(batch: PagedBatch) -> library.Batch:

@@ -56,6 +56,8 @@ class NativeOps:
             if weight.format in library.FORMATS:
                 return self._pack(weight.blocks, weight.format, weight.shape)
             weight = reference.dequantize(weight)
+        if not isinstance(weight, torch.Tensor):
+            raise ValueError(f"{type(weight).__name__} is the weight of another backend")
         if weight.dim() != 2:
             return weight
         kind = "bf16" if dtype == torch.bfloat16 or weight.dtype == torch.bfloat16 else "f32"
@@ -166,7 +168,7 @@ class NativeOps:
         rows, vocab = logits.shape
         values = _floats(logits)
         ids = torch.empty(rows, dtype=torch.int64)
-        columns = (
+        given = (
             batch.temperature,
             batch.top_k,
             batch.top_p,
@@ -175,7 +177,7 @@ class NativeOps:
             batch.choices,
             batch.positions,
         )
-        columns = tuple(column.contiguous() for column in columns)
+        columns = [column.contiguous() for column in given]
         pointers = (values.data_ptr(), ids.data_ptr(), *(column.data_ptr() for column in columns))
         self.engine.call("sample", library.SampleArgs(*pointers, rows, vocab))
         return ids

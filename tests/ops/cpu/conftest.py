@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -42,8 +42,8 @@ def seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def engines() -> Iterator[dict[tuple[str, int], NativeOps]]:
-    yield {(isa, threads): NativeOps(NativeEngine(threads, isa)) for isa in ISAS for threads in (1, 2)}
+def engines() -> dict[tuple[str, int], NativeOps]:
+    return {(isa, threads): NativeOps(NativeEngine(threads, isa)) for isa in ISAS for threads in (1, 2)}
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant[0]}-{variant[1]}")
