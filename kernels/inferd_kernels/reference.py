@@ -195,7 +195,8 @@ def filter_logits(
     threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
     masses = ordered.masked_fill(ordered < threshold, float("-inf")).softmax(-1)
     before = masses.cumsum(-1) - masses
-    kept = ((before < top_p.unsqueeze(1)) & (masses > 0)).sum(-1).clamp(min=1)
+    nucleus = top_p.unsqueeze(1)
+    kept = (((before < nucleus) & (masses > 0)) | (nucleus >= 1)).sum(-1).clamp(min=1)
     threshold = torch.maximum(threshold, ordered.gather(1, (kept - 1).unsqueeze(1)))
     floor = ordered[:, :1] + min_p.clamp(min=1e-38).log().unsqueeze(1)
     threshold = torch.where(min_p.unsqueeze(1) > 0, torch.maximum(threshold, floor), threshold)
@@ -203,7 +204,7 @@ def filter_logits(
 
 
 def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24.
+    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24, at most 1 - 2^-24 (the sum may round to 2^24).
 
     word is lane (token & 3) of Philox-4x32-10 (Salmon et al. 2011) with counter (token >> 2, position, choice, 0) and
     key (low, high) 32 bits of the seed: any backend and any shard of the vocabulary computes the same noise.
@@ -215,7 +216,7 @@ def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positio
     counter[1] = (positions & MASK32).unsqueeze(1)
     counter[2] = choices.long().unsqueeze(1)
     words = _philox(counter, (seeds & MASK32).unsqueeze(1), ((seeds >> 32) & MASK32).unsqueeze(1))
-    uniform = ((words >> 8).float() + 0.5) * 2.0**-24
+    uniform = (((words >> 8).float() + 0.5) * 2.0**-24).clamp(max=1 - 2.0**-24)
     noise = -torch.log(-torch.log(uniform))
     return noise.permute(1, 2, 0).reshape(rows, groups * 4)[:, :vocab]
 

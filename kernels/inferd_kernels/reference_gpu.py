@@ -1,0 +1,74 @@
+"""Torch definitions of the operations that exist on GPUs alone: 8-bit KV, sinks, row quantization, 4-bit weights, MoE.
+
+With `inferd_kernels.reference` this is what the Triton kernels are tested against. Nothing here is fast.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from inferd_kernels.ops import AttentionShape, PagedBatch
+
+SCALE_FLOOR = 2.0**-100  # a row of zeros is divided by a number, and stays zero
+LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+
+
+def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values like x in `dtype`, scale [...] float32) over the last dimension: scale = max|x| / limit, values = x / scale.
+
+    fp8 rounds to nearest even and saturates at 448, int8 rounds half to even and saturates at 127.
+    """
+    limit = LIMITS[dtype]
+    wide = x.float()
+    scale = (wide.abs().amax(-1) / limit).clamp(min=SCALE_FLOOR)
+    values = (wide / scale.unsqueeze(-1)).clamp(-limit, limit)
+    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
+
+
+def attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`reference.paged_attention` in float64, with optional 8-bit caches (scales [blocks,P,Hk]) and sinks [Hq].
+
+    A sink adds exp(sink) to the softmax denominator of its head. Rows of sequences without context are 0.
+    """
+    out = torch.zeros(q.shape, dtype=torch.float64)
+    starts, page = batch.cu_seqlens.tolist(), k_cache.shape[1]
+    group = shape.num_heads // shape.num_kv_heads
+    for index, length in enumerate(batch.seq_lens.tolist()):
+        begin, end = starts[index], starts[index + 1]
+        if begin == end or length == 0:
+            continue
+        blocks = batch.block_tables[index, : -(-length // page)].long()
+        keys, values = (
+            _gather(cache, None if scales is None else scales[side], blocks, length).repeat_interleave(group, 1)
+            for side, cache in enumerate((k_cache, v_cache))
+        )
+        scores = torch.einsum("qhd,nhd->hqn", q[begin:end].double(), keys) * shape.scale
+        if shape.softcap:
+            scores = shape.softcap * torch.tanh(scores / shape.softcap)
+        scores = scores.masked_fill(~_visible(end - begin, length, shape.window), float("-inf"))
+        if sinks is not None:
+            extra = sinks.double()[:, None, None].expand(-1, end - begin, 1)
+            weights = torch.cat((scores, extra), -1).softmax(-1)[..., :-1]
+        else:
+            weights = scores.softmax(-1)
+        out[begin:end] = torch.einsum("hqn,nhd->qhd", weights, values)
+    return out
+
+
+def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, length: int) -> torch.Tensor:
+    values = cache[blocks].flatten(0, 1)[:length].double()
+    return values if scale is None else values * scale[blocks].flatten(0, 1)[:length].double().unsqueeze(-1)
+
+
+def _visible(queries: int, length: int, window: int) -> torch.Tensor:
+    rows = torch.arange(length - queries, length).unsqueeze(1)
+    columns = torch.arange(length).unsqueeze(0)
+    return (columns <= rows) & (columns > rows - window) if window else columns <= rows
