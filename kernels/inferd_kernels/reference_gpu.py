@@ -72,3 +72,36 @@ def _visible(queries: int, length: int, window: int) -> torch.Tensor:
     rows = torch.arange(length - queries, length).unsqueeze(1)
     columns = torch.arange(length).unsqueeze(0)
     return (columns <= rows) & (columns > rows - window) if window else columns <= rows
+
+
+def unpack_w4(
+    packed: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """[N,K] values scale (nibble - 8) + offset of packed [N,K/2]: low nibbles are the first K/2 weights, high the rest."""
+    nibbles = torch.cat((packed & 0xF, packed >> 4), 1).float() - 8
+    group = nibbles.shape[1] // scale.shape[1]
+    values = nibbles * scale.float().repeat_interleave(group, 1)
+    if offset is not None:
+        values = values + offset.float().repeat_interleave(group, 1)
+    return values.to(dtype)
+
+
+def moe_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(experts [T,k] int32, weights [T,k] float32): softmax over E, its k largest, ties to the lowest index."""
+    weights = logits.float().softmax(-1)
+    experts = logits.float().sort(-1, descending=True, stable=True).indices[:, :top_k]
+    chosen = weights.gather(1, experts)
+    return experts.int(), chosen / chosen.sum(-1, keepdim=True) if renormalize else chosen
+
+
+def moe_mlp(
+    x: torch.Tensor, logits: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, top_k: int, renormalize: bool = True
+) -> torch.Tensor:
+    """sum over the k experts of weight * down[e] (silu(gate) * up) for x [T,H], gate_up [E,2I,H], down [E,H,I], float64."""
+    experts, weights = moe_route(logits, top_k, renormalize)
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for token in range(x.shape[0]):
+        for expert, weight in zip(experts[token].tolist(), weights[token].tolist(), strict=True):
+            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
+            out[token] += weight * (down[expert].double() @ (torch.nn.functional.silu(gate) * up))
+    return out

@@ -109,5 +109,6 @@ def repair() -> None:
     Builder.create_fp_to_fp = _convert(Builder.create_fp_to_fp)
     Builder.binary_op = _binary(Builder.binary_op)
     Builder.unary_op = _unary(Builder.unary_op)
+    Builder.get_bf16 = lambda _, value: Handle(pack(np.array([value]), tl.bfloat16), tl.bfloat16)
     Builder.create_dot = _dot(Builder.create_dot)
     stock.GridExecutor.__call__ = _quiet(stock.GridExecutor.__call__)

@@ -38,28 +38,53 @@ FAMILIES = {
     "sm_120": "ada", "sm_121": "ada", "gfx942": "cdna", "gfx950": "cdna", "interpreter": "interpreter",
 }  # fmt: skip
 
-# (family, bytes of a cached element, padded head dim) -> decode. Absent: the family's "any" row.
+# (family, bytes of a cached element, padded head dim) -> decode. "any" serves the families without a row of their own.
 DECODE = {
-    ("ampere", 2, 64): AttentionTile(16, 128, 4, 3),
-    ("ampere", 2, 128): AttentionTile(16, 64, 4, 3),
-    ("ampere", 2, 256): AttentionTile(16, 32, 4, 3),
-    ("ampere", 1, 64): AttentionTile(16, 128, 4, 3),
-    ("ampere", 1, 128): AttentionTile(16, 128, 4, 3),
-    ("ampere", 1, 256): AttentionTile(16, 64, 4, 3),
+    ("any", 2, 64): AttentionTile(16, 128, 4, 3),
+    ("any", 2, 128): AttentionTile(16, 64, 4, 3),
+    ("any", 2, 256): AttentionTile(16, 32, 4, 3),
+    ("any", 1, 64): AttentionTile(16, 128, 4, 2),
+    ("any", 1, 128): AttentionTile(16, 128, 4, 2),
+    ("any", 1, 256): AttentionTile(16, 64, 4, 2),
+    ("cdna", 1, 64): AttentionTile(16, 64, 4, 2),
+    ("cdna", 1, 128): AttentionTile(16, 64, 4, 2),
+    ("cdna", 1, 256): AttentionTile(16, 32, 4, 2),
     ("interpreter", 0, 0): AttentionTile(16, 32, 4, 2, split=64),
 }
 # (family, padded head dim) -> prefill
 PREFILL = {
-    ("ampere", 64): AttentionTile(128, 64, 4, 2),
-    ("ampere", 128): AttentionTile(128, 64, 8, 2),
-    ("ampere", 256): AttentionTile(64, 32, 4, 2),
-    ("ada", 64): AttentionTile(64, 64, 4, 2),
-    ("ada", 128): AttentionTile(64, 64, 4, 2),
-    ("ada", 256): AttentionTile(64, 32, 4, 1),
+    ("any", 64): AttentionTile(64, 64, 4, 2),
+    ("any", 128): AttentionTile(64, 32, 4, 2),
+    ("any", 256): AttentionTile(64, 32, 8, 2),
     ("hopper", 64): AttentionTile(128, 128, 8, 2),
     ("hopper", 128): AttentionTile(128, 64, 8, 2),
     ("hopper", 256): AttentionTile(128, 32, 8, 2),
+    ("blackwell", 64): AttentionTile(128, 128, 8, 2),
+    ("blackwell", 128): AttentionTile(128, 64, 8, 2),
+    ("blackwell", 256): AttentionTile(64, 32, 8, 2),
+    ("cdna", 64): AttentionTile(128, 64, 4, 2),
+    ("cdna", 128): AttentionTile(128, 64, 8, 2),
+    ("cdna", 256): AttentionTile(64, 32, 8, 2),
     ("interpreter", 0): AttentionTile(16, 16, 4, 2),
+}
+# (family, bytes of a weight, tokens) -> small GEMM: `tokens` is the bucket, 16 or 64
+GEMM_SMALL = {
+    ("any", 2, 16): GemmTile(16, 64, 128, 4, 3),
+    ("any", 2, 64): GemmTile(64, 64, 64, 4, 4),
+    ("any", 1, 16): GemmTile(16, 128, 128, 4, 3),
+    ("any", 1, 64): GemmTile(64, 64, 128, 4, 3),
+    ("interpreter", 0, 0): GemmTile(16, 32, 32, 4, 2),
+}
+# (family, tokens) -> 4-bit weights; depth is counted in weights of one plane and may not exceed the group
+GEMM_W4 = {
+    ("any", 16): GemmTile(16, 128, 128, 4, 3),
+    ("any", 64): GemmTile(64, 64, 128, 4, 3),
+    ("interpreter", 0): GemmTile(16, 32, 32, 4, 2),
+}
+# (family, bytes of a weight) -> grouped GEMM of a mixture of experts; rows is the padding of an expert's tokens
+GEMM_MOE = {
+    ("any", 2): GemmTile(16, 64, 128, 4, 3),
+    ("interpreter", 0): GemmTile(16, 32, 32, 4, 2),
 }
 
 
@@ -81,14 +106,33 @@ def decode_tile(arch: str, element: int, head_dim: int, kv_heads: int) -> Attent
     family = FAMILIES[arch]
     if family == "interpreter":
         return DECODE[(family, 0, 0)]
-    dim = min(256, max(64, next_power_of_2(head_dim)))
-    tile = DECODE.get((family, min(element, 2), dim)) or DECODE[("ampere", min(element, 2), dim)]
+    key = (min(element, 2), min(256, max(64, next_power_of_2(head_dim))))
+    tile = DECODE.get((family, *key)) or DECODE[("any", *key)]
     return replace(tile, split=256) if kv_heads <= 2 else tile
 
 
-def prefill_tile(arch: str, element: int, head_dim: int) -> AttentionTile:
+def prefill_tile(arch: str, head_dim: int) -> AttentionTile:
+    family = FAMILIES[arch]
+    dim = 0 if family == "interpreter" else min(256, max(64, next_power_of_2(head_dim)))
+    return PREFILL.get((family, dim)) or PREFILL[("any", dim)]
+
+
+def gemm_small_tile(arch: str, element: int, tokens: int) -> GemmTile:
     family = FAMILIES[arch]
     if family == "interpreter":
-        return PREFILL[(family, 0)]
-    dim = min(256, max(64, next_power_of_2(head_dim)))
-    return PREFILL.get((family, dim)) or PREFILL[("hopper" if family == "blackwell" else "ada", dim)]
+        return GEMM_SMALL[(family, 0, 0)]
+    key = (min(element, 2), 16 if tokens <= 16 else 64)
+    return GEMM_SMALL.get((family, *key)) or GEMM_SMALL[("any", *key)]
+
+
+def gemm_w4_tile(arch: str, tokens: int, group: int) -> GemmTile:
+    family = FAMILIES[arch]
+    bucket = 0 if family == "interpreter" else 16 if tokens <= 16 else 64
+    tile = GEMM_W4.get((family, bucket)) or GEMM_W4[("any", bucket)]
+    return replace(tile, depth=group) if group < tile.depth else tile
+
+
+def gemm_moe_tile(arch: str, element: int) -> GemmTile:
+    family = FAMILIES[arch]
+    key = 0 if family == "interpreter" else min(element, 2)
+    return GEMM_MOE.get((family, key)) or GEMM_MOE[("any", key)]
