@@ -89,7 +89,7 @@ def unpack_w4(
 def moe_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """(experts [T,k] int32, weights [T,k] float32): softmax over E, its k largest, ties to the lowest index."""
     weights = logits.float().softmax(-1)
-    experts = logits.float().sort(-1, descending=True, stable=True).indices[:, :top_k]
+    experts = logits.float().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     chosen = weights.gather(1, experts)
     return experts.int(), chosen / chosen.sum(-1, keepdim=True) if renormalize else chosen
 
