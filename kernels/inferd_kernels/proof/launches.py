@@ -11,7 +11,7 @@ from inferd_kernels.proof.problems import AttentionProblem
 from inferd_kernels.triton import paged_decode, paged_prefill
 from inferd_kernels.triton.tiles import AttentionTile
 
-DECODE_TILE = AttentionTile(16, 32, 4, 2, split=32)
+DECODE_TILE = AttentionTile(16, 16, 4, 2, split=32)
 PREFILL_TILE = AttentionTile(16, 16, 4, 2)
 
 
