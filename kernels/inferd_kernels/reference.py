@@ -182,9 +182,7 @@ def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     return out
 
 
-def filter_logits(
-    scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
-) -> torch.Tensor:
+def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
     """-inf outside the kept set: the top_k largest, then of those the smallest set of mass >= top_p, then
     probabilities of at least min_p times the largest. Equal logits are kept or dropped together."""
     vocab = scaled.shape[1]

@@ -95,7 +95,12 @@ def moe_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torc
 
 
 def moe_mlp(
-    x: torch.Tensor, logits: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, top_k: int, renormalize: bool = True
+    x: torch.Tensor,
+    logits: torch.Tensor,
+    gate_up: torch.Tensor,
+    down: torch.Tensor,
+    top_k: int,
+    renormalize: bool = True,
 ) -> torch.Tensor:
     """sum over the k experts of weight * down[e] (silu(gate) * up) for x [T,H], gate_up [E,2I,H], down [E,H,I], float64."""
     experts, weights = moe_route(logits, top_k, renormalize)

@@ -117,7 +117,9 @@ def report(kernel: Any) -> dict[str, int]:
 def _nvidia(kernel: Any) -> dict[str, int]:
     usage = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", disassemble(kernel, "-res-usage"))
     assert usage is not None, "cuobjdump printed no resource usage"
-    lines = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", disassemble(kernel, "-sass"))]
+    lines = [
+        (int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", disassemble(kernel, "-sass"))
+    ]
     ops = [(at, _opcode(text)) for at, text in lines]
     names = [name for _, name in ops]
     return {

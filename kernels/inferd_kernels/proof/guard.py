@@ -138,7 +138,9 @@ class Guard:
             return f"{kind} out of bounds in program {self._program}: the launch has no tensor"
         spans = [(int(low), int(high)) for low, high in self._bounds]
         low, high = min(spans, key=lambda span: min(abs(address - span[0]), abs(address - span[1])))
-        return f"{kind} out of bounds in program {self._program}: byte {address - low} of a tensor of {high - low} bytes"
+        return (
+            f"{kind} out of bounds in program {self._program}: byte {address - low} of a tensor of {high - low} bytes"
+        )
 
     def _finish(self) -> None:
         stores, atomics, loads = (_owners(self._accesses[kind]) for kind in ("store", "atomic", "load"))

@@ -25,6 +25,7 @@ __all__ = [
     "silu_mul",
 ]
 
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T,E] with contiguous rows; E up to 65,536."""
     return library.rms_norm(x, weight, eps)

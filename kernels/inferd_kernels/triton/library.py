@@ -13,6 +13,7 @@ from inferd_kernels.triton import copy_blocks as block_copies
 from inferd_kernels.triton import sample as sampling
 from inferd_kernels.triton.tiles import architecture, decode_tile, prefill_tile
 
+
 @torch.library.custom_op("inferd::rms_norm", mutates_args=())
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -35,9 +36,7 @@ def add_rms_norm(
 
 
 @add_rms_norm.register_fake
-def _(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(residual), torch.empty_like(residual)
 
 

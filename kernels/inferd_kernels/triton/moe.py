@@ -132,7 +132,17 @@ def launch_align(experts: torch.Tensor, count: int, rows: int) -> tuple[torch.Te
     order, owners = experts.new_empty(slots), experts.new_empty(slots // rows)
     count_pairs[(count,)](experts, counts, pairs, BLOCK=BLOCK, num_warps=4)
     line_up[(count,)](
-        experts, counts, order, owners, pairs, count, slots, ROWS=rows, PAD=next_power_of_2(count), BLOCK=BLOCK, num_warps=4
+        experts,
+        counts,
+        order,
+        owners,
+        pairs,
+        count,
+        slots,
+        ROWS=rows,
+        PAD=next_power_of_2(count),
+        BLOCK=BLOCK,
+        num_warps=4,
     )
     return order, owners
 

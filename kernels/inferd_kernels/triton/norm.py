@@ -38,7 +38,9 @@ def norm_rows(
         one = tl.arange(0, 1)
         scale = quant_scale(tl.max(tl.abs(wide), 0) + tl.zeros([1], tl.float32), LIMIT)
         tl.store(scale_ptr + row + one, scale)
-        tl.store(out_ptr + row * size + c, quantize(wide, scale, LIMIT, INTEGER).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(
+            out_ptr + row * size + c, quantize(wide, scale, LIMIT, INTEGER).to(out_ptr.dtype.element_ty), mask=inside
+        )
     else:
         tl.store(out_ptr + row * size + c, y, mask=inside)
 

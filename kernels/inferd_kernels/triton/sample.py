@@ -100,9 +100,7 @@ def threshold(row_ptr, vocab, temperature, top_k, top_p, min_p, BLOCK: tl.conste
     top = order_key(high).to(tl.int64)
     floor = order_key(low).to(tl.int64)
     if (top_k > 0) & (top_k < vocab):
-        floor, _ = settle(
-            row_ptr, vocab, temperature, floor, top + 1, floor, high, top_k.to(tl.float32), False, BLOCK
-        )
+        floor, _ = settle(row_ptr, vocab, temperature, floor, top + 1, floor, high, top_k.to(tl.float32), False, BLOCK)
     if top_p < 1.0:
         target = mass_from(row_ptr, vocab, temperature, floor, high, BLOCK) * top_p
         _, floor = settle(row_ptr, vocab, temperature, floor - 1, top, floor, high, target, True, BLOCK)

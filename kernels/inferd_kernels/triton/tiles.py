@@ -77,7 +77,7 @@ GEMM_SMALL = {
 }
 # (family, tokens) -> 4-bit weights; depth is counted in weights of one plane and may not exceed the group
 GEMM_W4 = {
-    ("any", 16): GemmTile(16, 128, 128, 4, 3),
+    ("any", 16): GemmTile(16, 64, 128, 4, 3),
     ("any", 64): GemmTile(64, 64, 128, 4, 3),
     ("interpreter", 0): GemmTile(16, 32, 32, 4, 2),
 }

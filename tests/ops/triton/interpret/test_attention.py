@@ -162,8 +162,6 @@ def test_a_cache_beyond_two_to_the_31_elements() -> None:
         large = torch.empty(blocks, page, 1, dim, dtype=torch.bfloat16)
         large[far[0].long()] = cache[small.batch.block_tables[0].long()]
         caches.append(large)
-    problem = replace(
-        small, k_cache=caches[0], v_cache=caches[1], batch=replace(small.batch, block_tables=far)
-    )
+    problem = replace(small, k_cache=caches[0], v_cache=caches[1], batch=replace(small.batch, block_tables=far))
     assert caches[0].numel() > 2**31
     assert torch.equal(decode(problem), decode(small))

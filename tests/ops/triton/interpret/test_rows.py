@@ -61,7 +61,9 @@ def test_silu_mul(dtype: torch.dtype, size: int, generator: torch.Generator) -> 
 @pytest.mark.parametrize("target", EIGHT_BITS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_quantized_rows_are_bit_equal(target: torch.dtype, dtype: torch.dtype, generator: torch.Generator) -> None:
-    x = torch.randn(6, 130, generator=generator).to(dtype) * torch.tensor([0, 1e-4, 1, 3, 100, 1]).unsqueeze(1).to(dtype)
+    x = torch.randn(6, 130, generator=generator).to(dtype) * torch.tensor([0, 1e-4, 1, 3, 100, 1]).unsqueeze(1).to(
+        dtype
+    )
     with Guard():
         values, scale = quantize_rows(x, target)
     expected, expected_scale = reference_gpu.quantize_rows(x, target)
@@ -94,9 +96,7 @@ def rope_inputs(
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize(("dim", "rotary"), [(32, 32), (40, 24), (80, 80), (96, 48), (32, 0)])
 @pytest.mark.parametrize("normed", [False, True])
-def test_rope_and_kv_write(
-    dtype: torch.dtype, dim: int, rotary: int, normed: bool, generator: torch.Generator
-) -> None:
+def test_rope_and_kv_write(dtype: torch.dtype, dim: int, rotary: int, normed: bool, generator: torch.Generator) -> None:
     qkv, batch, shape = rope_inputs(dtype, dim, generator)
     angles = torch.rand(50, rotary // 2, generator=generator) * 6
     rope = Rope(torch.cat((angles.cos(), angles.sin()), 1), rotary) if rotary else None
