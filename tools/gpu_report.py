@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, load_ops
 from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import load_table
@@ -85,9 +84,9 @@ def seconds(function: Callable[[], object]) -> float:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
-    times = []
+    times: list[float] = []
     for _ in range(50):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         graph.replay()
         end.record()

@@ -2,7 +2,8 @@
 
     python tools/kernel_report.py [--write] [--markdown] [TARGET ...]
 
-Exit status 1 when a rule is broken or a number got worse. Needs triton; no GPU, no CUDA toolkit. TRITON_INTERPRET must be unset.
+Exit status 1 when a rule is broken or a number got worse. Needs triton; no GPU, no CUDA toolkit. TRITON_INTERPRET
+must be unset.
 """
 
 from __future__ import annotations
@@ -52,9 +53,8 @@ def check_target(arch: str, write: bool) -> list[str]:
 
 
 def print_markdown(arch: str) -> None:
-    print(
-        f"\n### {arch}\n\n| kernel | registers | spills | shared | blocks/SM | tensor ops | 16 B copies | loop | headroom |"
-    )
+    print(f"\n### {arch}\n")
+    print("| kernel | registers | spills | shared | blocks/SM | tensor ops | 16 B copies | loop | headroom |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     cases = {case.name: case for case in CASES}
     for key, facts in load_table(TABLE).get(arch, {}).items():
@@ -63,8 +63,8 @@ def print_markdown(arch: str) -> None:
         resident = blocks_per_multiprocessor(facts, arch) if arch.startswith("sm") else "-"
         copies = facts.get("async_copy_128", 0) + facts.get("load_128", 0) + facts.get("store_128", 0)
         print(
-            f"| {key} | {facts['regs']} | {facts['spills']} | {facts['shared']} | {resident} | {facts.get('tensor', 0)} "
-            f"| {copies} | {facts.get('loop', 0)} | {f'{room:.1f}' if room else ''} |"
+            f"| {key} | {facts['regs']} | {facts['spills']} | {facts['shared']} | {resident} "
+            f"| {facts.get('tensor', 0)} | {copies} | {facts.get('loop', 0)} | {f'{room:.1f}' if room else ''} |"
         )
 
 

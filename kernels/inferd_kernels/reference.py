@@ -202,7 +202,8 @@ def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
 
 
 def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24, at most 1 - 2^-24 (the sum may round to 2^24).
+    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24, at most 1 - 2^-24 (the sum may round to
+    2^24).
 
     word is lane (token & 3) of Philox-4x32-10 (Salmon et al. 2011) with counter (token >> 2, position, choice, 0) and
     key (low, high) 32 bits of the seed: any backend and any shard of the vocabulary computes the same noise.

@@ -14,7 +14,8 @@ LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
 def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values like x in `dtype`, scale [...] float32) over the last dimension: scale = max|x| / limit, values = x / scale.
+    """(values like x in `dtype`, scale [...] float32) over the last dimension: scale = max|x| / limit, values = x /
+    scale.
 
     fp8 rounds to nearest even and saturates at 448, int8 rounds half to even and saturates at 127.
     """
@@ -77,7 +78,8 @@ def _visible(queries: int, length: int, window: int) -> torch.Tensor:
 def unpack_w4(
     packed: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """[N,K] values scale (nibble - 8) + offset of packed [N,K/2]: low nibbles are the first K/2 weights, high the rest."""
+    """[N,K] values scale (nibble - 8) + offset of packed [N,K/2]: low nibbles are the first K/2 weights, high the
+    rest."""
     nibbles = torch.cat((packed & 0xF, packed >> 4), 1).float() - 8
     group = nibbles.shape[1] // scale.shape[1]
     values = nibbles * scale.float().repeat_interleave(group, 1)
@@ -102,7 +104,8 @@ def moe_mlp(
     top_k: int,
     renormalize: bool = True,
 ) -> torch.Tensor:
-    """sum over the k experts of weight * down[e] (silu(gate) * up) for x [T,H], gate_up [E,2I,H], down [E,H,I], float64."""
+    """sum over the k experts of weight * down[e] (silu(gate) * up) for x [T,H], gate_up [E,2I,H], down [E,H,I],
+    float64."""
     experts, weights = moe_route(logits, top_k, renormalize)
     out = torch.zeros(x.shape, dtype=torch.float64)
     for token in range(x.shape[0]):

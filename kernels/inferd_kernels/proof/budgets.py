@@ -1,7 +1,9 @@
 """The table of static facts per kernel and target, and the rules that a new compilation must meet.
 
-Rules for all: no spilled register, shared memory within what a block may use, the instructions a case demands, and no number
-worse than the table's. Issue headroom: bytes a loop reads per clock and multiprocessor against what the memory can deliver.
+Rules for all: no spilled register, shared memory within what a block may use, the instructions a case demands, and no
+number
+worse than the table's. Issue headroom: bytes a loop reads per clock and multiprocessor against what the memory can
+deliver.
 """
 
 from __future__ import annotations

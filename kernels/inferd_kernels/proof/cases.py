@@ -1,4 +1,5 @@
-"""The launches whose machine code is held to a budget: shapes of Llama-3-8B and its neighbours, on tensors without values."""
+"""The launches whose machine code is held to a budget: shapes of Llama-3-8B and its neighbours, on tensors without
+values."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ WITH_FP8 = tuple(arch for arch in ALL if arch != "sm_80")  # Ampere has no fp8 e
 class Case:
     """`kernels` are the launches it makes, in order. `need` is the least count of an instruction, by kind of target.
 
-    bytes_per_loop: what one pass of the busiest loop reads from memory, for the issue headroom; 0 where it is not of use.
+    bytes_per_loop: what one pass of the busiest loop reads from memory, for the issue headroom; 0 where it is not of
+    use.
     """
 
     name: str
@@ -82,7 +84,8 @@ def rms(quantized: bool) -> Callable[[], object]:
         if not quantized:
             return backend.add_rms_norm(x, x, weight, 1e-5)
         out = torch.empty(16, 4096, dtype=FP8)
-        return norm.launch(out, torch.empty_like(x), torch.empty(16), x, x, weight, 1e-5)
+        norm.launch(out, torch.empty_like(x), torch.empty(16), x, x, weight, 1e-5)
+        return out
 
     return run
 
@@ -99,7 +102,8 @@ def small_gemm(tokens: int) -> Callable[[], object]:
     def run() -> object:
         x, weight = torch.empty(tokens, 4096, dtype=BF16), torch.empty(6144, 4096, dtype=BF16)
         out = torch.empty(tokens, 6144, dtype=BF16)
-        return gemm_small.launch(out, x, weight, None, None, gemm_small_tile(architecture(), 2, tokens))
+        gemm_small.launch(out, x, weight, None, None, gemm_small_tile(architecture(), 2, tokens))
+        return out
 
     return run
 
@@ -135,6 +139,7 @@ DECODE = ("decode_split", "decode_merge")
 COPY = {"nvidia": {"tensor": 16, "async_copy_128": 8}, "amd": {"tensor": 16}}
 HGMMA = {"sm_90": {"wgmma": 16}, "sm_100": {"wgmma": 16}, "nvidia": {"tensor": 16}, "amd": {"tensor": 16}}
 NARROW = {"nvidia": {"tensor": 4, "async_copy_128": 8}, "amd": {"tensor": 4}}
+QGMMA = {"sm_90": {"fp8_mma": 4}}
 VECTOR = {"nvidia": {"load_128": 2, "store_128": 1}}
 CORE = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 TILE_BYTES = 2 * 128 * 128  # K and V of a decode tile: 64 tokens in bf16, 128 in 8 bits, at D 128
@@ -163,8 +168,8 @@ CASES = (
     Case("copy blocks", copies, ("copy",), need=VECTOR),
     Case("small GEMM bf16, 16 tokens", small_gemm(16), ("gemm_small",), need=NARROW),
     Case("small GEMM bf16, 64 tokens", small_gemm(64), ("gemm_small",), need=NARROW),
-    Case("small GEMM fp8, 16 tokens", fp8_gemm(16), ("quant_rows", "gemm_small"), WITH_FP8, {"sm_90": {"fp8_mma": 4}}, 128 * 128, 6.0),
-    Case("small GEMM fp8, 64 tokens", fp8_gemm(64), ("quant_rows", "gemm_small"), WITH_FP8, {"sm_90": {"fp8_mma": 4}}),
+    Case("small GEMM fp8, 16 tokens", fp8_gemm(16), ("quant_rows", "gemm_small"), WITH_FP8, QGMMA, 128 * 128, 6.0),
+    Case("small GEMM fp8, 64 tokens", fp8_gemm(64), ("quant_rows", "gemm_small"), WITH_FP8, QGMMA),
     Case("W4A16, group 128, 16 tokens", w4_gemm(16, 128, False), ("gemm_w4",)),
     Case("W4A16, group 32 with minimum, 16 tokens", w4_gemm(16, 32, True), ("gemm_w4",)),
     Case("W4A16, group 128, 64 tokens", w4_gemm(64, 128, False), ("gemm_w4",)),

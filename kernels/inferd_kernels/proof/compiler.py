@@ -4,8 +4,8 @@
         backend.paged_attention(...)      # CPU tensors; nothing executes
     report(launches[0].kernel)            # registers, spills, shared memory, instructions
 
-A stand-in driver names the target, and every launch stops after compilation, so argument specialization, constants, warps
-and stages are exactly those of a real launch. Needs neither a driver nor the CUDA toolkit.
+A stand-in driver names the target, and every launch stops after compilation, so argument specialization, constants,
+warps and stages are exactly those of a real launch. Needs neither a driver nor the CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def disassemble(kernel: Any, option: str) -> str:
 def report(kernel: Any) -> dict[str, int]:
     """Static facts: registers, spills (local loads and stores), shared bytes, warps, tensor-core and copy instructions.
 
-    loop: warp instructions of the busiest loop (the one with most tensor-core instructions, else the longest), 0 without.
+    loop: warp instructions of the busiest loop (the one with most tensor-core instructions, else the longest), 0
+    without.
     """
     facts = {"warps": int(kernel.metadata.num_warps), "shared": int(kernel.metadata.shared)}
     return facts | (_nvidia(kernel) if "cubin" in kernel.asm else _amd(kernel.asm["amdgcn"]))

@@ -1,7 +1,7 @@
 """Kernels with one deliberate defect each, made from their source text.
 
-A mutant is (file, text, replacement). Everything of `inferd_kernels.triton` that imports the changed file is loaded anew
-beside it, under names of its own, so the real modules stay as they are.
+A mutant is (file, text, replacement). Everything of `inferd_kernels.triton` that imports the changed file is loaded
+anew beside it, under names of its own, so the real modules stay as they are.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _import(folder: Path, name: str, text: str) -> ModuleType:
     path = folder / f"{name}.py"
     path.write_text(text)
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

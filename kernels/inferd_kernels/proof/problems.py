@@ -5,7 +5,7 @@ Block 0 is never allocated and holds NaN, as does every slot without a token; bl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -31,14 +31,10 @@ class AttentionProblem:
         """The decode problem of sequence `index` alone."""
         rows = slice(index, index + 1)
         batch = paged_batch([1], [int(self.batch.seq_lens[index])], self.batch.block_tables[rows].clone())
-        batch = PagedBatch(**{**_fields(batch), "max_seq_len": self.batch.max_seq_len})
+        batch = replace(batch, max_seq_len=self.batch.max_seq_len)
         return AttentionProblem(
             self.q[rows].clone(), self.k_cache, self.v_cache, batch, self.shape, self.scales, self.sinks
         )
-
-
-def _fields(batch: PagedBatch) -> dict[str, object]:
-    return {name: getattr(batch, name) for name in PagedBatch.__dataclass_fields__}
 
 
 def allocate(lens: list[int], page: int, generator: torch.Generator) -> tuple[torch.Tensor, int]:
@@ -74,7 +70,7 @@ def paged_batch(queries: list[int], lens: list[int], tables: torch.Tensor, page:
     )
 
 
-def attention_problem(
+def attention_problem(  # noqa: PLR0913 - all but three are options by name
     queries: list[int],
     lens: list[int],
     shape: AttentionShape,

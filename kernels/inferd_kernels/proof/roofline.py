@@ -2,9 +2,10 @@
 
 t = launches + max(bytes / memory, serial chain of one block, warp instructions / issue slots, flops / tensor cores)
 
-Memory reaches 0.90 of its peak (device copies on an H100 reach 3.0 of 3.35 TB/s), loops fill 0.60 of the issue slots, tensor
-cores reach 0.72 of dense peak in matmuls and 0.50 in attention; a dependent memory access takes 0.7 us, a kernel in a captured
-graph 2.5 us. Of these only the copy is backed by a measurement; the first run on a GPU replaces the rest.
+Memory reaches 0.90 of its peak (device copies on an H100 reach 3.0 of 3.35 TB/s), loops fill 0.60 of the issue slots,
+tensor
+cores reach 0.72 of dense peak in matmuls and 0.50 in attention; a dependent memory access takes 0.7 us, a kernel in a
+captured graph 2.5 us. Of these only the copy is backed by a measurement; the first run on a GPU replaces the rest.
 """
 
 from __future__ import annotations

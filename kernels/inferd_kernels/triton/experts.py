@@ -19,7 +19,8 @@ def moe_mlp(
     top_k: int,
     renormalize: bool = True,
 ) -> torch.Tensor:
-    """x [T,H], router logits [T,E], gate_up [E,2I,H], down [E,H,I] -> [T,H]: the weighted sum over a token's top_k experts.
+    """x [T,H], router logits [T,E], gate_up [E,2I,H], down [E,H,I] -> [T,H]: the weighted sum over a token's top_k
+    experts.
 
     renormalize: the chosen weights sum to 1. The sum over choices is in float32, in the order of the choices.
     """

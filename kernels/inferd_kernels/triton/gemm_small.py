@@ -1,7 +1,7 @@
 """y = x W^T (+ bias) for at most 64 tokens, in bf16, f16 or f32, or fp8 with a scale per token and per weight row.
 
-The operands are swapped: y^T = W x^T, so that the weight's rows fill the tensor core's 64 or 128 rows and the few tokens its
-narrow side. For fp8 this halves the instructions of the loop. The weight streams from memory once.
+The operands are swapped: y^T = W x^T, so that the weight's rows fill the tensor core's 64 or 128 rows and the few
+tokens its narrow side. For fp8 this halves the instructions of the loop. The weight streams from memory once.
 """
 
 from __future__ import annotations

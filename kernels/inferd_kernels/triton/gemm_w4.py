@@ -1,6 +1,7 @@
 """y = x W^T for 4-bit weights with a scale (and, if wanted, a minimum) per group of a row, 16-bit activations.
 
-Two planes: byte j of a row holds weight j in its low and weight j + K/2 in its high nibble, so unpacking needs no shuffle.
+Two planes: byte j of a row holds weight j in its low and weight j + K/2 in its high nibble, so unpacking needs no
+shuffle.
 A nibble n becomes a float without conversion: as the low mantissa bits of 128 (bf16) or 1024 (f16) it reads 128 + n or
 1024 + n, and one subtraction gives n - 8. Scales multiply the product of a whole group, not each weight.
 """
@@ -17,7 +18,7 @@ from inferd_kernels.triton.tiles import GemmTile
 @triton.jit
 def unpack(nibbles, KIND: tl.constexpr):
     """int16 holding 0..15 -> n - 8 in KIND (bfloat16 or float16), exactly."""
-    if KIND == tl.bfloat16:
+    if tl.bfloat16 == KIND:
         return (nibbles | 0x4300).to(tl.bfloat16, bitcast=True) - 136.0
     else:
         return (nibbles | 0x6400).to(tl.float16, bitcast=True) - 1032.0

@@ -1,7 +1,7 @@
 """`linear` and `embedding` over the weights a GPU keeps: float tensors, 4-bit planes, fp8 with row scales.
 
-Float weights go to torch (cuBLAS). Quantized ones go to our kernels up to SMALL_TOKENS tokens, where reading the weight is the
-whole cost; above that the arithmetic is, and torch's dense matmul does it.
+Float weights go to torch (cuBLAS). Quantized ones go to our kernels up to SMALL_TOKENS tokens, where reading the
+weight is the whole cost; above that the arithmetic is, and torch's dense matmul does it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class W4Weight:
 
 @dataclass(frozen=True, slots=True)
 class Fp8Weight:
-    """[N,K] float8_e4m3fn values with one float32 scale per row [N]; activations are quantized per token on the way in."""
+    """[N,K] float8_e4m3fn values with one float32 scale per row [N]; activations are quantized per token on the way
+    in."""
 
     values: torch.Tensor
     scale: torch.Tensor
@@ -77,7 +78,8 @@ def prepare_weight(
 
 
 def _planes(weight: QuantizedWeight) -> W4Weight:
-    """ggml blocks of 32: q4_0 is d | 16 bytes, value d (q - 8); q4_1 is d | m | 16 bytes, value d q + m = d (q - 8) + (m + 8 d)."""
+    """ggml blocks of 32: q4_0 is d | 16 bytes, value d (q - 8); q4_1 is d | m | 16 bytes, value d q + m = d (q - 8) +
+    (m + 8 d)."""
     rows, depth = weight.shape
     header = 2 if weight.format == "q4_0" else 4
     blocks = weight.blocks.reshape(rows, depth // GROUP, header + GROUP // 2)

@@ -47,8 +47,8 @@ def launch_penalties(
     presence: torch.Tensor,
     frequency: torch.Tensor,
 ) -> None:
-    """Edit logits [S,V] at tokens [S,L] int32 (distinct within a row, -1 pads), each seen counts [S,L] int32 times in the
-    output; count 0 means in the prompt alone, where only the repetition penalty applies. Penalties [S] float32."""
+    """Edit logits [S,V] at tokens [S,L] int32 (distinct within a row, -1 pads), each seen counts [S,L] int32 times in
+    the output; count 0 means in the prompt alone, where only the repetition penalty applies. Penalties [S] float32."""
     rows, width = tokens.shape
     penalize[(rows, -(-width // BLOCK))](
         logits, tokens, counts, repetition, presence, frequency, width, logits.shape[1], logits.stride(0),

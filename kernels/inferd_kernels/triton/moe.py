@@ -1,6 +1,7 @@
 """Mixture of experts: route tokens to their top-k experts, line the pairs up by expert, one grouped GEMM over all.
 
-Pair p = token * top_k + choice. Pairs are listed expert by expert, each expert padded to a multiple of ROWS with `pairs` (an
+Pair p = token * top_k + choice. Pairs are listed expert by expert, each expert padded to a multiple of ROWS with
+`pairs` (an
 index past the end). Order within an expert is the order of the pairs: nothing is atomic, so nothing depends on timing.
 """
 
@@ -124,7 +125,8 @@ def launch_route(experts: torch.Tensor, weights: torch.Tensor, logits: torch.Ten
 
 
 def launch_align(experts: torch.Tensor, count: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(order [slots] int32, owners [slots / rows] int32) for experts [T,k] among `count`: which pair sits in each slot, and
+    """(order [slots] int32, owners [slots / rows] int32) for experts [T,k] among `count`: which pair sits in each
+    slot, and
     whose tile it is; owner -1 is an empty tile. slots bounds any routing, so that it is the same for every batch."""
     pairs = experts.numel()
     slots = (pairs // rows + min(count, pairs)) * rows

@@ -1,7 +1,7 @@
 """RMS norm, with the residual add before it and fp8 or int8 row quantization after it fused in.
 
-y = x / sqrt(mean(x^2) + eps) * weight in float32; the quotient is rounded to storage before the product, and the norm reads
-the *rounded* residual sum, so that fused equals unfused (Zhang & Sennrich 2019).
+y = x / sqrt(mean(x^2) + eps) * weight in float32; the quotient is rounded to storage before the product, and the norm
+reads the *rounded* residual sum, so that fused equals unfused (Zhang & Sennrich 2019).
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ def decode_split(
         for tile in range(begin, high // TILE):
             pos = tile * TILE + tl.arange(0, TILE)
             m, total, acc = attend_tile(
-                q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + row * table_stride, pos, pos >= 0,
+                q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + row * table_stride,
+                pos, pos >= 0,
                 pos[None, :] >= 0, kv_head, kv_heads, block_stride, token_stride, scale, softcap,
                 HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, False,
             )  # fmt: skip

@@ -1,8 +1,9 @@
 """Causal attention of many query tokens per sequence over its paged context.
 
-A program takes ROWS = tokens x GROUP query rows of one KV head, so that tensor cores see 64 or 128 rows and K, V are read
-once per group. Key tiles start at multiples of TILE of the sequence, and a tile that a row may not see changes none of its
-bits: a prompt gives the same result in one piece or in chunks.
+A program takes ROWS = tokens x GROUP query rows of one KV head, so that tensor cores see 64 or 128 rows and K, V are
+read
+once per group. Key tiles start at multiples of TILE of the sequence, and a tile that a row may not see changes none
+of its bits: a prompt gives the same result in one piece or in chunks.
 """
 
 from __future__ import annotations
@@ -66,10 +67,11 @@ def prefill(
         begin = tl.maximum(first - window + 1, 0) // TILE
     else:
         begin = (first + 1) // TILE
-        for tile in range(0, begin):
+        for tile in range(begin):
             pos = tile * TILE + tl.arange(0, TILE)
             m, total, acc = attend_tile(
-                q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + sequence * table_stride, pos, pos >= 0,
+                q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + sequence * table_stride,
+                pos, pos >= 0,
                 pos[None, :] >= 0, kv_head, kv_heads, block_stride, token_stride, scale, softcap,
                 HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, False,
             )  # fmt: skip
@@ -104,7 +106,8 @@ def launch(
     softcap: float,
     tile: AttentionTile,
 ) -> None:
-    """Fill out [T,Hq,D] rows starts[0]:starts[B] for q [T,Hq,D]; starts [B+1] int32, lens [B] int32 with this step's tokens.
+    """Fill out [T,Hq,D] rows starts[0]:starts[B] for q [T,Hq,D]; starts [B+1] int32, lens [B] int32 with this step's
+    tokens.
 
     Row r of sequence i is at position lens[i] - (starts[i+1] - starts[i]) + r - starts[i]. Other rows stay as they are.
     """

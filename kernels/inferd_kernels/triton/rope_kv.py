@@ -1,6 +1,7 @@
 """RoPE and the KV write in one pass over qkv, with Qwen3's q/k norm and 8-bit quantization of the cache on the way.
 
-Rotation in the half-split form (Su et al. 2021): first' = first cos - second sin, second' = second cos + first sin over the
+Rotation in the half-split form (Su et al. 2021): first' = first cos - second sin, second' = second cos + first sin
+over the
 first ROTARY dimensions of a head; the rest pass. Quantization is per token and KV head: scale = max|x| / limit.
 """
 

@@ -1,6 +1,7 @@
 """One token per row of logits: temperature, top-k, top-p and min-p filters, then Gumbel-max with counter-based noise.
 
-A filter keeps the logits at or above a threshold. The thresholds are found exactly, without sorting, by bisection on the
+A filter keeps the logits at or above a threshold. The thresholds are found exactly, without sorting, by bisection on
+the
 order-preserving integer keys of the logits: count(key >= t) for top-k, mass(key > t) for top-p; three pivots per pass
 over the row settle two bits. A program owns a row, so a token depends on its own row, seed, choice and position alone.
 """
@@ -59,7 +60,8 @@ def weigh(x, keys, pivot, base, FROM_MASS: tl.constexpr):
 def settle(row_ptr, vocab, temperature, low, high, floor, base, target, FROM_MASS: tl.constexpr, BLOCK: tl.constexpr):
     """The two ends of (low, high], int64 keys, drawn together until they are neighbours; holds at low, not at high.
 
-    The condition is count(key >= t) >= target, or mass(floor <= key, key > t) >= target. float32 counts are exact to 2^24.
+    The condition is count(key >= t) >= target, or mass(floor <= key, key > t) >= target. float32 counts are exact to
+    2^24.
     """
     while high - low > 1:
         step = tl.maximum((high - low) // 4, 1)
@@ -150,8 +152,8 @@ def launch(
     filters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     counters: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
-    """out [S] int64 for logits [S,V]; temperature [S]; filters top_k, top_p, min_p and counters seeds, choices, positions
-    [S] as `ops.SamplingBatch` defines them. A row of -inf alone gives token 0."""
+    """out [S] int64 for logits [S,V]; temperature [S]; filters top_k, top_p, min_p and counters seeds, choices,
+    positions [S] as `ops.SamplingBatch` defines them. A row of -inf alone gives token 0."""
     rows, vocab = logits.shape
     sample_row[(rows,)](
         logits, temperature, *filters, *counters, out, vocab, logits.stride(0), BLOCK=BLOCK, num_warps=8

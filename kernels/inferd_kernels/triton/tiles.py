@@ -1,7 +1,8 @@
 """The checked-in launch configuration of every kernel, keyed by architecture and shape. Nothing is tuned at run time.
 
 Why each row is what it is, and the compiler's report of it: docs/kernels.md and tools/kernel_budgets.json. A row never
-depends on the number of rows in a batch, so a row of a batch is computed by the same binary whatever its neighbours are.
+depends on the number of rows in a batch, so a row of a batch is computed by the same binary whatever its neighbours
+are.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ GEMM_SMALL = {
 # (family, tokens) -> 4-bit weights; depth is counted in weights of one plane and may not exceed the group
 GEMM_W4 = {
     ("any", 16): GemmTile(16, 64, 128, 4, 3),
-    ("any", 64): GemmTile(64, 64, 128, 4, 3),
+    ("any", 64): GemmTile(64, 64, 64, 4, 3),
     ("interpreter", 0): GemmTile(16, 32, 32, 4, 2),
 }
 # (family, bytes of a weight) -> grouped GEMM of a mixture of experts; rows is the padding of an expert's tokens
@@ -89,7 +90,8 @@ GEMM_MOE = {
 
 
 def architecture() -> str:
-    """The active target as sm_NN or gfxNNN; "interpreter" when kernels are interpreted. Raises ValueError when unknown."""
+    """The active target as sm_NN or gfxNNN; "interpreter" when kernels are interpreted. Raises ValueError when
+    unknown."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "interpreter"
     from triton.runtime import driver
@@ -102,7 +104,8 @@ def architecture() -> str:
 
 
 def decode_tile(arch: str, element: int, head_dim: int, kv_heads: int) -> AttentionTile:
-    """The row for a cache of `element`-byte values. Few KV heads get shorter splits, so that a small batch fills the GPU."""
+    """The row for a cache of `element`-byte values. Few KV heads get shorter splits, so that a small batch fills the
+    GPU."""
     family = FAMILIES[arch]
     if family == "interpreter":
         return DECODE[(family, 0, 0)]

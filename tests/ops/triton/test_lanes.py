@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from inferd_kernels.ops import load_ops
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from inferd_kernels.proof import cases
 from inferd_kernels.proof.budgets import broken_rules, load_table, measure, regressions
 from inferd_kernels.proof.cases import CASES, Case

@@ -1,4 +1,5 @@
-"""What only a GPU can show. Never run so far: no machine of this project has one. `make test-gpu` on the day there is."""
+"""What only a GPU can show. Never run so far: no machine of this project has one. `make test-gpu` on the day there
+is."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from inferd_kernels import reference, reference_gpu
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, SamplingBatch, load_ops
 from inferd_kernels.proof import roofline

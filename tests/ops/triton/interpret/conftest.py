@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from inferd_kernels.proof.interpreter import repair
 
 repair()

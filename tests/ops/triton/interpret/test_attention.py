@@ -1,10 +1,10 @@
-"""Paged decode and prefill against float64 attention: odd lengths, every head dim, grouping, page, cache type and option."""
+"""Paged decode and prefill against float64 attention: odd lengths, every head dim, grouping, page, cache type and
+option."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-
 from inferd_kernels.ops import AttentionShape
 from inferd_kernels.proof.guard import Guard
 from inferd_kernels.proof.launches import DECODE_TILE, PREFILL_TILE, decode, prefill

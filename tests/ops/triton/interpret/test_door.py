@@ -1,10 +1,10 @@
-"""The Triton backend behind the door: custom ops, fake implementations, and a whole decoder that equals the reference."""
+"""The Triton backend behind the door: custom ops, fake implementations, and a whole decoder that equals the
+reference."""
 
 import dataclasses
 
 import pytest
 import torch
-
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch, load_ops
 from inferd_kernels.proof.problems import allocate, paged_batch, relative_error
 from inferd_kernels.triton import library, linear

@@ -4,7 +4,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-
 from inferd_kernels.proof.guard import Guard, GuardError
 from triton.runtime.errors import InterpreterError
 

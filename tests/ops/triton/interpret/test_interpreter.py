@@ -4,7 +4,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-
 from inferd_kernels.proof.problems import relative_error
 
 SMALL = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)

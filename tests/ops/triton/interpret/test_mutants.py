@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a table of source texts)
 """Kernels with a planted defect: the guard or the oracle must kill every one, and pass the kernel without the defect."""
 
 from collections.abc import Callable, Iterator
@@ -8,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from triton.runtime.errors import InterpreterError
-
 from inferd_kernels import reference, reference_gpu
 from inferd_kernels.ops import AttentionShape
 from inferd_kernels.proof import launches
@@ -17,6 +16,7 @@ from inferd_kernels.proof.guard import Guard, GuardError
 from inferd_kernels.proof.mutants import Mutant, load
 from inferd_kernels.proof.problems import attention_problem, relative_error
 from inferd_kernels.triton.tiles import AttentionTile, GemmTile
+from triton.runtime.errors import InterpreterError
 
 DECODE = "attention paged_decode"
 PREFILL = "attention paged_prefill"

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from inferd_kernels import reference, reference_gpu
 from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
 from inferd_kernels.proof.guard import Guard

@@ -6,7 +6,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-
 from inferd_kernels import reference
 from inferd_kernels.ops import SamplingBatch
 from inferd_kernels.proof.guard import Guard
