@@ -34,10 +34,9 @@ def measure(case: Case, arch: str) -> dict[str, Facts]:
     """{"case: kernel": facts}; a kernel launched twice by a case appears once per distinct binary."""
     rows: dict[str, Facts] = {}
     for launch in compile_case(case, arch):
-        key = f"{case.name}: {launch.name}"
-        facts = report(launch.kernel)
-        if key in rows and rows[key] != facts:
-            key += " (2)"
+        facts, name, number = report(launch.kernel), f"{case.name}: {launch.name}", 1
+        while (key := name if number == 1 else f"{name} ({number})") in rows and rows[key] != facts:
+            number += 1
         rows[key] = facts
     return rows
 

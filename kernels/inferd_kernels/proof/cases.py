@@ -135,6 +135,7 @@ def copies() -> object:
     return library.copy_blocks(torch.empty(64, 16, 8, 128, dtype=BF16), index, index)
 
 
+SAMPLE = ("extremes", *["narrow_count"] * 8, *["narrow_mass"] * 8, "draw", "pick")
 DECODE = ("decode_split", "decode_merge")
 COPY = {"nvidia": {"tensor": 16, "async_copy_128": 8}, "amd": {"tensor": 16}}
 HGMMA = {"sm_90": {"wgmma": 16}, "sm_100": {"wgmma": 16}, "nvidia": {"tensor": 16}, "amd": {"tensor": 16}}
@@ -163,7 +164,7 @@ CASES = (
     Case("add + RMS norm 4096", rms(False), ("norm_rows",), need=VECTOR, fast=CORE),
     Case("add + RMS norm 4096, fp8 out", rms(True), ("norm_rows",), WITH_FP8),
     Case("SiLU * up", lambda: backend.silu_mul(torch.empty(16, 28672, dtype=BF16)), ("silu_mul",), need=VECTOR),
-    Case("sample", sampling, ("sample_row",), fast=CORE),
+    Case("sample", sampling, SAMPLE, fast=CORE),
     Case("penalties and grammar", edits, ("penalize", "mask_bits")),
     Case("copy blocks", copies, ("copy",), need=VECTOR),
     Case("small GEMM bf16, 16 tokens", small_gemm(16), ("gemm_small",), need=NARROW),

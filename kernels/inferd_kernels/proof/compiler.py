@@ -134,6 +134,7 @@ def _nvidia(kernel: Any) -> dict[str, int]:
         "load_128": sum(name.startswith("LDG.") and ".128" in name for name in names),
         "store_128": sum(name.startswith("STG") and ".128" in name for name in names),
         "int_to_float": _count(names, "I2F"),
+        "sass": len(names),
         "loop": _busiest_loop(lines, ops),
     }
 

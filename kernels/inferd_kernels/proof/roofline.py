@@ -143,13 +143,20 @@ def prefill_attention(device: Device, model: Model, table: dict[str, Facts], tok
     return choose("prefill attention", tensor, terms)
 
 
-def sampling(device: Device, batch: int, vocab: int, passes: int) -> Estimate:
-    """A row per multiprocessor; 110 GB/s from the L2 cache into one of them."""
-    rows = ceil(batch / device.multiprocessors)
-    size = 2.0 * batch * vocab
-    return choose(
-        f"sample, {passes} passes", size / device.bandwidth, {"one SM's L2": rows * passes * vocab * 2 / 110e9}
-    )
+def sampling(device: Device, table: dict[str, Facts], batch: int, vocab: int, filtered: bool) -> Estimate:
+    """A program per chunk of 4096 logits; filters add a first pass and eight for each of the two."""
+    programs = batch * ceil(vocab / 4096)
+    passes = ["draw"] + (["extremes"] + ["narrow_count"] * 8 + ["narrow_mass"] * 8 if filtered else [])
+    time = 0.0
+    for kernel in passes:
+        facts = table[f"sample: {kernel}"]
+        slots = device.multiprocessors * blocks_per_multiprocessor(facts, device.arch)
+        shared = ceil(min(programs, slots) / device.multiprocessors) * ceil(programs / slots)
+        steps = max(1, 4 if kernel.startswith("narrow") else 1)
+        issue = shared * (facts["sass"] + (steps - 1) * facts["loop"]) * facts["warps"] / 4 / device.clock / ISSUE_SHARE
+        time += max(issue, 2.0 * batch * vocab / (device.bandwidth * MEMORY_SHARE), 2 * LATENCY)
+    name = "sample, top-k and top-p" if filtered else "sample, no filter"
+    return choose(name, 2.0 * batch * vocab / device.bandwidth, {"issue": time}, launches=19)
 
 
 def decode_step(device: Device, model: Model, table: dict[str, Facts], batch: int, context: int) -> list[Estimate]:
@@ -166,8 +173,8 @@ def decode_step(device: Device, model: Model, table: dict[str, Facts], batch: in
         streaming(device, "SiLU * up", 2.0 * 3 * batch * model.inner),
         matmul(device, "down", batch, model.hidden, model.inner),
         matmul(device, "lm_head (once)", batch, model.vocab, model.hidden),
-        sampling(device, batch, 128256, 2),
-        sampling(device, batch, 128256, 35),
+        sampling(device, table, batch, 128256, False),
+        sampling(device, table, batch, 128256, True),
     ]
 
 

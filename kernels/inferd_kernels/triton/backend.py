@@ -86,5 +86,6 @@ def paged_attention(
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
     return library.sample(
-        logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.choices, batch.positions
-    )
+        logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.choices, batch.positions,
+        batch.all_greedy,
+    )  # fmt: skip

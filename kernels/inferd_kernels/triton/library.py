@@ -144,9 +144,10 @@ def sample(
     seeds: torch.Tensor,
     choices: torch.Tensor,
     positions: torch.Tensor,
+    all_greedy: bool,
 ) -> torch.Tensor:
     out = temperature.new_empty(logits.shape[0], dtype=torch.int64)
-    sampling.launch(out, logits, temperature, (top_k, top_p, min_p), (seeds, choices, positions))
+    sampling.launch(out, logits, temperature, (top_k, top_p, min_p), (seeds, choices, positions), all_greedy)
     return out
 
 

@@ -62,10 +62,10 @@ MUTANTS = [
     Mutant("columns unmasked", "activation", "inside = c < size", "inside = c < size + BLOCK", "silu"),
     Mutant("copy to the source", "copy_blocks", "cache_ptr + destination + c", "cache_ptr + source + c", "copy"),
     Mutant("copy past the block", "copy_blocks", "inside = c < words", "inside = c < BLOCK", "copy"),
-    Mutant("noise of the next token", "sample", "uniform(seed, choice, position, first, BLOCK)", "uniform(seed, choice, position, first + 4, BLOCK)", "sample"),
-    Mutant("highest of equal tokens", "sample", "NO_TOKEN), 0)", "-1), 0)", "sample"),
-    Mutant("one token too many", "sample", "top_k.to(tl.float32), False", "top_k.to(tl.float32) + 1, False", "sample"),
-    Mutant("vocabulary unmasked", "sample", "mask=c < vocab, other=float(\"-inf\")", "mask=c < BLOCK, other=float(\"-inf\")", "sample"),
+    Mutant("noise of the next token", "sample", "tl.load(positions_ptr + row), first, CHUNK", "tl.load(positions_ptr + row), first + 4, CHUNK", "sample"),
+    Mutant("highest of equal tokens", "sample", "token = tl.min(tl.where(score == best, first + tl.arange(0, CHUNK), NO_TOKEN), 0)", "token = tl.max(tl.where(score == best, first + tl.arange(0, CHUNK), 0), 0)", "sample"),
+    Mutant("one token too many", "sample", "top_k.to(tl.float32),\n        )", "top_k.to(tl.float32) + 1,\n        )", "sample", 1),
+    Mutant("vocabulary unmasked", "sample", "mask=c < vocab, other=float(\"-inf\")", "mask=c < CHUNK, other=float(\"-inf\")", "sample"),
     Mutant("nibbles biased by one", "gemm_w4", "1032.0", "1031.0", "w4"),
     Mutant("high plane scaled as low", "gemm_w4", "group + groups // 2", "group", "w4"),
     Mutant("odd depth unmasked", "gemm_small", "(n < columns)[:, None] & (at < depth)[None, :]", "(n < columns)[:, None]", "gemm"),
@@ -183,7 +183,7 @@ def sample(module: ModuleType) -> float:
     filters = torch.tensor([0, 0, 1, 7], dtype=torch.int32), torch.tensor([1.0, 1, 1, 0.6]), torch.zeros(4)
     counters = torch.arange(4) + 11, torch.zeros(4, dtype=torch.int32), torch.arange(4)
     out = torch.empty(4, dtype=torch.int64)
-    module.launch(out, logits, temperature, filters, counters)
+    module.launch(out, logits, temperature, filters, counters, False)
     scaled = logits[1:] / temperature[1:, None]
     kept = reference.filter_logits(scaled, *(part[1:] for part in filters))
     noisy = kept + reference.gumbel_noise(70, *(part[1:] for part in counters))
