@@ -1,6 +1,6 @@
 """One token per row of logits: temperature, top-k, top-p and min-p filters, then Gumbel-max with counter-based noise.
 
-A filter keeps the logits at or above a threshold, found exactly and without sorting by bisection on the order-preserving
+A filter keeps the logits at or above a threshold, found exactly and without sorting by bisection on the order-keeping
 integer keys of the logits: count(key >= t) >= k for top-k, mass(key > t) >= p for top-p. A row is cut into chunks, a
 program each; a pass tallies 16 pivots per chunk, and the next pass adds the chunks up, in their order, and keeps one
 sixteenth of the interval. Eight passes settle 32 bits. Nothing is atomic and a row reads its own data alone, so a token

@@ -64,7 +64,7 @@ MUTANTS = [
     Mutant("copy past the block", "copy_blocks", "inside = c < words", "inside = c < BLOCK", "copy"),
     Mutant("noise of the next token", "sample", "tl.load(positions_ptr + row), first, CHUNK", "tl.load(positions_ptr + row), first + 4, CHUNK", "sample"),
     Mutant("highest of equal tokens", "sample", "token = tl.min(tl.where(score == best, first + tl.arange(0, CHUNK), NO_TOKEN), 0)", "token = tl.max(tl.where(score == best, first + tl.arange(0, CHUNK), 0), 0)", "sample"),
-    Mutant("one token too many", "sample", "top_k.to(tl.float32),\n        )", "top_k.to(tl.float32) + 1,\n        )", "sample", 1),
+    Mutant("one token too many", "sample", "(totals >= target)", "(totals > target)", "sample"),
     Mutant("vocabulary unmasked", "sample", "mask=c < vocab, other=float(\"-inf\")", "mask=c < CHUNK, other=float(\"-inf\")", "sample"),
     Mutant("nibbles biased by one", "gemm_w4", "1032.0", "1031.0", "w4"),
     Mutant("high plane scaled as low", "gemm_w4", "group + groups // 2", "group", "w4"),
@@ -178,10 +178,11 @@ def copy(module: ModuleType) -> float:
 
 def sample(module: ModuleType) -> float:
     logits = (torch.randn(4, 70, generator=torch.Generator().manual_seed(1)) * 2).round()
+    logits[0, 3] = logits[0, 60] = 9.0
     logits[2, 40:42] = torch.tensor([9.0, 8.5])
     temperature = torch.tensor([0.0, 1.0, 50.0, 2.0])
     filters = torch.tensor([0, 0, 1, 7], dtype=torch.int32), torch.tensor([1.0, 1, 1, 0.6]), torch.zeros(4)
-    counters = torch.arange(4) + 11, torch.zeros(4, dtype=torch.int32), torch.arange(4)
+    counters = torch.arange(4) + 5, torch.zeros(4, dtype=torch.int32), torch.arange(4)
     out = torch.empty(4, dtype=torch.int64)
     module.launch(out, logits, temperature, filters, counters, False)
     scaled = logits[1:] / temperature[1:, None]
