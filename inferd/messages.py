@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from inferd.config import EngineConfig
 from inferd.request import FinishReason, Request
 from inferd.step import TokenLogprobs
 
@@ -81,7 +82,7 @@ class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
     prompt_logprobs: list[TokenLogprobs]
 
 
-class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True):
+class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one step gave one choice. error is a reason of inferd.errors when the choice failed."""
 
     key: int
@@ -129,3 +130,39 @@ class StateDump(msgspec.Struct, frozen=True, tag="state"):
 
 ToCore: TypeAlias = AddRequest | AbortChoice | ClearPrefixCache | DumpState | Shutdown
 ToFront: TypeAlias = Phase | Ready | Failed | StepOutputs | PrefixCacheCleared | StateDump
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(message: ToCore | ToFront | EngineConfig) -> bytes:
+    """One frame. Raises ValueError when the message is larger than MAX_FRAME_BYTES."""
+    payload = _encoder.encode(message)
+    if len(payload) > MAX_FRAME_BYTES:
+        raise ValueError(f"message of {len(payload)} bytes, at most {MAX_FRAME_BYTES} fit a frame")
+    return HEADER.pack(len(payload)) + payload
+
+
+class FrameDecoder:
+    """Bytes in any cut -> messages of one union, each validated against its type.
+
+    feed raises ValueError (msgspec.ValidationError included) for anything that is no such frame.
+    """
+
+    def __init__(self, union: object) -> None:
+        self._decode = msgspec.msgpack.Decoder(union).decode
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[object]:
+        self._buffer += data
+        messages, offset = [], 0
+        while len(self._buffer) - offset >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._buffer, offset)
+            if length > MAX_FRAME_BYTES:
+                raise ValueError(f"frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
+            end = offset + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(self._decode(self._buffer[offset + HEADER.size : end]))
+            offset = end
+        del self._buffer[:offset]
+        return messages

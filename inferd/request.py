@@ -37,9 +37,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def needs_history(self) -> bool:
         """Whether the sampler must know the tokens of the sequence so far."""
-        return bool(
-            self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.bad_words
-        )
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0 or self.bad_words)
 
 
 class StopParams(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +68,7 @@ class CacheParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One admitted generation: n choices that share a prompt. Times are CLOCK_MONOTONIC seconds (one clock per host)."""
+    """One admitted generation: n choices that share a prompt. Times: CLOCK_MONOTONIC seconds, one clock per host."""
 
     key: int  # ours, unique in this daemon's life; client-chosen ids are never used as keys
     request_id: str  # the caller's, for logs and for AbortRequests

@@ -1,11 +1,15 @@
-"""Sequence: one choice on its way. The only mutable noun; the scheduler is its one writer."""
+"""Sequence: one choice on its way (all of them, until the prompt is computed). The only mutable noun; the scheduler is
+its one writer, the KV manager writes the block fields on its behalf."""
 
 from __future__ import annotations
 
 import enum
+import sys
 from dataclasses import dataclass, field
 
 from inferd.request import Request
+
+NEVER = sys.maxsize
 
 
 class SequenceStatus(enum.Enum):
@@ -18,34 +22,40 @@ class SequenceStatus(enum.Enum):
 class Sequence:
     """num_computed_tokens catches up with num_tokens; there are no other phases.
 
-    [0, num_cached_tokens)      found in the prefix cache at the last admission, never computed by this sequence
+    [0, num_cached_tokens)      found in the prefix cache at the first admission, never computed for this request
     [.., num_computed_tokens)   K and V are in block_ids
     [.., num_tokens)            token ids are known; the last one is computed by the next step
+    [.., num_slots)             positions that may be written: their blocks are held, and by this sequence alone
     """
 
     seq_id: int
     request: Request
-    choice: int
+    choices: tuple[int, ...]  # sampled when all tokens are computed; several before the fork, none if no token may come
     token_ids: list[int]  # prompt, then output
+    num_prompt_tokens: int
+    max_tokens: int  # of prompt and output together; the choice ends there
+    stop_token_ids: frozenset[int]  # end-of-text ones included
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    num_slots: int = 0
     block_ids: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)  # of full blocks, chained
-    forked: bool = False  # choices 1.. exist; before that choice 0 stands for all of them
+    block_hashes: list[bytes] = field(default_factory=list)  # chained, of the first full blocks; may run ahead
+    publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
+    announced: bool = False  # the executor knows it
     num_preemptions: int = 0
     first_scheduled: float | None = None
-    first_token: float | None = None
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def num_output_tokens(self) -> int:
         """Tokens generated for the caller, those of an earlier broken stream included."""
-        return self.num_tokens - self.num_prompt_tokens + self.request.resumed_tokens
+        return len(self.token_ids) - self.num_prompt_tokens + self.request.resumed_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """True until the prompt is computed, for a request that asked: every position must then be computed."""
+        return self.request.prompt_logprobs is not None and len(self.token_ids) == self.num_prompt_tokens

@@ -1,4 +1,4 @@
-"""What the two planes say to each other: StepPlan down, StepResult up. Frozen, and small enough to send to every rank."""
+"""What the two planes say to each other: StepPlan down, StepResult up. Frozen, small enough to send to every rank."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     blocked_token_ids: tuple[int, ...]
 
 
-class PlanItem(msgspec.Struct, frozen=True, array_like=True):
+class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute token_ids of one sequence at positions start, start+1, ...
 
     new_block_ids extends the sequence's block table. choices lists the choice indices to sample from the last
     position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
-    of n choices completes.
+    of n choices completes: the sequence goes on as choices[0], the others come as new sequences in the next step.
     """
 
     seq_id: int
@@ -42,7 +42,10 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True):
 
 
 class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
-    """Copy-on-write: sequence seq_id gets `destination` in place of the shared block `source`, copied before the step."""
+    """Copy-on-write: sequence seq_id gets `destination` in place of the shared block `source`, copied before the step.
+
+    Copies count as done one after another: a later one may write the source of an earlier one.
+    """
 
     seq_id: int
     index: int  # position in the sequence's block table
@@ -77,15 +80,19 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top_logprobs: list[float]
 
 
-class SampledToken(msgspec.Struct, frozen=True, array_like=True):
+class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """token_id is -1 when the logits were not finite: the choice fails, its batch mates do not."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
 
 
-class SequenceResult(msgspec.Struct, frozen=True, array_like=True):
-    """samples in the order of PlanItem.choices; prompt_logprobs for positions start+1 .. of the item, when asked."""
+class SequenceResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """samples in the order of PlanItem.choices.
+
+    prompt_logprobs, when asked, hold the item's positions from max(start, 1) on; the first position that a sequence
+    computes has none. Positions of a prompt that is computed in chunks follow each other without a gap.
+    """
 
     seq_id: int
     samples: list[SampledToken]

@@ -1,32 +1,36 @@
 # Proofs of the Triton kernels on a machine without a GPU. The interpreter and the compiler cannot share a process.
 # Compilations are cached in .cache/triton: keep it between CI runs.
 
-KERNEL_TESTS ?= tests/ops/triton
-KERNEL_ENV = PYTHONPATH=.:gateway:kernels OMP_NUM_THREADS=1
-KERNEL_CACHE = TRITON_CACHE_DIR=$(CURDIR)/.cache/triton
-EVERYTHING = -m "not gpu" --timeout 1200
+KERNEL_TESTS := tests/ops/triton
+KERNEL_ENV := PYTHONPATH=.:gateway:kernels OMP_NUM_THREADS=1
+KERNEL_COMPILE := $(KERNEL_ENV) TRITON_CACHE_DIR=$(CURDIR)/.cache/triton
+EVERYTHING := -m "not gpu" --timeout 1200
 
-.PHONY: kernels kernels-interpret kernels-compile kernels-full kernels-table kernels-roofline test-gpu
+.PHONY: kernels kernels-interpret kernels-compile kernels-full kernels-table kernels-roofline kernels-gpu
 
-kernels: kernels-interpret kernels-compile
+# Both lanes, at the same time where there are cores for it.
+kernels: $(VENV)/.dev.stamp
+	@$(MAKE) --no-print-directory -j2 kernels-interpret kernels-compile
 
-kernels-interpret:
-	$(KERNEL_ENV) TRITON_INTERPRET=1 python -m pytest $(KERNEL_TESTS)/interpret -q
+kernels-interpret: $(VENV)/.dev.stamp
+	$(KERNEL_ENV) TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS)/interpret -q
 
-kernels-compile:
-	$(KERNEL_ENV) $(KERNEL_CACHE) INFERD_KERNEL_LANE=compile python -m pytest $(KERNEL_TESTS)/compile -q
+kernels-compile: $(VENV)/.dev.stamp
+	$(KERNEL_COMPILE) INFERD_KERNEL_LANE=compile $(BIN)/python -m pytest $(KERNEL_TESTS)/compile -q
 
-kernels-full:
-	$(KERNEL_ENV) TRITON_INTERPRET=1 python -m pytest $(KERNEL_TESTS)/interpret -q $(EVERYTHING)
-	$(KERNEL_ENV) $(KERNEL_CACHE) INFERD_KERNEL_LANE=compile python -m pytest $(KERNEL_TESTS)/compile -q $(EVERYTHING)
+kernels-full: $(VENV)/.dev.stamp
+	$(KERNEL_ENV) TRITON_INTERPRET=1 $(BIN)/python -m pytest $(KERNEL_TESTS)/interpret -q $(EVERYTHING)
+	$(KERNEL_COMPILE) INFERD_KERNEL_LANE=compile $(BIN)/python -m pytest $(KERNEL_TESTS)/compile -q $(EVERYTHING)
 
-kernels-table:
-	$(KERNEL_ENV) $(KERNEL_CACHE) python tools/kernel_report.py --write
+# Record new numbers after a change that is meant.
+kernels-table: $(VENV)/.dev.stamp
+	$(KERNEL_COMPILE) $(BIN)/python tools/kernel_report.py --write
 
-kernels-roofline:
-	$(KERNEL_ENV) python tools/roofline.py
+kernels-roofline: $(VENV)/.dev.stamp
+	$(KERNEL_ENV) $(BIN)/python tools/roofline.py
 
-test-gpu:
-	$(KERNEL_ENV) python -m pytest tests -m gpu -q
-	$(KERNEL_ENV) compute-sanitizer --tool memcheck --error-exitcode 1 python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q -k numerics
-	$(KERNEL_ENV) python tools/gpu_report.py
+# On a machine with a GPU: numerics, invariance, graphs, time against the model, memory checks, a page of timings.
+kernels-gpu: $(VENV)/.dev.stamp
+	$(KERNEL_ENV) $(BIN)/python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q
+	$(KERNEL_ENV) compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q -k numerics
+	$(KERNEL_ENV) $(BIN)/python tools/gpu_report.py

@@ -75,7 +75,9 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class SamplingBatch:
-    """Per-row sampling parameters, each [S]. temperature 0: greedy (lowest index wins ties); top_k 0, top_p 1, min_p 0: off.
+    """Per-row sampling parameters, each [S]. temperature 0: greedy (lowest index wins ties).
+
+    top_k 0, top_p 1, min_p 0: off.
 
     seeds hold the 64 bits of an unsigned seed as int64. A row's token depends only on its own logits and
     (seed, choice, position), never on its neighbours.

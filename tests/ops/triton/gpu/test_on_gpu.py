@@ -1,5 +1,4 @@
-"""What only a GPU can show. Never run so far: no machine of this project has one. `make test-gpu` on the day there
-is."""
+"""What only a GPU can show. Never run so far: no machine of this project has one. `make kernels-gpu` runs it."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,0 +1,179 @@
+"""GGUF metadata -> the config.json and generation_config.json that the same model has at Hugging Face."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from inferd.checkpoint.gguf_metadata import Metadata
+from inferd.errors import StartupError
+
+# general.file_type of unquantized files -> dtype
+FLOAT_FILE_TYPES = {0: "float32", 1: "float16", 32: "bfloat16"}
+
+GENERATION_KEYS = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_repeat": "repetition_penalty",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufArchitecture:
+    """rope_interleaved: query and key rows are stored in the interleaved rotary order (llama.cpp's NORM rope)."""
+
+    hf_class: str
+    model_type: str
+    rope_interleaved: bool
+
+
+ARCHITECTURES = {
+    "llama": GgufArchitecture("LlamaForCausalLM", "llama", rope_interleaved=True),
+    "qwen2": GgufArchitecture("Qwen2ForCausalLM", "qwen2", rope_interleaved=False),
+    "qwen3": GgufArchitecture("Qwen3ForCausalLM", "qwen3", rope_interleaved=False),
+}
+
+
+def gguf_architecture(metadata: Metadata) -> GgufArchitecture:
+    """StartupError for a file without an architecture, or with one that this build does not know."""
+    name = metadata.maybe_string("general.architecture")
+    if name is None:
+        raise StartupError(f"{metadata.path}: no general.architecture; not a model")
+    if name not in ARCHITECTURES:
+        known = ", ".join(sorted(ARCHITECTURES))
+        raise StartupError(f"{metadata.path}: GGUF architecture {name[:40]!r} is not supported (supported: {known})")
+    return ARCHITECTURES[name]
+
+
+def gguf_config(
+    metadata: Metadata, tensor_names: set[str], vocab_size: int, rope_factors: list[float]
+) -> dict[str, Any]:
+    """config.json's content.
+
+    tensor_names  GGUF names of the file's tensors (tied embeddings and biases are read off them)
+    vocab_size    rows of the embedding matrix
+    rope_factors  content of the tensor rope_freqs.weight, empty when the file has none
+    """
+    architecture = gguf_architecture(metadata)
+    prefix = metadata.values["general.architecture"]
+    hidden = metadata.size(f"{prefix}.embedding_length")
+    heads = metadata.size(f"{prefix}.attention.head_count")
+    head_dim = metadata.maybe_size(f"{prefix}.attention.key_length") or hidden // heads
+    context = metadata.size(f"{prefix}.context_length")
+    epsilon = metadata.maybe_number(f"{prefix}.attention.layer_norm_rms_epsilon")
+    if epsilon is None:
+        raise metadata.wrong(f"{prefix}.attention.layer_norm_rms_epsilon", "a number")
+    config: dict[str, Any] = {
+        "architectures": [architecture.hf_class],
+        "model_type": architecture.model_type,
+        "vocab_size": vocab_size,
+        "hidden_size": hidden,
+        "intermediate_size": metadata.size(f"{prefix}.feed_forward_length"),
+        "num_hidden_layers": metadata.size(f"{prefix}.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": metadata.maybe_size(f"{prefix}.attention.head_count_kv") or heads,
+        "head_dim": head_dim,
+        "max_position_embeddings": context,
+        "rms_norm_eps": epsilon,
+        "rope_theta": metadata.maybe_number(f"{prefix}.rope.freq_base") or 10000.0,
+        "rope_scaling": rope_scaling(metadata, prefix, rope_factors),
+        "hidden_act": "silu",
+        "attention_bias": "blk.0.attn_q.bias" in tensor_names,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensor_names,
+        "tie_word_embeddings": "output.weight" not in tensor_names,
+        "bos_token_id": metadata.maybe_size("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.maybe_size("tokenizer.ggml.eos_token_id"),
+    }
+    add_variants(config, metadata, prefix)
+    return config
+
+
+def add_variants(config: dict[str, Any], metadata: Metadata, prefix: str) -> None:
+    """What makes a llama-like file another model: experts, a sliding window, partial rotary, a float dtype."""
+    if metadata.maybe_size(f"{prefix}.expert_count"):
+        config["architectures"], config["model_type"] = ["MixtralForCausalLM"], "mixtral"
+        config["num_local_experts"] = metadata.size(f"{prefix}.expert_count")
+    window = metadata.maybe_size(f"{prefix}.attention.sliding_window")
+    if window:
+        config["sliding_window"] = window
+        if config["model_type"] == "llama":
+            config["architectures"], config["model_type"] = ["MistralForCausalLM"], "mistral"
+        else:
+            config["use_sliding_window"], config["max_window_layers"] = True, 0
+    rotary = metadata.maybe_size(f"{prefix}.rope.dimension_count")
+    if rotary and rotary != config["head_dim"]:
+        config["partial_rotary_factor"] = rotary / config["head_dim"]
+    file_type = metadata.maybe_size("general.file_type")
+    if file_type in FLOAT_FILE_TYPES:
+        config["torch_dtype"] = FLOAT_FILE_TYPES[file_type]
+
+
+def rope_scaling(metadata: Metadata, prefix: str, factors: list[float]) -> dict[str, Any] | None:
+    """Hugging Face's rope_scaling, or None. Llama 3's is stored as one divisor per frequency."""
+    if factors:
+        theta = metadata.maybe_number(f"{prefix}.rope.freq_base") or 10000.0
+        return llama3_scaling(theta, factors) or {
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+        }
+    kind = metadata.maybe_string(f"{prefix}.rope.scaling.type")
+    factor = metadata.maybe_number(f"{prefix}.rope.scaling.factor")
+    legacy = metadata.maybe_number(f"{prefix}.rope.scale_linear")
+    if kind is None and legacy not in (None, 0.0, 1.0):
+        return {"rope_type": "linear", "factor": legacy}
+    if kind in (None, "none") or not factor or factor == 1.0:
+        return None
+    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
+    if kind == "linear":
+        return scaling
+    if kind != "yarn":
+        raise StartupError(f"{metadata.path}: rope scaling {kind[:40]!r} is not supported (linear and yarn are)")
+    optional = {
+        "original_max_position_embeddings": metadata.maybe_size(f"{prefix}.rope.scaling.original_context_length"),
+        "beta_fast": metadata.maybe_number(f"{prefix}.rope.scaling.yarn_beta_fast"),
+        "beta_slow": metadata.maybe_number(f"{prefix}.rope.scaling.yarn_beta_slow"),
+    }
+    return scaling | {key: value for key, value in optional.items() if value}
+
+
+def llama3_scaling(theta: float, factors: list[float]) -> dict[str, Any] | None:
+    """The Llama 3 parameters whose per-frequency divisors are `factors`, if they are such.
+
+    The published parameters (low 1, high 4, 8192 original positions) are tried with the largest divisor as the factor;
+    frequency i of n is theta^(-i/n).
+    """
+    parameters = {
+        "rope_type": "llama3",
+        "factor": round(max(factors), 4),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    for index, divisor in enumerate(factors):
+        wavelength = 2 * math.pi * theta ** (index / len(factors))
+        smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
+        smooth = min(1.0, max(0.0, smooth))
+        expected = 1.0 / ((1.0 - smooth) / max(factors) + smooth)
+        if not math.isclose(divisor, expected, rel_tol=1e-3):
+            return None
+    return parameters
+
+
+def gguf_generation_config(metadata: Metadata) -> dict[str, Any]:
+    """Sampling defaults, and every id that ends a generation (end of sequence, of turn, of message)."""
+    config: dict[str, Any] = {}
+    for key, name in GENERATION_KEYS.items():
+        value = metadata.maybe_number(key)
+        if value is not None:
+            config[name] = int(value) if name == "top_k" else value
+    roles = ("eos", "eot", "eom")
+    ids = [metadata.maybe_size(f"tokenizer.ggml.{role}_token_id") for role in roles]
+    unique = list(dict.fromkeys(token_id for token_id in ids if token_id is not None))
+    if unique:
+        config["eos_token_id"] = unique
+    return config

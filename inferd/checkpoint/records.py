@@ -1,0 +1,77 @@
+"""What a checkpoint is, once its headers have been read: frozen values, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """Where one tensor's bytes are.
+
+    name              Hugging Face parameter name
+    format            f32, f16, bf16, another safetensors dtype in lower case, or a ggml type name in lower case
+    shape             Hugging Face order: [out, in] for a linear layer
+    rope_interleaved  rows of a query or key projection are in the interleaved rotary order (even, odd, even, ..) and
+                      must be re-ordered to the half-split one
+    """
+
+    name: str
+    format: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+    rope_interleaved: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFiles:
+    """A Hugging Face tokenizer: the path of tokenizer.json (None: the folder has none) and the files beside it."""
+
+    tokenizer_json: Path | None
+    tokenizer_config: dict[str, Any] = field(default_factory=dict)
+    special_tokens_map: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufVocabulary:
+    """A tokenizer as GGUF metadata holds it: the values of tokenizer.ggml.*, ids are indices into `tokens`.
+
+    token_types: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+    special_ids: role (bos, eos, eot, eom, unknown, padding, ...) -> id.
+    """
+
+    model: str
+    pre: str
+    tokens: list[str]
+    token_types: list[int]
+    scores: list[float]
+    merges: list[str]
+    special_ids: dict[str, int]
+    add_bos: bool | None
+    add_eos: bool | None
+    add_space_prefix: bool | None
+
+
+TokenizerSource: TypeAlias = TokenizerFiles | GgufVocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk: every header read and checked, no weight read.
+
+    config is in the form of a Hugging Face config.json, chat_templates has "default" first, fingerprint changes with
+    the configuration, the tensor index and sampled weight bytes.
+    """
+
+    path: Path
+    format: Literal["safetensors", "gguf"]
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    tokenizer: TokenizerSource
+    chat_templates: dict[str, str]
+    tensors: dict[str, TensorRecord]
+    fingerprint: str

@@ -1,0 +1,122 @@
+"""Configuration as values: frozen, resolved at start, sent whole to the engine core; inferd.cli makes flags of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Utilization = Annotated[float, msgspec.Meta(gt=0, le=1)]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+
+class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Which checkpoint, and how to hold it."""
+
+    source: str  # what the user typed: a folder, a .gguf file, a hub id or `demo`
+    path: str  # the local folder or .gguf file it resolved to
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    quantization: str | None = None  # q4, q8: quantize float weights at load
+    max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
+
+
+class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The paged KV pool. num_blocks wins over memory_bytes; with neither the pool is sized from free memory."""
+
+    block_size: Positive = 16
+    num_blocks: Positive | None = None
+    memory_bytes: Positive | None = None
+    memory_utilization: Utilization = 0.9  # of the accelerator's memory, weights included
+    prefix_caching: bool = True
+    dtype: str = "auto"
+
+
+class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of one step and of the waiting queue. max_* of None are resolved from the device."""
+
+    max_num_seqs: Positive = 64
+    max_num_batched_tokens: Positive = 512
+    chunked_prefill: bool = True
+    max_waiting: Positive = 256
+
+
+class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):
+    tensor_parallel_size: Positive = 1
+    pipeline_parallel_size: Positive = 1
+    backend: Literal["auto", "local", "multiprocess", "ray"] = "auto"
+    nnodes: Positive = 1
+    node_rank: Annotated[int, msgspec.Meta(ge=0)] = 0
+    master_addr: str = "127.0.0.1"
+    master_port: Port = 29501
+    step_timeout_s: Seconds = 30.0
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True):
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    kernel_backend: str = "auto"
+    threads: Positive | None = None  # CPU compute threads; None: every core of the affinity mask
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the engine core needs; its first message."""
+
+    model: ModelConfig
+    cache: CacheConfig = CacheConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    device: DeviceConfig = DeviceConfig()
+    log_level: LogLevel = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on one request, checked before it costs anything; published by GetModelInfo."""
+
+    max_choices: int = 16
+    max_top_logprobs: Annotated[int, msgspec.Meta(ge=0)] = 20
+    max_logprob_token_ids: int = 64
+    max_stop_strings: int = 4
+    max_stop_bytes: int = 1024
+    max_stop_token_ids: int = 128
+    max_logit_bias: int = 300
+    max_allowed_token_ids: int = 1024
+    max_bad_words: int = 64
+    max_bad_word_tokens: int = 512
+    max_batch_inputs: int = 256
+    max_message_bytes: int = 4 * 1024 * 1024
+    max_salt_chars: int = 128
+    max_request_id_chars: int = 128
+    max_deadline_s: float = 600.0
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The front: where it listens, whom it lets in, how it ends."""
+
+    host: str = "127.0.0.1"
+    port: Port = 50051
+    metrics_port: Port | None = 9400
+    served_model_names: tuple[str, ...] = ()
+    chat_template: str | None = None  # a file that replaces the checkpoint's template
+    generation_config: Literal["auto", "none"] = "auto"  # sampling defaults: the checkpoint's, or the neutral ones
+    seed: Annotated[int, msgspec.Meta(ge=0)] | None = None  # of the generator that draws seeds for requests without one
+    api_keys: tuple[str, ...] = ()
+    reflection: bool = True
+    drain_timeout_s: Seconds = 30.0
+    drain_settle_s: Seconds = 2.0
+    queue_timeout_s: Seconds | None = None
+    stall_timeout_s: Seconds = 30.0
+    limits: Limits = Limits()
+
+
+class InferdConfig(msgspec.Struct, frozen=True, kw_only=True):
+    engine: EngineConfig
+    server: ServerConfig = ServerConfig()

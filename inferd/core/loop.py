@@ -1,0 +1,116 @@
+"""EngineLoop: receive, schedule, execute, commit, send. The only writer of scheduler and executor."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from queue import Empty
+
+from inferd.core.channel import FrontChannel, FrontGone
+from inferd.executor.base import Executor
+from inferd.messages import (
+    AbortChoice,
+    AddRequest,
+    ChoiceOutput,
+    ClearPrefixCache,
+    PrefixCacheCleared,
+    Shutdown,
+    StepOutputs,
+    ToCore,
+)
+from inferd.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+AUDIT_AFTER_IDLE_S = 1.0
+
+
+class EngineLoop:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        channel: FrontChannel,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._scheduler = scheduler
+        self._executor = executor
+        self._channel = channel
+        self._clock = clock
+        self._stats_due = False  # something changed that no step will report
+        self._audited = True  # nothing ran since the last audit
+
+    def run(self) -> None:
+        """Serve until the front says Shutdown or is gone. Raises ExecutorDead, AuditError, or what a bug raises."""
+        try:
+            while self._receive():
+                self._step()
+        except FrontGone as error:
+            logger.info("the front is gone: %s", error)
+
+    def _step(self) -> None:
+        now = self._clock()
+        outputs = self._scheduler.expired(now)
+        plan = self._scheduler.schedule(now)
+        if plan is not None:
+            self._audited = False
+            result = self._executor.execute(plan)
+            outputs += self._scheduler.commit(plan, result, self._clock())
+        if plan is not None or outputs or self._stats_due:
+            self._stats_due = False
+            self._send(outputs)
+
+    def _receive(self) -> bool:
+        """Handle all that has arrived, waiting for something when there is nothing else to do. False: leave."""
+        while True:
+            try:
+                message = self._next_message()
+            except Empty:
+                return True
+            if message is None or isinstance(message, Shutdown):
+                return False
+            self._handle(message)
+
+    def _next_message(self) -> ToCore | None:
+        """Raises Empty when the loop has better to do than to wait."""
+        inbox = self._channel.inbox
+        if self._scheduler.has_work or self._stats_due:
+            return inbox.get_nowait()
+        if not self._audited:
+            try:
+                return inbox.get(timeout=AUDIT_AFTER_IDLE_S)
+            except Empty:
+                self._scheduler.check()
+                self._audited = True
+        return inbox.get()
+
+    def _handle(self, message: ToCore) -> None:
+        match message:
+            case AddRequest(request):
+                try:
+                    self._scheduler.add(request)
+                except ValueError as error:
+                    logger.error("request refused: %s", error, extra={"request_id": request.request_id})
+            case AbortChoice(key, choice):
+                self._scheduler.abort(key, choice)
+                self._stats_due = True
+            case ClearPrefixCache(token, salt):
+                self._channel.send(PrefixCacheCleared(token, self._scheduler.clear_prefix_cache(salt)))
+            case _:
+                logger.error("message %s is not for the loop", type(message).__name__)
+
+    def _send(self, outputs: list[ChoiceOutput]) -> None:
+        """One frame; more when the outputs do not fit one. An output that fits none fails its choice alone."""
+        try:
+            self._channel.send(StepOutputs(outputs, self._scheduler.stats()))
+        except ValueError as error:
+            if len(outputs) > 1:
+                half = len(outputs) // 2
+                self._send(outputs[:half])
+                self._send(outputs[half:])
+                return
+            logger.error("an output is too large to send: %s", error)
+            key, choice = outputs[0].key, outputs[0].choice
+            self._scheduler.abort(key, choice)
+            self._send([ChoiceOutput(key, choice, [], [], error="INTERNAL")])

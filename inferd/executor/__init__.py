@@ -1,0 +1,1 @@
+"""How a step runs: workers, their models and their KV memory. The data plane; the scheduler never imports it."""

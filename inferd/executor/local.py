@@ -1,0 +1,28 @@
+"""The executor of one device: the worker lives in this process."""
+
+from __future__ import annotations
+
+from inferd.executor.base import ExecutorDead, ExecutorInfo
+from inferd.executor.worker import Worker
+from inferd.step import StepPlan, StepResult
+
+
+class LocalExecutor:
+    """Implements inferd.executor.base.Executor."""
+
+    def __init__(self, worker: Worker, info: ExecutorInfo) -> None:
+        self._worker: Worker | None = worker
+        self.info = info
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Raises ExecutorDead after shutdown and when the device fails, out of memory included: its state is lost."""
+        if self._worker is None:
+            raise ExecutorDead("the executor was shut down")
+        try:
+            return self._worker.execute(plan)
+        except (RuntimeError, MemoryError) as error:
+            self._worker = None
+            raise ExecutorDead(f"step {plan.step} failed: {error}") from error
+
+    def shutdown(self) -> None:
+        self._worker = None

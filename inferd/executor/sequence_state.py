@@ -1,0 +1,42 @@
+"""What a worker remembers of one sequence between steps. The worker is its only writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from inferd.sampling.growing import GrowingArray
+from inferd.sampling.history import TokenHistory
+from inferd.step import NewSequence, PlanItem
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """Block table, sampling state, and what prompt log probabilities need across chunks."""
+
+    new: NewSequence
+    blocks: GrowingArray  # int32, the block table
+    history: TokenHistory | None
+    first_sampled_position: int | None = None
+    last_row: torch.Tensor | None = None  # residual stream [E] of the last computed prompt position
+
+    @classmethod
+    def from_plan(cls, new: NewSequence) -> SequenceState:
+        blocks = GrowingArray(np.int32)
+        blocks.extend(new.block_ids)
+        history = TokenHistory(new.history, new.num_output_tokens) if new.history else None
+        return cls(new, blocks, history)
+
+    def advance(self, item: PlanItem) -> None:
+        """Take the item's blocks, and those of its tokens that were not known yet: they were generated."""
+        self.blocks.extend(item.new_block_ids)
+        if self.history is not None:
+            self.history.extend_output(item.token_ids[max(self.history.num_tokens - item.start, 0) :])
+
+    def num_output_tokens(self, position: int) -> int:
+        """Output tokens before `position`, the position about to be sampled."""
+        if self.first_sampled_position is None:
+            self.first_sampled_position = position
+        return self.new.num_output_tokens + position - self.first_sampled_position

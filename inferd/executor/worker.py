@@ -1,0 +1,116 @@
+"""Owns one device's model, KV memory and sequence states; turns a StepPlan into a StepResult. Schedules nothing."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from inferd.executor.batch import build_batch
+from inferd.executor.memory import rows_per_slice
+from inferd.executor.sequence_state import SequenceState
+from inferd.models.decoder import Decoder
+from inferd.request import LogprobParams
+from inferd.sampling.adjust import SamplingRow
+from inferd.sampling.logprobs import token_logprobs
+from inferd.sampling.sampler import sample_tokens
+from inferd.step import BlockCopy, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
+
+
+class Worker:
+    def __init__(self, decoder: Decoder, block_size: int, device: torch.device) -> None:
+        self._decoder = decoder
+        self._block_size = block_size
+        self._device = device
+        self._states: dict[int, SequenceState] = {}
+        self._slice_rows = rows_per_slice(decoder.spec.vocab_size)
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Apply dropped, new and copies, then compute the items; results in the order of plan.items."""
+        started = time.perf_counter()
+        for seq_id in plan.dropped:
+            del self._states[seq_id]
+        for new in plan.new:
+            self._states[new.seq_id] = SequenceState.from_plan(new)
+        self._copy_blocks(plan.copies)
+        results = self._compute(plan.items) if plan.items else []
+        return StepResult(plan.step, results, time.perf_counter() - started)
+
+    def _copy_blocks(self, copies: list[BlockCopy]) -> None:
+        if not copies:
+            return
+        for copy in copies:
+            self._states[copy.seq_id].blocks.values[copy.index] = copy.destination
+        sources = torch.tensor([copy.source for copy in copies], device=self._device)
+        destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
+        self._decoder.copy_blocks(sources, destinations)
+
+    def _compute(self, items: list[PlanItem]) -> list[SequenceResult]:
+        for item in items:
+            self._states[item.seq_id].advance(item)
+        batch = build_batch(items, self._states, self._block_size, self._device)
+        stream = self._decoder.forward(batch.ids, batch.paged)
+        prompt_logprobs = [
+            self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
+            for item, start in zip(items, batch.row_starts, strict=True)
+        ]
+        samples = self._sample(items, batch.row_starts, stream)
+        return [SequenceResult(item.seq_id, samples[index], prompt_logprobs[index]) for index, item in enumerate(items)]
+
+    def _sample(self, items: list[PlanItem], row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
+        """The samples of each item; logits only for rows that sample, a bounded number at a time."""
+        places: list[int] = []  # item of each sample
+        sources: list[int] = []  # row of the stream it is drawn from
+        rows: list[SamplingRow] = []
+        for place, (item, start) in enumerate(zip(items, row_starts, strict=True)):
+            for choice in item.choices:
+                places.append(place)
+                sources.append(start + len(item.token_ids) - 1)
+                rows.append(self._sampling_row(item, choice))
+        samples: list[list[SampledToken]] = [[] for _ in items]
+        for first in range(0, len(rows), self._slice_rows):
+            part = slice(first, first + self._slice_rows)
+            options = [self._states[items[place].seq_id].new.logprobs for place in places[part]]
+            tokens = sample_tokens(self._decoder.ops, self._logits(stream, sources[part]), rows[part], options)
+            for place, token in zip(places[part], tokens, strict=True):
+                samples[place].append(token)
+        return samples
+
+    def _logits(self, stream: torch.Tensor, sources: list[int]) -> torch.Tensor:
+        """Logits [len(sources), V] of rows of the stream; a row that several choices share is computed once."""
+        unique = list(dict.fromkeys(sources))
+        logits = self._decoder.logits(stream[torch.tensor(unique, device=self._device)])
+        if len(unique) == len(sources):
+            return logits
+        index = {source: row for row, source in enumerate(unique)}
+        return logits[torch.tensor([index[source] for source in sources], device=self._device)]
+
+    def _sampling_row(self, item: PlanItem, choice: int) -> SamplingRow:
+        state = self._states[item.seq_id]
+        position = item.start + len(item.token_ids)
+        outputs = state.num_output_tokens(position)
+        blocked = state.new.blocked_token_ids if outputs < state.new.min_tokens else ()
+        return SamplingRow(state.new.sampling, state.history, choice, position, blocked)
+
+    def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
+        """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""
+        state = self._states[item.seq_id]
+        params = state.new.prompt_logprobs
+        if params is None or state.first_sampled_position is not None:
+            return []
+        previous, state.last_row = state.last_row, stream[-1].clone()
+        contexts, targets = stream[:-1], item.token_ids[1:]
+        if previous is not None:
+            contexts, targets = torch.cat((previous.unsqueeze(0), contexts)), item.token_ids
+        return self._logprobs_in_slices(contexts, torch.tensor(targets, device=self._device), params)
+
+    def _logprobs_in_slices(
+        self, contexts: torch.Tensor, targets: torch.Tensor, params: LogprobParams
+    ) -> list[TokenLogprobs]:
+        result: list[TokenLogprobs] = []
+        for first in range(0, len(contexts), self._slice_rows):
+            rows = contexts[first : first + self._slice_rows]
+            logits = self._decoder.logits(rows).float()
+            result += token_logprobs(logits, targets[first : first + len(rows)], [params] * len(rows))
+        return result

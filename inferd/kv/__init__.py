@@ -1,0 +1,1 @@
+"""Paged KV bookkeeping: which block holds which tokens. Block ids only, no tensors."""

@@ -1,0 +1,137 @@
+"""KVManager gives sequences the blocks for their tokens: from the prefix cache, fresh, shared between choices, copied
+before a shared one is written. It knows block ids and token ids, and nothing of tensors or of scheduling order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from inferd.kv.pool import BlockPool
+from inferd.kv.prefix import BlockHasher
+from inferd.sequence import NEVER, Sequence
+from inferd.step import BlockCopy
+
+
+class Growth(NamedTuple):
+    """What one more position took: a fresh block at the table's end, or a copy of a shared one, or nothing."""
+
+    new_block_ids: list[int]
+    copy: BlockCopy | None
+
+
+class KVManager:
+    """Blocks of block_size tokens. A sequence holds either no block or the blocks of all its computed tokens."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, prefix_caching: bool = True, hash_key: bytes | None = None
+    ) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self.prefix_queries = 0  # tokens looked up at first admissions
+        self.prefix_hits = 0  # tokens found there
+        self._prefix_caching = prefix_caching
+        self._hasher = BlockHasher(block_size, hash_key)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, sequence: Sequence, headroom: int) -> bool:
+        """Give a sequence the blocks of all its known tokens; its cached prefix counts as computed.
+
+        False, and nothing changed, when that would leave less than headroom blocks available.
+        """
+        hits = self._cached_prefix(sequence)
+        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
+        num_idle = sum(1 for block in hits if self.pool.refs(block) == 0)
+        if num_fresh + num_idle + headroom > self.pool.num_available:
+            return False
+        for block in hits:
+            self.pool.take(block)
+        sequence.block_ids = hits + [self.pool.allocate() for _ in range(num_fresh)]
+        sequence.num_slots = len(sequence.block_ids) * self.block_size
+        sequence.num_computed_tokens = len(hits) * self.block_size
+        sequence.publish_at = sequence.num_computed_tokens + self.block_size if self._writes(sequence) else NEVER
+        if sequence.num_preemptions == 0:
+            self._count_first_admission(sequence)
+        return True
+
+    def grow(self, sequence: Sequence) -> Growth | None:
+        """Make the position num_computed_tokens writable. None, and nothing changed, when no block is available."""
+        index, offset = divmod(sequence.num_computed_tokens, self.block_size)
+        blocks = sequence.block_ids
+        is_new = index == len(blocks)
+        assert is_new or offset, f"sequence {sequence.seq_id} would write a block that it did not fill so far"
+        growth = Growth([], None)
+        if is_new or self.pool.refs(blocks[index]) > 1:
+            if not self.pool.num_available:
+                return None
+            fresh = self.pool.allocate()
+            if is_new:
+                blocks.append(fresh)
+                growth = Growth([fresh], None)
+            else:
+                growth = Growth([], BlockCopy(sequence.seq_id, index, blocks[index], fresh))
+                self.pool.release(blocks[index])
+                blocks[index] = fresh
+        sequence.num_slots = len(blocks) * self.block_size
+        return growth
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Share the blocks of parent's computed tokens; whoever first writes the partial last one copies it."""
+        for block in parent.block_ids:
+            self.pool.take(block)
+        child.block_ids = list(parent.block_ids)
+        child.block_hashes = list(parent.block_hashes)
+        child.publish_at = parent.publish_at
+        child.num_computed_tokens = parent.num_computed_tokens
+        whole = parent.num_computed_tokens // self.block_size * self.block_size
+        parent.num_slots = child.num_slots = whole
+
+    def publish(self, sequence: Sequence) -> None:
+        """Offer the blocks that were filled since the last call to the prefix cache."""
+        salt = sequence.request.cache.salt
+        while sequence.publish_at <= sequence.num_computed_tokens:
+            index = sequence.publish_at // self.block_size - 1
+            self.pool.publish(sequence.block_ids[index], self._hasher.block_hash(sequence, index), salt)
+            sequence.publish_at += self.block_size
+
+    def free(self, sequence: Sequence) -> None:
+        """Take all blocks back, the last first: the start of a prefix outlives its end in the cache."""
+        for block in reversed(sequence.block_ids):
+            self.pool.release(block)
+        sequence.block_ids = []
+        sequence.num_slots = sequence.num_computed_tokens = 0
+        sequence.publish_at = NEVER
+
+    def clear(self, salt: str | None) -> int:
+        """Forget cached prefixes of salt (None: all). Returns how many blocks were forgotten."""
+        self._hasher.forget(salt)
+        return self.pool.clear(salt)
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Audit the allocator against all live sequences. Raises AuditError."""
+        self.pool.check(sequence.block_ids for sequence in sequences)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix, the last token left out: its logits are needed."""
+        hits: list[int] = []
+        if not self._reads(sequence):
+            return hits
+        for index in range((sequence.num_tokens - 1) // self.block_size):
+            block = self.pool.lookup(self._hasher.block_hash(sequence, index))
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _count_first_admission(self, sequence: Sequence) -> None:
+        sequence.num_cached_tokens = sequence.num_computed_tokens
+        if self._reads(sequence):
+            self.prefix_queries += sequence.num_tokens
+            self.prefix_hits += sequence.num_cached_tokens
+
+    def _reads(self, sequence: Sequence) -> bool:
+        return self._prefix_caching and sequence.request.cache.read and not sequence.wants_prompt_logprobs
+
+    def _writes(self, sequence: Sequence) -> bool:
+        return self._prefix_caching and sequence.request.cache.write

@@ -1,0 +1,86 @@
+"""One pre-norm decoder layer with paged attention and a gated MLP. T packed tokens, E hidden size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, QkNorm, Rope
+
+from inferd.layers.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class KVCache:
+    """K and V of one layer, each [blocks, page, kv_heads, head_dim]."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """All a layer computes with. shape carries the layer's own sliding window."""
+
+    attention_norm: torch.Tensor  # [E]
+    qkv: Linear
+    qk_norm: QkNorm | None
+    o: Linear
+    mlp_norm: torch.Tensor  # [E]
+    gate_up: Linear
+    down: Linear
+    shape: AttentionShape
+    rope: Rope | None
+    norm_eps: float
+
+
+Stack: TypeAlias = Callable[[torch.Tensor, PagedBatch], torch.Tensor]
+
+
+def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCache, ...]) -> Stack:
+    """`layers` with their KV memory as one function: (residual stream [T, E], batch) -> residual stream [T, E].
+
+    The place where a backend that computes whole stacks comes in.
+    """
+    return partial(run_layers, ops, layers, caches)
+
+
+def run_layers(
+    ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCache, ...], stream: torch.Tensor, batch: PagedBatch
+) -> torch.Tensor:
+    """The residual stream [T, E] after `layers`; caches[i] belongs to layers[i] and gets this step's keys and values.
+
+    Any consecutive range of a model's layers: a pipeline stage passes the stream on.
+    """
+    residual, update = stream, None
+    for layer, cache in zip(layers, caches, strict=True):
+        residual, update = decoder_layer(ops, layer, cache, batch, residual, update)
+    return residual if update is None else residual + update
+
+
+def decoder_layer(
+    ops: Ops,
+    layer: LayerWeights,
+    cache: KVCache,
+    batch: PagedBatch,
+    residual: torch.Tensor,
+    update: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(residual, update): the stream after a layer is their sum, taken by the next norm in one pass."""
+    normed, residual = _norm(ops, residual, update, layer.attention_norm, layer.norm_eps)
+    q = ops.rope_kv_write(layer.qkv(ops, normed), cache.k, cache.v, batch, layer.rope, layer.shape, layer.qk_norm)
+    attended = ops.paged_attention(q, cache.k, cache.v, batch, layer.shape)
+    update = layer.o(ops, attended.flatten(1))
+    normed, residual = _norm(ops, residual, update, layer.mlp_norm, layer.norm_eps)
+    return residual, layer.down(ops, ops.silu_mul(layer.gate_up(ops, normed)))
+
+
+def _norm(
+    ops: Ops, residual: torch.Tensor, update: torch.Tensor | None, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if update is None:
+        return ops.rms_norm(residual, weight, eps), residual
+    return ops.add_rms_norm(update, residual, weight, eps)

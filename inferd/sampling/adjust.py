@@ -1,0 +1,67 @@
+"""What changes logits before the draw: penalties, bias, masks. Applied row by row, only to rows that ask for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from inferd.request import SamplingParams
+from inferd.sampling.history import TokenHistory
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRow:
+    """One token to draw. position is the one the token will have; num_output_tokens come before it.
+
+    blocked_token_ids may not be drawn now (min_tokens is not reached).
+    """
+
+    sampling: SamplingParams
+    history: TokenHistory | None
+    choice: int
+    position: int
+    blocked_token_ids: tuple[int, ...] = ()
+
+    @property
+    def adjusts(self) -> bool:
+        sampling = self.sampling
+        return bool(
+            sampling.needs_history or sampling.logit_bias or sampling.allowed_token_ids or self.blocked_token_ids
+        )
+
+
+def adjust(logits: torch.Tensor, row: SamplingRow) -> None:
+    """logits [V] float32, in place: repetition, frequency and presence penalties, then bias, then masks (-inf)."""
+    if row.history is not None:
+        penalize(logits, row.sampling, row.history)
+    if row.sampling.logit_bias:
+        ids, values = zip(*row.sampling.logit_bias, strict=True)
+        logits[torch.tensor(ids, device=logits.device)] += torch.tensor(values, device=logits.device)
+    if row.sampling.allowed_token_ids:
+        allowed = torch.tensor(row.sampling.allowed_token_ids, device=logits.device)
+        kept = logits[allowed]
+        logits.fill_(-torch.inf)
+        logits[allowed] = kept
+    banned = [*row.blocked_token_ids, *completed_bad_words(row.sampling.bad_words, row.history)]
+    if banned:
+        logits[torch.tensor(banned, device=logits.device)] = -torch.inf
+
+
+def penalize(logits: torch.Tensor, sampling: SamplingParams, history: TokenHistory) -> None:
+    """Repetition (Keskar et al. 2019): l / r for l > 0, else l * r, over prompt and output. Then, over the output,
+    l -= frequency * count + presence (OpenAI)."""
+    ids = torch.from_numpy(history.token_ids).to(logits.device)
+    values = logits[ids]
+    if sampling.repetition_penalty != 1.0:
+        penalty = sampling.repetition_penalty
+        values = torch.where(values > 0, values / penalty, values * penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        counts = torch.from_numpy(history.output_counts).to(logits.device)
+        values = values - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+    logits[ids] = values
+
+
+def completed_bad_words(bad_words: tuple[tuple[int, ...], ...], history: TokenHistory | None) -> list[int]:
+    """The last tokens of the words that would be completed: those whose beginning ends the sequence so far."""
+    return [word[-1] for word in bad_words if len(word) == 1 or (history is not None and history.ends_with(word[:-1]))]

@@ -1,0 +1,60 @@
+"""Logits of a step -> sampled tokens. A row's token depends on its own logits, parameters and position alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from inferd_kernels.ops import Ops, SamplingBatch
+
+from inferd.request import LogprobParams
+from inferd.sampling.adjust import SamplingRow, adjust
+from inferd.sampling.logprobs import token_logprobs
+from inferd.step import SampledToken, TokenLogprobs
+
+FAILED = -1  # token id of a row whose logits are not finite, or whose masks leave nothing to draw
+
+
+def sample_tokens(
+    ops: Ops, logits: torch.Tensor, rows: list[SamplingRow], logprobs: list[LogprobParams | None]
+) -> list[SampledToken]:
+    """logits [S, V] in any float dtype, one row of them per entry of rows and logprobs; may be overwritten."""
+    logits = logits.float()
+    # A sum is finite unless a term is not: one pass over the vocabulary.
+    usable = torch.isfinite(logits.sum(-1))
+    asked = [index for index, param in enumerate(logprobs) if param is not None]
+    raw = logits[asked] if asked else None
+    adjusted = [index for index, row in enumerate(rows) if row.adjusts]
+    for index in adjusted:
+        adjust(logits[index], rows[index])
+    if adjusted:
+        usable[adjusted] &= logits[adjusted].amax(-1) > -torch.inf
+    tokens = torch.where(usable, ops.sample(logits, sampling_batch(rows, logits.device)), FAILED)
+    token_ids = tokens.tolist()
+    reports: dict[int, TokenLogprobs] = {}
+    if raw is not None:
+        params = [param for param in logprobs if param is not None]
+        reports = dict(zip(asked, token_logprobs(raw, tokens[asked].clamp(min=0), params), strict=True))
+    return [
+        SampledToken(token_id, reports.get(index) if token_id != FAILED else None)
+        for index, token_id in enumerate(token_ids)
+    ]
+
+
+def sampling_batch(rows: list[SamplingRow], device: torch.device) -> SamplingBatch:
+    """The rows' parameters as tensors [S]."""
+
+    def column(values: list[float] | list[int], dtype: type[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.array(values, dtype)).to(device)
+
+    params = [row.sampling for row in rows]
+    seeds = np.array([param.seed for param in params], np.uint64).view(np.int64)
+    return SamplingBatch(
+        temperature=column([param.temperature for param in params], np.float32),
+        top_k=column([param.top_k for param in params], np.int32),
+        top_p=column([param.top_p for param in params], np.float32),
+        min_p=column([param.min_p for param in params], np.float32),
+        seeds=torch.from_numpy(seeds).to(device),
+        choices=column([row.choice for row in rows], np.int32),
+        positions=column([row.position for row in rows], np.int64),
+        all_greedy=all(param.temperature == 0 for param in params),
+    )

@@ -1,0 +1,104 @@
+"""Committer: takes what the executor computed into the sequences, and says what each choice got of it."""
+
+from __future__ import annotations
+
+from inferd.messages import ChoiceOutput, PromptOutput
+from inferd.scheduler.registry import Registry
+from inferd.scheduler.requests import ending, finish_reason, length_reason, prompt_output
+from inferd.scheduler.roster import Roster
+from inferd.sequence import Sequence
+from inferd.step import PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
+
+NO_LOGPROBS: list[TokenLogprobs] = []  # shared by all outputs without; outputs are frozen
+
+
+class Committer:
+    def __init__(self, registry: Registry, roster: Roster) -> None:
+        self._registry = registry
+        self._roster = roster
+
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[ChoiceOutput]:
+        """Raises ValueError when the result is not that of the plan, item by item."""
+        if result.step != plan.step or len(result.results) != len(plan.items):
+            raise ValueError(
+                f"{len(result.results)} results of step {result.step} for {len(plan.items)} of {plan.step}"
+            )
+        outputs: list[ChoiceOutput] = []
+        sequences, publish = self._roster.sequences, self._roster.kv.publish
+        for item, answer in zip(plan.items, result.results, strict=True):
+            if item.seq_id != answer.seq_id or len(item.choices) != len(answer.samples):
+                raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
+            sequence = sequences[item.seq_id]
+            end = sequence.num_computed_tokens = item.start + len(item.token_ids)
+            if end >= sequence.publish_at:
+                publish(sequence)
+            if item.start < sequence.num_prompt_tokens:
+                self._commit_prompt(sequence, item, answer, now, outputs)
+            elif answer.samples:
+                self._commit_token(sequence, answer.samples[0], outputs)
+        return outputs
+
+    def _commit_prompt(
+        self, sequence: Sequence, item: PlanItem, answer: SequenceResult, now: float, outputs: list[ChoiceOutput]
+    ) -> None:
+        """A chunk with prompt tokens; the last one of them brings the first token of every choice."""
+        live = self._registry.live[sequence.request.key]
+        if sequence.wants_prompt_logprobs:
+            if item.start == 0:
+                live.prompt_logprobs.clear()  # of an attempt that was preempted
+            live.prompt_logprobs += answer.prompt_logprobs
+        if sequence.num_computed_tokens < sequence.num_tokens:
+            return
+        prompt = prompt_output(live, sequence, now)
+        if not item.choices:
+            for choice in list(live.choices):
+                outputs.append(ending(live, choice, length_reason(sequence), prompt=prompt))
+                self._registry.end(live, choice)
+                prompt = None
+        elif len(item.choices) == 1:
+            self._commit_token(sequence, answer.samples[0], outputs, prompt)
+        else:
+            self._commit_fork(sequence, answer.samples, prompt, outputs)
+
+    def _commit_fork(
+        self, parent: Sequence, samples: list[SampledToken], prompt: PromptOutput | None, outputs: list[ChoiceOutput]
+    ) -> None:
+        """The prompt of several choices is computed: one sequence each from now on, all on the prompt's blocks."""
+        live = self._registry.live[parent.request.key]
+        children = [self._roster.fork(parent, choice) for choice in parent.choices[1:]]
+        family = [parent, *children]
+        for choice, sequence, sample in zip(parent.choices, family, samples, strict=True):
+            live.choices[choice] = sequence
+            if sample.token_id >= 0:
+                sequence.token_ids.append(sample.token_id)
+        self._roster.seat_forks(parent, children)
+        for sequence, sample in zip(family, samples, strict=True):
+            self._report(sequence, sample, outputs, prompt)
+            prompt = None
+
+    def _commit_token(
+        self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None = None
+    ) -> None:
+        """One more token for a sequence of one choice."""
+        token_id, token_ids = sample.token_id, sequence.token_ids
+        if token_id >= 0:
+            token_ids.append(token_id)
+        if token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens:
+            self._report(sequence, sample, outputs, prompt)
+            return
+        logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
+        key, choice = sequence.request.key, sequence.choices[0]
+        outputs.append(ChoiceOutput(key, choice, [token_id], logprobs, None, None, prompt))
+
+    def _report(
+        self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None
+    ) -> None:
+        """Say what the choice got; it ends if that was its last token. -1 is no token: the logits were not finite."""
+        failed = sample.token_id < 0
+        token_ids = [] if failed else [sample.token_id]
+        logprobs = NO_LOGPROBS if failed or sample.logprobs is None else [sample.logprobs]
+        finish, error = (None, "NUMERIC_ERROR") if failed else (finish_reason(sequence), None)
+        key, choice = sequence.request.key, sequence.choices[0]
+        outputs.append(ChoiceOutput(key, choice, token_ids, logprobs, finish, error, prompt))
+        if finish is not None or error is not None:
+            self._registry.end(self._registry.live[key], choice)

@@ -1,0 +1,38 @@
+"""Limits of a scheduler, resolved from the configuration and from what the executor could build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from inferd.config import SchedulerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What the executor holds: KV blocks, and the model's context and vocabulary, in tokens."""
+
+    num_blocks: int
+    block_size: int
+    max_context_tokens: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """Bounds of one step and of one sequence, in tokens; seats are sequences that run at the same time."""
+
+    token_budget: int
+    seats: int  # at most token_budget, so that every running sequence can have its next token in every step
+    chunked_prefill: bool
+    max_context: int  # what fits the model and, alone, the KV pool
+    vocab_size: int
+
+
+def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
+    return StepLimits(
+        token_budget=config.max_num_batched_tokens,
+        seats=min(config.max_num_seqs, config.max_num_batched_tokens),
+        chunked_prefill=config.chunked_prefill,
+        max_context=min(capacity.max_context_tokens, capacity.num_blocks * capacity.block_size),
+        vocab_size=capacity.vocab_size,
+    )

@@ -1,0 +1,157 @@
+"""Planner: chooses the tokens of a step. There is no prefill and no decode phase: each sequence gets as many of its
+uncomputed tokens as the budget leaves; one with a single uncomputed token is what others call a decode.
+
+Order: running sequences with one token first (they keep their pace whatever arrives), then running ones with more,
+then waiting ones. The cost is that of the tokens chosen: neither the queue nor a prompt nor the pool is walked.
+"""
+
+from __future__ import annotations
+
+from inferd.scheduler.limits import StepLimits
+from inferd.scheduler.roster import Roster
+from inferd.sequence import Sequence
+from inferd.step import BlockCopy, PlanItem, StepPlan
+
+NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
+
+
+class Draft:
+    """A plan in the making. Items of one token come first in the plan: attention kernels want them together."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget  # tokens left
+        self.single: list[PlanItem] = []
+        self.longer: list[PlanItem] = []
+        self.copies: list[BlockCopy] = []
+        self.has_prompt = False
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """The next num_tokens of a sequence whose slots are there."""
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        choices = sequence.choices if end == sequence.num_tokens else ()
+        item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
+        (self.single if num_tokens == 1 else self.longer).append(item)
+        self.budget -= num_tokens
+        self.has_prompt = True
+
+
+class Planner:
+    def __init__(self, roster: Roster, limits: StepLimits) -> None:
+        self._roster = roster
+        self._limits = limits
+        self.step_tokens = 0  # of the last plan
+        self._steps = 0
+        self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
+
+    def plan(self, now: float) -> StepPlan | None:
+        """The next step, or None when no sequence is left."""
+        draft = Draft(self._limits.token_budget)
+        self._seat_urgent(now)
+        self._advance_running(draft)
+        self._admit_waiting(draft, now)
+        items = draft.single + draft.longer
+        if not items:
+            assert not self._roster.sequences, "sequences are left, and none of them can go on"
+            return None
+        self._steps += 1
+        self.step_tokens = self._limits.token_budget - draft.budget
+        new, dropped = self._roster.take_news()
+        return StepPlan(self._steps, items, new, draft.copies, dropped)
+
+    def _advance_running(self, draft: Draft) -> None:
+        """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
+        longer: list[Sequence] = []
+        single = draft.single
+        # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
+        for sequence in self._roster.running.sequences:
+            start = sequence.num_computed_tokens
+            tokens = sequence.token_ids
+            if len(tokens) - start != 1:
+                longer.append(sequence)
+            elif start < sequence.num_slots:
+                single.append(PlanItem(sequence.seq_id, start, [tokens[start]], NO_BLOCKS, sequence.choices))
+            else:
+                self._advance_into_new_slot(sequence, draft)
+        draft.budget -= len(single)
+        for sequence in longer:
+            if num_tokens := self._share(sequence, draft):
+                draft.add(sequence, num_tokens)
+
+    def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
+        growth = self._roster.grow(sequence)
+        if growth is None:
+            return
+        if growth.copy is not None:
+            draft.copies.append(growth.copy)
+        start = sequence.num_computed_tokens
+        item = PlanItem(sequence.seq_id, start, [sequence.token_ids[start]], growth.new_block_ids, sequence.choices)
+        draft.single.append(item)
+
+    def _admit_waiting(self, draft: Draft, now: float) -> None:
+        """Waiting sequences in strict order: one that does not fit holds back those behind it."""
+        waiting = self._roster.waiting
+        while (sequence := waiting.peek()) is not None and self._may_start(sequence, draft):
+            if not self._admit(sequence, now):
+                return
+            num_tokens = self._share(sequence, draft)
+            if not num_tokens:
+                return
+            draft.add(sequence, num_tokens)
+
+    def _admit(self, sequence: Sequence, now: float) -> bool:
+        """Admission; one that was refused for lack of blocks looks up its prefix again only when there is more room."""
+        if not self._roster.running.has_seat(sequence):
+            return False
+        room = self._roster.room
+        if self._refused is not None and self._refused[0] == sequence.seq_id and room <= self._refused[1]:
+            return False
+        admitted = self._roster.admit(sequence, now)
+        self._refused = None if admitted else (sequence.seq_id, room)
+        return admitted
+
+    def _may_start(self, sequence: Sequence, draft: Draft) -> bool:
+        if self._limits.chunked_prefill:
+            return draft.budget > 0
+        return not draft.has_prompt or sequence.num_tokens <= draft.budget
+
+    def _share(self, sequence: Sequence, draft: Draft) -> int:
+        """How many of its tokens a sequence computes in this step.
+
+        Without chunked prefill a prompt runs whole: within the budget, or, whatever its length, as the step's only one.
+        """
+        lacking = sequence.num_tokens - sequence.num_computed_tokens
+        if self._limits.chunked_prefill:
+            return min(lacking, max(draft.budget, 0))
+        return lacking if lacking <= draft.budget or not draft.has_prompt else 0
+
+    def _seat_urgent(self, now: float) -> None:
+        """Seat waiting sequences of a higher priority than running ones before those take the step's blocks."""
+        roster = self._roster
+        while (urgent := roster.waiting.peek()) is not None and roster.running.sequences:
+            if urgent.request.priority <= roster.running.sequences[-1].request.priority:
+                return
+            if roster.admit(urgent, now):
+                continue
+            victims = self._victims(urgent)
+            if not victims:
+                return
+            for victim in victims:
+                roster.preempt(victim)
+            if not roster.admit(urgent, now):
+                return
+
+    def _victims(self, urgent: Sequence) -> list[Sequence]:
+        """The fewest of the worst sequences of lower priority that make room; none when all of them would not."""
+        roster = self._roster
+        running = roster.running
+        blocks = roster.kv.blocks_for(urgent.num_tokens) + len(running) - roster.kv.pool.num_available
+        seats = running.seats_for(urgent) - running.free_seats
+        victims: list[Sequence] = []
+        for sequence in reversed(running.sequences):
+            if (blocks <= 0 and seats <= 0) or sequence.request.priority >= urgent.request.priority:
+                break
+            victims.append(sequence)
+            blocks -= len(sequence.block_ids) + 1
+            seats -= running.seats_for(sequence)
+        return victims if blocks <= 0 and seats <= 0 else []

@@ -1,0 +1,139 @@
+"""Roster: every live sequence and where it is. Each move between waiting, running and gone is one method, which keeps
+blocks, seats and the executor's knowledge in step."""
+
+from __future__ import annotations
+
+from inferd.kv.manager import Growth, KVManager
+from inferd.scheduler.queues import RunningList, WaitingQueue
+from inferd.scheduler.requests import announcement, forked_sequence
+from inferd.sequence import Sequence, SequenceStatus
+from inferd.step import NewSequence
+
+
+class Roster:
+    """Writes Sequence.status. new and dropped are what the executor must hear with the next plan."""
+
+    def __init__(self, kv: KVManager, seats: int) -> None:
+        self.kv = kv
+        self.waiting = WaitingQueue()
+        self.running = RunningList(seats)
+        self.sequences: dict[int, Sequence] = {}
+        self.num_preemptions = 0
+        self._next_seq_id = 0
+        self._new: list[NewSequence] = []
+        self._dropped: list[int] = []
+
+    def next_seq_id(self) -> int:
+        self._next_seq_id += 1
+        return self._next_seq_id
+
+    def enqueue(self, sequence: Sequence) -> None:
+        self.sequences[sequence.seq_id] = sequence
+        self.waiting.push(sequence)
+
+    @property
+    def room(self) -> int:
+        """Blocks that a newcomer may take: see admit()."""
+        return self.kv.pool.num_available - len(self.running)
+
+    def admit(self, sequence: Sequence, now: float) -> bool:
+        """Waiting -> running, if there are seats and blocks for all its tokens.
+
+        One block per running sequence is left over: without that room to grow in, the newcomer would be preempted
+        again within a block's length of steps, its work for nothing.
+        """
+        if not self.running.has_seat(sequence):
+            return False
+        if not self.kv.admit(sequence, headroom=len(self.running)):
+            return False
+        self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.RUNNING
+        if sequence.first_scheduled is None:
+            sequence.first_scheduled = now
+        self.running.add(sequence)
+        self._announce(sequence)
+        return True
+
+    def grow(self, sequence: Sequence) -> Growth | None:
+        """Make the next position of a running sequence writable, preempting the worst ones while blocks are short.
+
+        None when the sequence itself was the worst. The best one always gets its block: alone it fits the pool.
+        """
+        while (growth := self.kv.grow(sequence)) is None:
+            worst = self.running.sequences[-1]
+            self.preempt(worst)
+            if worst is sequence:
+                return None
+        if not sequence.announced:
+            self._announce(sequence)
+            return Growth([], growth.copy)
+        return growth
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Running -> waiting, without blocks: it will be computed again, as far as the prefix cache has lost it."""
+        self._vacate(sequence)
+        self._requeue(sequence)
+
+    def fork(self, parent: Sequence, choice: int) -> Sequence:
+        """A sequence for another choice of parent's computed prompt; seat_forks says where it goes."""
+        child = forked_sequence(self.next_seq_id(), parent, choice)
+        self.kv.fork(parent, child)
+        self.sequences[child.seq_id] = child
+        return child
+
+    def seat_forks(self, parent: Sequence, children: list[Sequence]) -> None:
+        """Let the forks run that have a seat; the others wait without blocks, like preempted ones.
+
+        Call it once each has its first token, if it got one: what waits does not change.
+        """
+        self.running.remove(parent)
+        parent.choices = parent.choices[:1]
+        self.running.add(parent)
+        for child in children:
+            if self.running.free_seats:
+                child.status = SequenceStatus.RUNNING
+                self.running.add(child)
+            else:
+                self.kv.free(child)
+                self._requeue(child)
+
+    def narrow(self, sequence: Sequence, choice: int) -> None:
+        """One choice less to fork into."""
+        running = sequence.status is SequenceStatus.RUNNING
+        if running:
+            self.running.remove(sequence)
+        sequence.choices = tuple(other for other in sequence.choices if other != choice)
+        if running:
+            self.running.add(sequence)
+
+    def release(self, sequence: Sequence) -> None:
+        """Gone, from wherever it is."""
+        if sequence.status is SequenceStatus.RUNNING:
+            self._vacate(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.status = SequenceStatus.FINISHED
+        del self.sequences[sequence.seq_id]
+
+    def take_news(self) -> tuple[list[NewSequence], list[int]]:
+        """What changed for the executor since the last call: sequences new to it, and those to drop before."""
+        news = self._new, self._dropped
+        self._new, self._dropped = [], []
+        return news
+
+    def _announce(self, sequence: Sequence) -> None:
+        self._new.append(announcement(sequence))
+        sequence.announced = True
+
+    def _vacate(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.kv.free(sequence)
+        if sequence.announced:
+            self._dropped.append(sequence.seq_id)
+        sequence.announced = False
+
+    def _requeue(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.push(sequence)

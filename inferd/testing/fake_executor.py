@@ -1,0 +1,202 @@
+"""FakeExecutor: no model. Its next token is arithmetic over the tokens it finds in its KV blocks, so that a wrong block
+table, position or copy changes the answer; most mistakes of a plan it reports by itself."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from inferd.executor.base import ExecutorDead, ExecutorInfo
+from inferd.request import LogprobParams
+from inferd.step import (
+    BlockCopy,
+    NewSequence,
+    PlanItem,
+    SampledToken,
+    SequenceResult,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
+
+Slot = tuple[int, int]  # token id, position
+
+
+class PlanError(AssertionError):
+    """A plan that a real executor would compute nonsense from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What the fake does beside answering. Steps count from 1."""
+
+    step_s: float = 0.0  # how long a step takes
+    die_at_step: int | None = None  # ExecutorDead
+    fail_at_step: int | None = None  # an exception nobody expects
+    nan_seeds: tuple[int, ...] = ()  # requests of these seeds get logits that are not finite
+    script: tuple[int, ...] = ()  # output tokens in order, repeated; instead of next_token
+
+
+def fake_info(
+    num_blocks: int = 64, block_size: int = 4, max_context_tokens: int = 128, vocab_size: int = 1000
+) -> ExecutorInfo:
+    return ExecutorInfo(
+        architecture="fake",
+        dtype="float32",
+        quantization="none",
+        vocab_size=vocab_size,
+        max_context_tokens=max_context_tokens,
+        block_size=block_size,
+        num_blocks=num_blocks,
+        weight_bytes=0,
+        kv_bytes=0,
+        backends={"fake": "fake"},
+    )
+
+
+def next_token(token_ids: Iterable[int], seed: int, choice: int, vocab_size: int) -> int:
+    """(sum of (i + 1) * (token + 1)) * 31 + 7 * seed + 13 * choice, modulo the vocabulary."""
+    weighted = sum((position + 1) * (token_id + 1) for position, token_id in enumerate(token_ids))
+    return (weighted * 31 + 7 * seed + 13 * choice) % vocab_size
+
+
+def solo_tokens(prompt: Sequence[int], seed: int, choice: int, num_tokens: int, vocab_size: int) -> list[int]:
+    """What a sequence generates that is alone and never ends early."""
+    token_ids = list(prompt)
+    for _ in range(num_tokens):
+        token_ids.append(next_token(token_ids, seed, choice, vocab_size))
+    return token_ids[len(prompt) :]
+
+
+def fake_logprobs(token_id: int, params: LogprobParams, vocab_size: int) -> TokenLogprobs:
+    """-(token mod 10) - 1 for the token, its top_n successors with -1, -2, ..., asked-for ids with -100."""
+    top = [(token_id + i) % vocab_size for i in range(params.top_n)]
+    values = [-1.0 - i for i in range(params.top_n)]
+    asked = list(params.token_ids)
+    return TokenLogprobs(-(token_id % 10) - 1.0, 1, top + asked, values + [-100.0] * len(asked))
+
+
+class _State:
+    """What a worker keeps of a sequence."""
+
+    def __init__(self, new: NewSequence) -> None:
+        self.new = new
+        self.table = list(new.block_ids)
+        self.num_output_tokens = new.num_output_tokens
+
+
+class FakeExecutor:
+    def __init__(
+        self,
+        info: ExecutorInfo | None = None,
+        behaviour: Behaviour = Behaviour(),
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.info = info or fake_info()
+        self.behaviour = behaviour
+        self.is_shut_down = False
+        self._sleep = sleep
+        self._states: dict[int, _State] = {}
+        self._users: Counter[int] = Counter()  # block -> tables that hold it
+        self._kv: list[list[Slot | None]] = [[None] * self.info.block_size for _ in range(self.info.num_blocks)]
+        self._step = 0
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Raises PlanError for an inconsistent plan, ExecutorDead and RuntimeError when Behaviour says so."""
+        started = time.monotonic()
+        self._misbehave(plan)
+        for seq_id in plan.dropped:
+            self._drop(seq_id)
+        for new in plan.new:
+            self._add(new)
+        for copy in plan.copies:
+            self._copy(copy)
+        results = [self._compute(item) for item in plan.items]
+        return StepResult(plan.step, results, time.monotonic() - started)
+
+    def shutdown(self) -> None:
+        self.is_shut_down = True
+
+    def _misbehave(self, plan: StepPlan) -> None:
+        _require(plan.step == self._step + 1, f"step {plan.step} follows step {self._step}")
+        self._step = plan.step
+        if self.behaviour.step_s:
+            self._sleep(self.behaviour.step_s)
+        if plan.step == self.behaviour.die_at_step:
+            raise ExecutorDead("the fake worker died")
+        if plan.step == self.behaviour.fail_at_step:
+            raise RuntimeError("the fake step failed")
+
+    def _drop(self, seq_id: int) -> None:
+        _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
+        self._users.subtract(self._states.pop(seq_id).table)
+
+    def _add(self, new: NewSequence) -> None:
+        _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
+        state = self._states[new.seq_id] = _State(new)
+        self._users.update(state.table)
+
+    def _copy(self, copy: BlockCopy) -> None:
+        table = self._states[copy.seq_id].table
+        _require(table[copy.index] in (copy.source, copy.destination), f"{copy} is not in table {table}")
+        self._users.subtract([table[copy.index]])
+        self._users.update([copy.destination])
+        table[copy.index] = copy.destination
+        self._kv[copy.destination] = list(self._kv[copy.source])
+
+    def _compute(self, item: PlanItem) -> SequenceResult:
+        _require(item.seq_id in self._states, f"sequence {item.seq_id} was never announced")
+        state = self._states[item.seq_id]
+        state.table += item.new_block_ids
+        self._users.update(item.new_block_ids)
+        for offset, token_id in enumerate(item.token_ids):
+            self._write(state, item.start + offset, token_id)
+        samples: list[SampledToken] = []
+        if item.choices:
+            context = self._read(state, item.start + len(item.token_ids))
+            samples = [self._sample(state, context, choice) for choice in item.choices]
+            state.num_output_tokens += 1
+        return SequenceResult(item.seq_id, samples, self._prompt_logprobs(state, item))
+
+    def _write(self, state: _State, position: int, token_id: int) -> None:
+        index, offset = divmod(position, self.info.block_size)
+        _require(index < len(state.table), f"position {position} is beyond table {state.table}")
+        block = state.table[index]
+        _require(self._users[block] == 1, f"block {block} is written and shared by {self._users[block]}")
+        self._kv[block][offset] = (token_id, position)
+
+    def _read(self, state: _State, length: int) -> list[int]:
+        """The tokens of positions [0, length) through the block table."""
+        slots = [slot for block in state.table for slot in self._kv[block]][:length]
+        for position, slot in enumerate(slots):
+            _require(slot is not None and slot[1] == position, f"position {position} reads {slot} in {state.table}")
+        return [slot[0] for slot in slots if slot is not None]
+
+    def _sample(self, state: _State, context: list[int], choice: int) -> SampledToken:
+        new = state.new
+        if new.sampling.seed in self.behaviour.nan_seeds:
+            return SampledToken(-1)
+        if self.behaviour.script:
+            token_id = self.behaviour.script[state.num_output_tokens % len(self.behaviour.script)]
+        else:
+            token_id = next_token(context, new.sampling.seed, choice, self.info.vocab_size)
+        while token_id in new.blocked_token_ids and state.num_output_tokens < new.min_tokens:
+            token_id = (token_id + 1) % self.info.vocab_size
+        if new.logprobs is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, fake_logprobs(token_id, new.logprobs, self.info.vocab_size))
+
+    def _prompt_logprobs(self, state: _State, item: PlanItem) -> list[TokenLogprobs]:
+        """Of the item's positions from 1 on."""
+        params = state.new.prompt_logprobs
+        if params is None:
+            return []
+        targets = item.token_ids[1:] if item.start == 0 else item.token_ids
+        return [fake_logprobs(token_id, params, self.info.vocab_size) for token_id in targets]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise PlanError(message)

@@ -1,0 +1,73 @@
+"""The size budget holds, and its checks find what they are for."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def budget() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check_budget", ROOT / "tools" / "check_budget.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_budget"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_repository_is_within_budget(budget: ModuleType) -> None:
+    assert budget.check_tree(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f():\n" + "    x = 1\n" * 80, "f has 81 lines, at most 80"),
+        ("def f(x):\n" + "    x = 1 if x else 2\n" * 16, "f has 16 branches, at most 15"),
+        ("class C:\n" + "    x = 1\n" * 250, "class C has 251 lines, at most 250"),
+        ("class C:\n" + "".join(f"    def m{i}(self): ...\n" for i in range(16)), "class C has 16 methods, at most 15"),
+        (
+            "class C:\n    def __init__(self):\n" + "".join(f"        self.x{i} = 0\n" for i in range(13)),
+            "class C has 13 attributes, at most 12",
+        ),
+        ("x = f()  # type: ignore", "`type: ignore` needs a code and a reason"),
+        ("x = f()  # type: ignore[arg-type]", "`type: ignore` needs a code and a reason"),
+    ],
+)
+def test_what_is_too_large_is_named(budget: ModuleType, source: str, message: str) -> None:
+    (problem,) = budget.check_source(source)
+    assert problem.endswith(message) or message in problem
+
+
+def test_what_fits_passes(budget: ModuleType) -> None:
+    kernel = "@triton.jit\ndef k(a):\n" + "    x = 1 if a else 2\n" * 140
+    assert list(budget.check_source(kernel)) == []
+    assert list(budget.broad_excepts(ast.parse("try:\n    f()\nexcept BaseException:\n    close()\n    raise\n"))) == []
+    assert list(budget.check_source("x = f()  # type: ignore[arg-type]  # stubs lack the overload\n")) == []
+
+
+def test_package_lines_and_broad_excepts_are_summed(budget: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "p" / "generated").mkdir(parents=True)
+    (tmp_path / "p" / "generated" / "big.py").write_text("x = 1\n" * 500)
+    broad = (
+        "try:\n    pass\nexcept Exception:\n    pass\ntry:\n    pass\nexcept (ValueError, BaseException):\n    pass\n"
+    )
+    for name in ("a.py", "b.py"):
+        (tmp_path / "p" / name).write_text(broad)
+    (tmp_path / "p" / "c.py").write_text("x = 1\n" * 401)
+    package = budget.Package("p", (".py",), 416, excluded="p/generated")
+    problems = budget.check_tree(tmp_path, (package,))
+    assert problems == [
+        "p .py: 417 lines, budget 416",
+        "p/c.py: 401 lines, at most 400",
+        "4 `except Exception`, at most 3: p/a.py:3, p/a.py:7, p/b.py:3, p/b.py:7",
+    ]

@@ -1,0 +1,139 @@
+"""Every registered architecture, as a tiny random checkpoint, gives transformers' logits however the tokens are cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+from inferd.executor.batch import build_batch
+from inferd.executor.sequence_state import SequenceState
+from inferd.models.decoder import Decoder
+from inferd.models.registry import MODELS, decoder_spec
+from inferd.request import SamplingParams
+from inferd.step import NewSequence, PlanItem
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 160,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+CASES: dict[str, tuple[type, dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "llama-tied-biased": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "llama-no-gqa-head-dim": (LlamaConfig, {"num_key_value_heads": 6, "head_dim": 10}),
+    "llama3-rope": (LlamaConfig, {"rope_parameters": LLAMA3}),
+    "linear-rope": (LlamaConfig, {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}),
+    "mistral-window": (MistralConfig, {"sliding_window": 20}),
+    "mistral-full": (MistralConfig, {"sliding_window": None}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen2-tied-mixed-windows": (
+        Qwen2Config,
+        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    ),
+    "qwen2-yarn": (Qwen2Config, {"rope_parameters": YARN}),
+    "qwen3": (Qwen3Config, {"head_dim": 12}),
+    "qwen3-tied": (Qwen3Config, {"head_dim": 8, "tie_word_embeddings": True}),
+}
+PROMPTS = torch.randint(0, 160, (2, 70), generator=torch.Generator().manual_seed(5)).tolist()
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, load_decoder: Callable[[Path], Decoder]
+) -> tuple[Decoder, list[torch.Tensor]]:
+    """The decoder, and transformers' logits of both prompts."""
+    config_class, changes = CASES[request.param]
+    torch.manual_seed(0)
+    config = config_class(**(SIZES | changes))
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.15)
+        logits = [model(torch.tensor([prompt])).logits[0] for prompt in PROMPTS]
+    path = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(path)
+    return load_decoder(path), logits
+
+
+@torch.inference_mode()
+def forward(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
+    """Logits of every position; all prompts in each step, `chunk` tokens of each, block tables backwards."""
+    states, seen = {}, [0] * len(prompts)
+    for index in range(len(prompts)):
+        blocks = list(range(63 - index, 0, -len(prompts)))
+        states[index] = SequenceState.from_plan(NewSequence(index, blocks, SamplingParams(), None, None, [], 0, 0, ()))
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
+    while any(count < len(prompt) for count, prompt in zip(seen, prompts, strict=True)):
+        items = []
+        for index, prompt in enumerate(prompts):
+            # Different chunk lengths per sequence, so that single-token and longer items meet in one step.
+            step = chunk + index if chunk > 1 else chunk
+            tokens = prompt[seen[index] : seen[index] + step]
+            if tokens:
+                items.append(PlanItem(index, seen[index], tokens, [], ()))
+                seen[index] += len(tokens)
+        batch = build_batch(items, states, 16, torch.device("cpu"))
+        rows = decoder.logits(decoder.forward(batch.ids, batch.paged))
+        for item, start in zip(items, batch.row_starts, strict=True):
+            logits[item.seq_id].append(rows[start : start + len(item.token_ids)])
+    return [torch.cat(parts) for parts in logits]
+
+
+def test_cases_cover_the_registry() -> None:
+    covered = {decoder_spec(config_class(**(SIZES | changes)).to_dict() | _named(config_class)).architecture
+               for config_class, changes in CASES.values()}  # fmt: skip
+    assert covered == set(MODELS)
+
+
+def _named(config_class: type) -> dict[str, Any]:
+    return {"architectures": [config_class.__name__.replace("Config", "ForCausalLM")]}
+
+
+@pytest.mark.parametrize("chunk", [70, 16, 1], ids=["whole", "chunks-of-16", "token-by-token"])
+@pytest.mark.parametrize("batched", [False, True], ids=["alone", "batched"])
+def test_logits_equal_transformers(case: tuple[Decoder, list[torch.Tensor]], chunk: int, batched: bool) -> None:
+    decoder, expected = case
+    count = 2 if batched else 1
+    for ours, theirs in zip(forward(decoder, PROMPTS[:count], chunk), expected[:count], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_prompts_of_unequal_length_share_a_step(case: tuple[Decoder, list[torch.Tensor]]) -> None:
+    decoder, expected = case
+    ours = forward(decoder, [PROMPTS[0][:3], PROMPTS[1]], 24)
+    torch.testing.assert_close(ours[0], expected[0][:3], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours[1], expected[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_config_styles_give_one_spec(name: str) -> None:
+    """transformers 4 wrote rope_theta and rope_scaling, and no layer_types; 5 writes rope_parameters."""
+    config_class, changes = CASES[name]
+    new_style = json.loads(json.dumps(config_class(**(SIZES | changes)).to_dict())) | _named(config_class)
+    old_style = dict(new_style)
+    parameters = dict(old_style.pop("rope_parameters"))
+    old_style.pop("layer_types", None)
+    old_style["rope_theta"] = parameters.pop("rope_theta")
+    kind = parameters.pop("rope_type")
+    old_style["rope_scaling"] = None if kind == "default" else {"type": kind, **parameters}
+    assert decoder_spec(old_style) == decoder_spec(new_style)

@@ -1,0 +1,137 @@
+"""config.json and tensor lists that cannot be served are refused in one line that names what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord, TokenizerFiles
+from inferd.errors import StartupError
+from inferd.models.registry import check_checkpoint, decoder_spec, weight_rules
+from inferd.models.spec import DivisorScaling, YarnScaling
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported: LlamaForCausalLM, "),
+        ({"architectures": None}, "none named is not supported"),
+        ({"architectures": None, "model_type": "t5"}, "t5 is not supported"),
+        ({"hidden_size": None}, "hidden_size is missing"),
+        ({"vocab_size": -5}, "vocab_size is -5, not a positive integer"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_theta": float("nan")}, "rope_theta is nan"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
+        ({"rope_scaling": {"type": "yarn", "factor": "big"}}, "factor is 'big'"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "per layer type"),
+        ({"partial_rotary_factor": 0.1}, "partial_rotary_factor 0.1"),
+        ({"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "1 rope factors"),
+        ({"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention"]}, "layer_types must be 2"),
+        (
+            {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention", "linear_attention"]},
+            "among them linear_attention",
+        ),
+    ],
+)
+def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(StartupError, match=message.replace("(", r"\(")):
+        decoder_spec(CONFIG | changes)
+
+
+def test_model_type_stands_in_for_architectures() -> None:
+    spec = decoder_spec(CONFIG | {"architectures": None, "model_type": "qwen2"})
+    assert (spec.architecture, spec.qkv_bias) == ("Qwen2ForCausalLM", True)
+
+
+def test_yarn_extends_the_context() -> None:
+    spec = decoder_spec(CONFIG | {"rope_scaling": {"type": "yarn", "factor": 4.0}})
+    assert isinstance(spec.rope.scaling, YarnScaling)
+    assert spec.context_length == 256
+
+
+def test_one_set_of_rope_divisors_is_supported() -> None:
+    factors = [1.0, 2.0, 3.0, 4.0]
+    scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+    assert decoder_spec(CONFIG | {"rope_scaling": scaling}).rope.scaling == DivisorScaling((1.0, 2.0, 3.0, 4.0), 1.0)
+
+
+def test_mistral_without_the_key_has_the_default_window() -> None:
+    mistral = CONFIG | {"architectures": ["MistralForCausalLM"]}
+    assert decoder_spec(mistral).windows == (4096, 4096)
+    assert decoder_spec(mistral | {"sliding_window": None}).windows == (0, 0)
+
+
+def checkpoint(config: dict[str, Any], vocabulary: int | None = None) -> Checkpoint:
+    """A checkpoint that has every tensor of the config."""
+    spec = decoder_spec(config)
+    tensors = {}
+    for rule in weight_rules(spec):
+        for layer in range(spec.num_layers if rule.per_layer else 1):
+            name = rule.source.format(layer=layer)
+            tensors[name] = TensorRecord(name, "f32", rule.shape, Path("model.safetensors"), 0, 0)
+    tokenizer: TokenizerFiles | GgufVocabulary = TokenizerFiles(None)
+    if vocabulary is not None:
+        tokens = [str(token) for token in range(vocabulary)]
+        tokenizer = GgufVocabulary("gpt2", "", tokens, [], [], [], {}, None, None, None)
+    return Checkpoint(Path("here"), "safetensors", config, {}, tokenizer, {}, tensors, "")
+
+
+def test_a_complete_checkpoint_passes() -> None:
+    assert check_checkpoint(checkpoint(CONFIG, vocabulary=100)).num_layers == 2
+
+
+def test_a_missing_tensor_is_named() -> None:
+    broken = checkpoint(CONFIG)
+    del broken.tensors["model.layers.1.mlp.up_proj.weight"]
+    del broken.tensors["model.norm.weight"]
+    with pytest.raises(StartupError, match=r"here: tensor model\.norm\.weight is missing, and 1 more"):
+        check_checkpoint(broken)
+
+
+def test_a_misshapen_tensor_is_named() -> None:
+    broken = checkpoint(CONFIG)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    broken.tensors[name] = TensorRecord(name, "f32", (32, 32), Path("x"), 0, 0)
+    with pytest.raises(StartupError, match=r"k_proj\.weight has shape \(32, 32\), expected \(16, 32\)"):
+        check_checkpoint(broken)
+
+
+def test_a_tensor_the_model_would_ignore_is_refused() -> None:
+    broken = checkpoint(CONFIG)
+    broken.tensors["model.layers.0.self_attn.q_norm.weight"] = TensorRecord("", "f32", (8,), Path("x"), 0, 0)
+    with pytest.raises(StartupError, match=r"LlamaForCausalLM has no tensor model\.layers\.0\.self_attn\.q_norm"):
+        check_checkpoint(broken)
+
+
+def test_tied_checkpoints_may_store_the_head_and_rotary_buffers() -> None:
+    stored = checkpoint(CONFIG | {"tie_word_embeddings": True})
+    for name in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
+        stored.tensors[name] = TensorRecord(name, "f32", (100, 32), Path("x"), 0, 0)
+    assert check_checkpoint(stored).tied_embeddings
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
+    with pytest.raises(StartupError, match="the tokenizer has 101 tokens, the embedding 100 rows"):
+        check_checkpoint(checkpoint(CONFIG, vocabulary=101))
+
+
+def test_the_registry_loads_no_torch() -> None:
+    code = "import sys, inferd.models.registry, inferd.executor.factory; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

@@ -1,0 +1,115 @@
+"""KV pool arithmetic: what is stated wins, what is not follows from memory, a pool too small is said."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from inferd.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
+from inferd.errors import StartupError
+from inferd.executor import memory
+from inferd.executor.memory import available_memory, block_bytes, cache_budget, plan_kv, requested_context
+from inferd.models.spec import DecoderSpec, RopeSpec
+
+SPEC = DecoderSpec(
+    architecture="LlamaForCausalLM",
+    hidden_size=64,
+    intermediate_size=128,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=1000,
+    norm_eps=1e-5,
+    rope=RopeSpec(1e4, 16),
+    windows=(0, 0, 0),
+    context_length=1000,
+)
+BLOCK = 2 * 3 * 16 * 32 * 4  # K and V, layers, tokens, KV heads x dim, float32
+
+
+def config(max_model_len: int | None = None, max_num_seqs: int = 4, **cache: int) -> EngineConfig:
+    return EngineConfig(
+        model=ModelConfig(source="m", path="m", max_model_len=max_model_len),
+        cache=CacheConfig(**cache),  # type: ignore[arg-type]
+        scheduler=SchedulerConfig(max_num_seqs=max_num_seqs),
+    )
+
+
+def test_block_bytes() -> None:
+    assert block_bytes(SPEC, 16, 4) == BLOCK
+
+
+def test_enough_memory_gives_every_sequence_a_full_context() -> None:
+    plan = plan_kv(SPEC, config(), 4, 10**9)
+    assert (plan.num_blocks, plan.max_context) == (4 * 63, 1000)
+    assert plan.total_bytes == 4 * 63 * BLOCK
+
+
+def test_less_memory_gives_what_fits() -> None:
+    plan = plan_kv(SPEC, config(), 4, 100 * BLOCK + 5)
+    assert (plan.num_blocks, plan.max_context) == (100, 1000)
+
+
+def test_a_stated_size_wins_over_memory() -> None:
+    assert plan_kv(SPEC, config(num_blocks=70), 4, 0).num_blocks == 70
+    assert plan_kv(SPEC, config(memory_bytes=65 * BLOCK), 4, 0).num_blocks == 65
+    assert plan_kv(SPEC, config(num_blocks=70, memory_bytes=BLOCK), 4, 0).num_blocks == 70
+
+
+def test_a_small_pool_lowers_the_context_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        plan = plan_kv(SPEC, config(num_blocks=10), 4, 0)
+    assert plan.max_context == 160
+    assert "context lowered from 1000 to 160 tokens" in caplog.text
+
+
+def test_a_small_pool_refuses_a_context_that_was_asked_for() -> None:
+    with pytest.raises(StartupError, match=r"max_model_len is 500, but the KV cache holds 160 tokens \(10 blocks\)"):
+        plan_kv(SPEC, config(max_model_len=500, num_blocks=10), 4, 0)
+    assert plan_kv(SPEC, config(max_model_len=160, num_blocks=10), 4, 0).max_context == 160
+
+
+@pytest.mark.parametrize("budget", [BLOCK - 1, -5])
+def test_no_block_at_all_is_refused(budget: int) -> None:
+    with pytest.raises(StartupError, match="no KV block fits"):
+        plan_kv(SPEC, config(), 4, budget)
+
+
+@pytest.mark.parametrize("length", [0, -1, 1001])
+def test_a_context_outside_the_models_is_refused(length: int) -> None:
+    with pytest.raises(StartupError, match=f"max_model_len is {length}; the model's context is 1 to 1000 tokens"):
+        requested_context(SPEC, length)
+
+
+def write_memory(folder: Path, limit: str, used: int) -> None:
+    (folder / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    1000000 kB\n")
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    write_memory(tmp_path, "max", 0)
+    return tmp_path
+
+
+def test_available_memory_respects_the_control_group(machine: Path) -> None:
+    assert available_memory() == 1_024_000_000
+    write_memory(machine, "500000000", 200_000_000)
+    assert available_memory() == 300_000_000
+    write_memory(machine, "100", 200)
+    assert available_memory() == 0
+    (machine / "memory.max").unlink()
+    assert available_memory() == 1_024_000_000
+
+
+def test_the_cpu_budget_is_a_quarter_of_it_less_the_step(machine: Path) -> None:
+    step = memory.step_bytes(SPEC, 512, 4, 4)
+    assert 0 < step < 10_000_000
+    assert cache_budget(SPEC, config(), torch.device("cpu"), 4) == 256_000_000 - step

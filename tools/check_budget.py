@@ -1,0 +1,157 @@
+"""Size limits as a check: `make budget`. The numbers and their reasons are in docs/adr/0002-size-budget.md.
+
+Lines are physical lines. A function's branches are its if, for, while, except, boolean-operator, conditional-expression
+and comprehension nodes. A class's attributes are the names its methods assign on self.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FILE_LINES = 400
+FUNCTION_LINES = 80
+KERNEL_LINES = 150  # functions that a GPU compiler takes as one
+BRANCHES = 15
+CLASS_LINES = 250
+METHODS = 15
+ATTRIBUTES = 12
+BROAD_EXCEPTS = 3  # the top of a thread, of an RPC, of a worker
+
+BRANCH_NODES = (
+    *(ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.BoolOp, ast.IfExp),
+    *(ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp),
+)
+IGNORE = re.compile(r"#\s*type:\s*ignore(?P<code>\[[\w, -]+\])?(?P<reason>\s+#.*\w)?")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A folder with a budget of lines, counted over files of these suffixes."""
+
+    folder: str
+    suffixes: tuple[str, ...]
+    lines: int
+    excluded: str = ""
+
+
+PACKAGES = (
+    Package("inferd", (".py",), 17_000, excluded="inferd/v1"),
+    Package("gateway/inferd_gateway", (".py",), 6_500),
+    Package("kernels/inferd_kernels", (".py",), 6_500),
+    Package("kernels/inferd_kernels", (".cpp", ".h"), 4_000),
+)
+
+
+def files_of(root: Path, package: Package) -> list[Path]:
+    """The package's files, generated stubs left out."""
+    excluded = root / package.excluded if package.excluded else None
+    return sorted(
+        path
+        for path in (root / package.folder).rglob("*")
+        if path.suffix in package.suffixes and not (excluded and path.is_relative_to(excluded))
+    )
+
+
+def count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def check_tree(root: Path, packages: tuple[Package, ...] = PACKAGES) -> list[str]:
+    """Every violation under `root`, one line each."""
+    problems: list[str] = []
+    broad: list[str] = []
+    for package in packages:
+        paths = files_of(root, package)
+        total = sum(map(count_lines, paths))
+        if total > package.lines:
+            problems.append(f"{package.folder} {'/'.join(package.suffixes)}: {total} lines, budget {package.lines}")
+        for path in paths:
+            name = str(path.relative_to(root))
+            if count_lines(path) > FILE_LINES:
+                problems.append(f"{name}: {count_lines(path)} lines, at most {FILE_LINES}")
+            if path.suffix == ".py":
+                text = path.read_text(encoding="utf-8")
+                problems += [f"{name}:{problem}" for problem in check_source(text)]
+                broad += [f"{name}:{line}" for line in broad_excepts(ast.parse(text))]
+    if len(broad) > BROAD_EXCEPTS:
+        problems.append(f"{len(broad)} `except Exception`, at most {BROAD_EXCEPTS}: {', '.join(broad)}")
+    return problems
+
+
+def check_source(text: str) -> Iterator[str]:
+    """Violations inside one file, as `line: what`."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, Function):
+            yield from check_function(node)
+        elif isinstance(node, ast.ClassDef):
+            yield from check_class(node)
+    for number, line in enumerate(text.splitlines(), 1):
+        match = IGNORE.search(line)
+        if match and not (match["code"] and match["reason"]):
+            yield f"{number}: `type: ignore` needs a code and a reason: # type: ignore[code]  # reason"
+
+
+def check_function(node: Function) -> Iterator[str]:
+    limit = KERNEL_LINES if is_kernel(node) else FUNCTION_LINES
+    if (lines := length(node)) > limit:
+        yield f"{node.lineno}: {node.name} has {lines} lines, at most {limit}"
+    branches = sum(isinstance(child, BRANCH_NODES) for child in ast.walk(node))
+    if branches > BRANCHES and not is_kernel(node):
+        yield f"{node.lineno}: {node.name} has {branches} branches, at most {BRANCHES}"
+
+
+def check_class(node: ast.ClassDef) -> Iterator[str]:
+    methods = [item for item in node.body if isinstance(item, Function)]
+    attributes = {
+        child.attr
+        for method in methods
+        for child in ast.walk(method)
+        if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store)
+        if isinstance(child.value, ast.Name) and child.value.id == "self"
+    }
+    measured = ((length(node), CLASS_LINES, "lines"), (len(methods), METHODS, "methods"))
+    for value, limit, what in (*measured, (len(attributes), ATTRIBUTES, "attributes")):
+        if value > limit:
+            yield f"{node.lineno}: class {node.name} has {value} {what}, at most {limit}"
+
+
+def is_kernel(node: Function) -> bool:
+    """Whether a decorator mentions `jit`: the body is compiled for the GPU as one."""
+    return any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def length(node: Function | ast.ClassDef) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
+def broad_excepts(tree: ast.AST) -> Iterator[int]:
+    """Lines of `except Exception`, `except BaseException` and bare `except` that do not end in `raise`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
+            names = [None] if node.type is None else [ast.unparse(item) for item in exception_types(node.type)]
+            if {None, "Exception", "BaseException"} & set(names):
+                yield node.lineno
+
+
+def exception_types(node: ast.expr) -> list[ast.expr]:
+    return node.elts if isinstance(node, ast.Tuple) else [node]
+
+
+def main() -> None:
+    for package in PACKAGES:
+        total = sum(map(count_lines, files_of(ROOT, package)))
+        print(f"{package.folder:24} {'/'.join(package.suffixes):8} {total:6} of {package.lines:6} lines")
+    if problems := check_tree(ROOT):
+        sys.exit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
