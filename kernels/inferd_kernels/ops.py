@@ -8,10 +8,12 @@ KV layout, the same on every device: K and V separate, [blocks, P, Hk, D], last 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -154,14 +156,15 @@ OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("back
 def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = None) -> Ops:
     """Choose the implementation of every op for `device`.
 
-    backend: "auto" takes the fastest available one per op, "native" the compiled CPU ops, "reference" torch alone.
+    backend: "auto" takes the fastest available one per op, "native" the compiled CPU ops, "triton" the GPU kernels,
+    "reference" torch alone.
     threads: of the native CPU ops, default the processors this process may use.
     Raises ValueError when `backend` is unknown or cannot run on `device`.
     """
     from inferd_kernels import reference
 
-    if backend not in ("auto", "native", "reference"):
-        raise ValueError(f"kernel backend {backend!r} is not one of auto, native, reference")
+    if backend not in ("auto", "native", "triton", "reference"):
+        raise ValueError(f"kernel backend {backend!r} is not one of auto, native, triton, reference")
     chosen = {name: ("reference", getattr(reference, name)) for name in OP_NAMES}
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
@@ -170,8 +173,21 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
             decoder_stack = native.decoder_stack
+    if backend == "triton" or (backend == "auto" and device.startswith("cuda") and find_spec("triton") is not None):
+        chosen |= _triton_ops(device)
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
     )
+
+
+def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
+    """Every op in Triton, for CUDA and ROCm; on the CPU only under Triton's interpreter (TRITON_INTERPRET=1)."""
+    if not device.startswith("cuda") and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"kernel backend 'triton' needs a cuda device, not {device!r}")
+    if find_spec("triton") is None:
+        raise ValueError("kernel backend 'triton' needs the package triton (extra: cuda)")
+    from inferd_kernels.triton import backend
+
+    return {name: ("triton", getattr(backend, name)) for name in OP_NAMES}

@@ -193,8 +193,8 @@ def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
     masses = ordered.masked_fill(ordered < threshold, float("-inf")).softmax(-1)
     before = masses.cumsum(-1) - masses
-    nucleus = torch.where(top_p < 1, top_p, float("inf")).unsqueeze(1)  # off where 1: the sum may round above it
-    kept = ((before < nucleus) & (masses > 0)).sum(-1).clamp(min=1)
+    nucleus = top_p.unsqueeze(1)
+    kept = (((before < nucleus) & (masses > 0)) | (nucleus >= 1)).sum(-1).clamp(min=1)
     threshold = torch.maximum(threshold, ordered.gather(1, (kept - 1).unsqueeze(1)))
     floor = ordered[:, :1] + min_p.clamp(min=1e-38).log().unsqueeze(1)
     threshold = torch.where(min_p.unsqueeze(1) > 0, torch.maximum(threshold, floor), threshold)
