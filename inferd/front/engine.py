@@ -13,7 +13,7 @@ from inferd.front.generation import Generation
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputParams
 from inferd.front.tracker import Tracker
-from inferd.messages import Ready, StepOutputs, ToCore
+from inferd.messages import Ready, StepOutputs, ToCore, Vocabulary
 from inferd.request import Request
 from inferd.text.tokenizer import Tokenizer
 
@@ -31,6 +31,7 @@ class FrontEngine:
         self._trackers: dict[int, Tracker] = {}
         self._request_ids: set[str] = set()
         self._send: Callable[[ToCore], None] | None = None
+        self._vocabulary: Vocabulary | None = None
         self._draining = False
         self._dead: str | None = None
         self._was_ready = False
@@ -41,6 +42,12 @@ class FrontEngine:
         """Connect to the client: how to reach the core, and how to say what a starting one is doing."""
         self._send = send
         self._phase = phase
+
+    def set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tell this and every later core what constraints are matched against."""
+        self._vocabulary = vocabulary
+        if self.ready is not None and self._send is not None:
+            self._send(vocabulary)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called whenever `serving` may have changed."""
@@ -106,6 +113,8 @@ class FrontEngine:
     def on_ready(self, ready: Ready) -> None:
         self.ready, self._was_ready = ready, True
         self.metrics.on_ready(ready)
+        if self._vocabulary is not None and self._send is not None:
+            self._send(self._vocabulary)
         self._on_change()
         for tracker in list(self._trackers.values()):
             tracker.on_ready(ready.max_context_tokens)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from inferd.kv.manager import Growth, KVManager
 from inferd.scheduler.queues import RunningList, WaitingQueue
 from inferd.scheduler.requests import announcement, forked_sequence
-from inferd.sequence import Sequence, SequenceStatus
+from inferd.sequence import Matcher, Sequence, SequenceStatus
 from inferd.step import NewSequence
 
 
@@ -18,6 +18,7 @@ class Roster:
         self.waiting = WaitingQueue()
         self.running = RunningList(seats)
         self.sequences: dict[int, Sequence] = {}
+        self.constrained: dict[int, Matcher] = {}
         self.num_preemptions = 0
         self._next_seq_id = 0
         self._new: list[NewSequence] = []
@@ -28,7 +29,7 @@ class Roster:
         return self._next_seq_id
 
     def enqueue(self, sequence: Sequence) -> None:
-        self.sequences[sequence.seq_id] = sequence
+        self._enter(sequence)
         self.waiting.push(sequence)
 
     @property
@@ -78,7 +79,7 @@ class Roster:
         """A sequence for another choice of parent's computed prompt; seat_forks says where it goes."""
         child = forked_sequence(self.next_seq_id(), parent, choice)
         self.kv.fork(parent, child)
-        self.sequences[child.seq_id] = child
+        self._enter(child)
         return child
 
     def seat_forks(self, parent: Sequence, children: list[Sequence]) -> None:
@@ -114,12 +115,18 @@ class Roster:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.seq_id]
+        self.constrained.pop(sequence.seq_id, None)
 
     def take_news(self) -> tuple[list[NewSequence], list[int]]:
         """What changed for the executor since the last call: sequences new to it, and those to drop before."""
         news = self._new, self._dropped
         self._new, self._dropped = [], []
         return news
+
+    def _enter(self, sequence: Sequence) -> None:
+        self.sequences[sequence.seq_id] = sequence
+        if sequence.matcher is not None:
+            self.constrained[sequence.seq_id] = sequence.matcher
 
     def _announce(self, sequence: Sequence) -> None:
         self._new.append(announcement(sequence))
