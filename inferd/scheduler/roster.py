@@ -18,7 +18,7 @@ class Roster:
         self.waiting = WaitingQueue()
         self.running = RunningList(seats)
         self.sequences: dict[int, Sequence] = {}
-        self.constrained: dict[int, Matcher] = {}
+        self.constrained: dict[int, Matcher] = {}  # those of self.sequences that the executor has heard of
         self.num_preemptions = 0
         self._next_seq_id = 0
         self._new: list[NewSequence] = []
@@ -29,7 +29,7 @@ class Roster:
         return self._next_seq_id
 
     def enqueue(self, sequence: Sequence) -> None:
-        self._enter(sequence)
+        self.sequences[sequence.seq_id] = sequence
         self.waiting.push(sequence)
 
     @property
@@ -79,7 +79,7 @@ class Roster:
         """A sequence for another choice of parent's computed prompt; seat_forks says where it goes."""
         child = forked_sequence(self.next_seq_id(), parent, choice)
         self.kv.fork(parent, child)
-        self._enter(child)
+        self.sequences[child.seq_id] = child
         return child
 
     def seat_forks(self, parent: Sequence, children: list[Sequence]) -> None:
@@ -123,14 +123,11 @@ class Roster:
         self._new, self._dropped = [], []
         return news
 
-    def _enter(self, sequence: Sequence) -> None:
-        self.sequences[sequence.seq_id] = sequence
-        if sequence.matcher is not None:
-            self.constrained[sequence.seq_id] = sequence.matcher
-
     def _announce(self, sequence: Sequence) -> None:
         self._new.append(announcement(sequence))
         sequence.announced = True
+        if sequence.matcher is not None:
+            self.constrained[sequence.seq_id] = sequence.matcher
 
     def _vacate(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -42,7 +42,7 @@ class Daemon:
         self._front = front
         self._pool = TextPool()
         vocabulary = vocabulary_of(model.tokenizer)
-        front.set_vocabulary(vocabulary)
+        front.introduce(vocabulary)
         self._checker = ConstraintChecker(vocabulary)
         self._exporter: Exporter | None = None
         self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)

@@ -92,7 +92,7 @@ class InferenceService:
         vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
         bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
         call_params = CallParams(
-            key=self._front.next_key(),
+            key=next(self._front.keys),
             request_id=call.request_id,
             deadline=call.deadline(server.limits.max_deadline_s),
             default_queue_timeout_s=server.queue_timeout_s,
