@@ -79,6 +79,8 @@ class ConstraintChecker:
     async def _run(self, key: bytes, spec: ConstraintSpec, vocab_size: int) -> Checked:
         async with self._slots:
             worker = self._idle.pop() if self._idle else Worker(self._command)
+            if worker.died:
+                await worker.kill()
             self._busy.add(worker)
             try:
                 if not worker.started:
@@ -89,9 +91,9 @@ class ConstraintChecker:
                 raise
             finally:
                 self._busy.discard(worker)
-            if worker.started:
-                self._idle.append(worker)
-        self._outcomes.put(key, outcome)
+        if worker.started:
+            self._idle.append(worker)
+            self._outcomes.put(key, outcome)  # what took too much might take less on another day
         return outcome
 
 
@@ -105,6 +107,11 @@ class Worker:
     @property
     def started(self) -> bool:
         return self._process is not None
+
+    @property
+    def died(self) -> bool:
+        """Whether somebody else ended the process."""
+        return self._process is not None and self._process.returncode is not None
 
     async def start(self, setup: Setup) -> None:
         """Raises InternalError when the process does not come up."""
