@@ -47,6 +47,7 @@ class RequestRecord:
     started: float = field(default_factory=time.monotonic)
     ignored: Sequence[str] = ()
     model: str | None = None
+    reply_id: str | None = None  # the request id of the daemon's log
     status: int = 0
 
 

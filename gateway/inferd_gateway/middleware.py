@@ -163,7 +163,7 @@ class GatewayMiddleware:
             client = scope.get("client") or ("-", 0)
             fields = {
                 "status": record.status, "ms": round(seconds * 1000, 1), "request_id": record.request_id,
-                "client": client[0], "model": record.model,
+                "client": client[0], "model": record.model, "reply": record.reply_id,
             }  # fmt: skip
             log.info("%s %s", scope["method"], scope["path"][:256], extra=fields)
 

@@ -42,17 +42,17 @@ class CoreLink(asyncio.Protocol):
     async def spawn(self, command: Sequence[str], config: EngineConfig) -> None:
         """Start the process; returns once it has been started and the configuration is on its way."""
         ours, theirs = socket.socketpair()
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()], start_new_session=True
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
         ours.setblocking(False)
-        self._transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        loop = asyncio.get_running_loop()
+        with theirs:
+            self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *command, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()], start_new_session=True
+                )
+            except BaseException:
+                self._transport.abort()
+                raise
         self._transport.write(encode_frame(config))
 
     def send(self, message: ToCore) -> None:

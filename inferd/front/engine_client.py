@@ -126,9 +126,12 @@ class EngineClient:
 
     async def _spawn(self) -> None:
         self.state, self._failure = EngineState.STARTING, None
+        link = CoreLink(self._on_message)
+        await link.spawn(self._command, self._config)
+        self._link = link
         self._link_gone.clear()
-        self._link = CoreLink(self._on_message)
-        await self._link.spawn(self._command, self._config)
+        if self._stopping.is_set():  # stop() found nothing to stop
+            link.destroy()
 
     async def _outlive(self) -> str:
         """Wait for the core's end; returns how it ended."""

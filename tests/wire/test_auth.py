@@ -67,7 +67,7 @@ def test_two_keys_are_refused(locked_channel: grpc.Channel) -> None:
     ],
 )
 def test_nothing_answers_without_a_key(locked_channel: grpc.Channel, path: str) -> None:
-    failure = fails(locked_channel.stream_stream(path)(iter([b""]), timeout=5))
+    failure = fails(locked_channel.stream_stream(path, None, None)(iter([b""]), timeout=5))
     assert (failure.code, failure.reason) == ("UNAUTHENTICATED", "MISSING_TOKEN")
 
 

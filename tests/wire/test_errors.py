@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.json_format import ParseDict
 
 from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess
 from inferd.testing.wire import collect, decode_failure, expected_tokens, fails, make_generate
@@ -92,10 +94,10 @@ def test_a_bad_field_is_named(stub: InferenceServiceStub, field: str, request_: 
 
 @pytest.mark.parametrize(("kind", "field", "prompt"), BAD_PROMPTS)
 def test_a_bad_prompt_is_refused(
-    stub: InferenceServiceStub, kind: tuple[str, str], field: str, prompt: dict[str, object]
+    stub: InferenceServiceStub, kind: tuple[str, str], field: str, prompt: dict[str, Any]
 ) -> None:
     request = make_generate()
-    request.prompt.CopyFrom(common_pb2.Prompt(**prompt))
+    request.prompt.CopyFrom(ParseDict(prompt, common_pb2.Prompt()))
     failure = fails(stub.Generate(request))
 
     assert (failure.code, failure.reason) == kind
@@ -155,7 +157,7 @@ RAW_METHOD = "/inferd.v1.InferenceService/Generate"
     ],
 )
 def test_bytes_that_are_no_request(channel: grpc.Channel, data: bytes, field: tuple[str, ...]) -> None:
-    failure = fails(channel.unary_stream(RAW_METHOD)(data))
+    failure = fails(channel.unary_stream(RAW_METHOD, None, None)(data))
     assert (failure.code, failure.reason, failure.fields) == (*INVALID, field)
 
 

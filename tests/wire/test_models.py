@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -59,7 +61,7 @@ def test_server_info(models: ModelServiceStub) -> None:
 
 
 def tokenize(
-    stub: InferenceServiceStub, *inputs: common_pb2.Prompt, **fields: bool
+    stub: InferenceServiceStub, *inputs: common_pb2.Prompt, **fields: Any
 ) -> list[inference_pb2.TokenizedInput]:
     response = stub.Tokenize(inference_pb2.TokenizeRequest(inputs=inputs, **fields))
     assert response.tokenizer_fingerprint == "bytes"

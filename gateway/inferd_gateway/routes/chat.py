@@ -35,6 +35,7 @@ async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Respon
         body.model or model.public_names[0],
         model.fingerprint,
     )
+    call.record.reply_id = head.reply_id
     if body.stream:
         events = stream_chat(generator, model.name, head, body)
         return await EventStream.opened(call.request, events, call.gateway.settings.sse_keepalive)

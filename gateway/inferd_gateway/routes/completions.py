@@ -34,6 +34,7 @@ async def create_completion(body: CompletionRequest, call: CurrentCall) -> Respo
     head = Head(
         new_id("cmpl", body.request_id), "text_completion", body.model or model.public_names[0], model.fingerprint
     )
+    call.record.reply_id = head.reply_id
     completion = Completion(generator, model, head, body)
     if body.stream:
         return await EventStream.opened(call.request, completion.stream(), call.gateway.settings.sse_keepalive)
