@@ -91,6 +91,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_allowed_token_ids: int = 1024
     max_bad_words: int = 64
     max_bad_word_tokens: int = 512
+    max_schema_bytes: int = 64 * 1024  # of a JSON schema, grammar, structural tag or list of choices
+    max_regex_bytes: int = 4096
     max_batch_inputs: int = 256
     max_message_bytes: int = 4 * 1024 * 1024
     max_salt_chars: int = 128

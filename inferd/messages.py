@@ -34,6 +34,17 @@ class ClearPrefixCache(msgspec.Struct, frozen=True, tag="clear"):
     salt: str | None = None
 
 
+class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
+    """What constraints are matched against: the bytes of every token, empty for ids that no text has.
+
+    Control tokens end a text (eos_token_ids) or stand in none unless a grammar names them (special_token_ids).
+    """
+
+    token_bytes: list[bytes]
+    eos_token_ids: list[int]
+    special_token_ids: list[int]
+
+
 class DumpState(msgspec.Struct, frozen=True, tag="dump"):
     token: int
     include_tokens: bool = False
@@ -128,7 +139,7 @@ class StateDump(msgspec.Struct, frozen=True, tag="state"):
     sections: dict[str, bytes]  # name -> JSON
 
 
-ToCore: TypeAlias = AddRequest | AbortChoice | ClearPrefixCache | DumpState | Shutdown
+ToCore: TypeAlias = AddRequest | AbortChoice | Vocabulary | ClearPrefixCache | DumpState | Shutdown
 ToFront: TypeAlias = Phase | Ready | Failed | StepOutputs | PrefixCacheCleared | StateDump
 
 _encoder = msgspec.msgpack.Encoder()

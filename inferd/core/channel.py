@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import msgspec
 
 from inferd.config import EngineConfig
+from inferd.core.constraints import MatcherBuilt
 from inferd.messages import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -40,7 +41,7 @@ class FrontChannel:
     """inbox holds the front's messages in order, then None when it is gone. State dumps are answered by the reader."""
 
     def __init__(self, sock: socket.socket, describe: Describe, on_eof: Callable[[], None] | None = None) -> None:
-        self.inbox: SimpleQueue[ToCore | None] = SimpleQueue()
+        self.inbox: SimpleQueue[ToCore | MatcherBuilt | None] = SimpleQueue()
         self.describe = describe
         self._socket = sock
         self._on_eof = on_eof

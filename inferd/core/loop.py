@@ -8,6 +8,7 @@ from collections.abc import Callable
 from queue import Empty
 
 from inferd.core.channel import FrontChannel, FrontGone
+from inferd.core.constraints import ConstraintBuilder, MatcherBuilt
 from inferd.executor.base import Executor
 from inferd.messages import (
     AbortChoice,
@@ -18,8 +19,11 @@ from inferd.messages import (
     Shutdown,
     StepOutputs,
     ToCore,
+    Vocabulary,
 )
+from inferd.request import Request
 from inferd.scheduler.scheduler import Scheduler
+from inferd.sequence import Matcher
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +42,7 @@ class EngineLoop:
         self._executor = executor
         self._channel = channel
         self._clock = clock
+        self._constraints = ConstraintBuilder(scheduler.limits.vocab_size, self._deliver)
         self._stats_due = False  # something changed that no step will report
         self._audited = True  # nothing ran since the last audit
 
@@ -48,6 +53,8 @@ class EngineLoop:
                 self._step()
         except FrontGone as error:
             logger.info("the front is gone: %s", error)
+        finally:
+            self._constraints.shutdown()
 
     def _step(self) -> None:
         now = self._clock()
@@ -72,7 +79,7 @@ class EngineLoop:
                 return False
             self._handle(message)
 
-    def _next_message(self) -> ToCore | None:
+    def _next_message(self) -> ToCore | MatcherBuilt | None:
         """Raises Empty when the loop has better to do than to wait."""
         inbox = self._channel.inbox
         if self._scheduler.has_work or self._stats_due:
@@ -85,20 +92,45 @@ class EngineLoop:
                 self._audited = True
         return inbox.get()
 
-    def _handle(self, message: ToCore) -> None:
+    def _handle(self, message: ToCore | MatcherBuilt) -> None:
         match message:
+            case AddRequest(request) if request.constraint is not None:
+                self._constraints.build(request)
             case AddRequest(request):
-                try:
-                    self._scheduler.add(request)
-                except ValueError as error:
-                    logger.error("request refused: %s", error, extra={"request_id": request.request_id})
+                self._add(request, None)
+            case MatcherBuilt(request, matcher):
+                self._add_built(request, matcher)
             case AbortChoice(key, choice):
-                self._scheduler.abort(key, choice)
+                if not self._constraints.abort(key, choice):
+                    self._scheduler.abort(key, choice)
                 self._stats_due = True
+            case Vocabulary():
+                self._constraints.set_vocabulary(message)
             case ClearPrefixCache(token, salt):
                 self._channel.send(PrefixCacheCleared(token, self._scheduler.clear_prefix_cache(salt)))
             case _:
                 logger.error("message %s is not for the loop", type(message).__name__)
+
+    def _add(self, request: Request, matcher: Matcher | None) -> None:
+        try:
+            self._scheduler.add(request, matcher)
+        except ValueError as error:
+            logger.error("request refused: %s", error, extra={"request_id": request.request_id})
+
+    def _deliver(self, built: MatcherBuilt) -> None:
+        """Called on the builder's threads."""
+        self._channel.inbox.put(built)
+
+    def _add_built(self, request: Request, matcher: Matcher | None) -> None:
+        """Take a request whose matcher was made, and what was aborted of it meanwhile."""
+        aborts = self._constraints.take_aborts(request.key)
+        if matcher is None:
+            self._scheduler.refuse(request, "INVALID_CONSTRAINT")
+            return
+        if None not in aborts:
+            self._add(request, matcher)
+        for choice in aborts:
+            self._scheduler.abort(request.key, choice)
 
     def _send(self, outputs: list[ChoiceOutput]) -> None:
         """One frame; more when the outputs do not fit one. An output that fits none fails its choice alone."""

@@ -34,7 +34,7 @@ class Worker:
         for new in plan.new:
             self._states[new.seq_id] = SequenceState.from_plan(new)
         self._copy_blocks(plan.copies)
-        results = self._compute(plan.items) if plan.items else []
+        results = self._compute(plan) if plan.items else []
         return StepResult(plan.step, results, time.perf_counter() - started)
 
     def _copy_blocks(self, copies: list[BlockCopy]) -> None:
@@ -46,7 +46,8 @@ class Worker:
         destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
         self._decoder.copy_blocks(sources, destinations)
 
-    def _compute(self, items: list[PlanItem]) -> list[SequenceResult]:
+    def _compute(self, plan: StepPlan) -> list[SequenceResult]:
+        items = plan.items
         for item in items:
             self._states[item.seq_id].advance(item)
         batch = build_batch(items, self._states, self._block_size, self._device)
@@ -55,11 +56,12 @@ class Worker:
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
         ]
-        samples = self._sample(items, batch.row_starts, stream)
+        samples = self._sample(plan, batch.row_starts, stream)
         return [SequenceResult(item.seq_id, samples[index], prompt_logprobs[index]) for index, item in enumerate(items)]
 
-    def _sample(self, items: list[PlanItem], row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
+    def _sample(self, plan: StepPlan, row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
         """The samples of each item; logits only for rows that sample, a bounded number at a time."""
+        items = plan.items
         places: list[int] = []  # item of each sample
         sources: list[int] = []  # row of the stream it is drawn from
         rows: list[SamplingRow] = []
@@ -67,7 +69,7 @@ class Worker:
             for choice in item.choices:
                 places.append(place)
                 sources.append(start + len(item.token_ids) - 1)
-                rows.append(self._sampling_row(item, choice))
+                rows.append(self._sampling_row(item, choice, plan.masks.get(item.seq_id)))
         samples: list[list[SampledToken]] = [[] for _ in items]
         for first in range(0, len(rows), self._slice_rows):
             part = slice(first, first + self._slice_rows)
@@ -86,12 +88,12 @@ class Worker:
         index = {source: row for row, source in enumerate(unique)}
         return logits[torch.tensor([index[source] for source in sources], device=self._device)]
 
-    def _sampling_row(self, item: PlanItem, choice: int) -> SamplingRow:
+    def _sampling_row(self, item: PlanItem, choice: int, mask: bytes | None) -> SamplingRow:
         state = self._states[item.seq_id]
         position = item.start + len(item.token_ids)
         outputs = state.num_output_tokens(position)
         blocked = state.new.blocked_token_ids if outputs < state.new.min_tokens else ()
-        return SamplingRow(state.new.sampling, state.history, choice, position, blocked)
+        return SamplingRow(state.new.sampling, state.history, choice, position, blocked, mask)
 
     def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
         """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from inferd.config import SchedulerConfig
 from inferd.errors import Draining, DuplicateRequest, EngineDead, InferdError, NotReady
@@ -13,11 +14,20 @@ from inferd.front.generation import Generation
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputParams
 from inferd.front.tracker import Tracker
-from inferd.messages import Ready, StepOutputs, ToCore
+from inferd.messages import Ready, StepOutputs, ToCore, Vocabulary
 from inferd.request import Request
 from inferd.text.tokenizer import Tokenizer
 
 RESTART_RETRY_S = 1.0  # when to come back while the core starts
+
+
+class CoreAccess(Protocol):
+    """The way to the core of the moment."""
+
+    def send(self, message: ToCore) -> None: ...
+
+    def describe_phase(self) -> str:
+        """What a starting core is doing, for people."""
 
 
 class FrontEngine:
@@ -27,20 +37,25 @@ class FrontEngine:
         self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
-        self._keys = itertools.count(1)
+        self.keys = itertools.count(1)  # of requests, unique in this daemon's life
         self._trackers: dict[int, Tracker] = {}
         self._request_ids: set[str] = set()
-        self._send: Callable[[ToCore], None] | None = None
+        self._core: CoreAccess | None = None
+        self._vocabulary: Vocabulary | None = None
         self._draining = False
         self._dead: str | None = None
         self._was_ready = False
-        self._phase: Callable[[], str] = lambda: ""
         self._on_change: Callable[[], None] = lambda: None
 
-    def attach(self, send: Callable[[ToCore], None], phase: Callable[[], str]) -> None:
-        """Connect to the client: how to reach the core, and how to say what a starting one is doing."""
-        self._send = send
-        self._phase = phase
+    def attach(self, core: CoreAccess) -> None:
+        """Connect to the core of the moment."""
+        self._core = core
+
+    def introduce(self, vocabulary: Vocabulary) -> None:
+        """Tell this and every later core what constraints are matched against."""
+        self._vocabulary = vocabulary
+        if self.ready is not None and self._core is not None:
+            self._core.send(vocabulary)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called whenever `serving` may have changed."""
@@ -52,10 +67,6 @@ class FrontEngine:
         """Whether a request that comes now would be let in, queue permitting."""
         return self.ready is not None and self._dead is None and not self._draining
 
-    def next_key(self) -> int:
-        """A key for a new request, unique in this daemon's life."""
-        return next(self._keys)
-
     def check_serving(self) -> None:
         """Raise the InferdError that a request meets now, if any: Draining, NotReady or EngineDead."""
         if self._draining:
@@ -64,7 +75,9 @@ class FrontEngine:
             raise EngineDead(self._dead)
         if self.ready is None:
             state = "the engine died and restarts" if self._was_ready else "the model is loading"
-            raise NotReady(f"{state}: {self._phase()}", retry_after_s=RESTART_RETRY_S)
+            raise NotReady(
+                f"{state}: {self._core.describe_phase() if self._core else ''}", retry_after_s=RESTART_RETRY_S
+            )
 
     def generate(self, request: Request, output: OutputParams, tokenizer: Tokenizer) -> Generation:
         """Admit a request, whose text `tokenizer` makes.
@@ -79,10 +92,10 @@ class FrontEngine:
         except InferdError:
             self.metrics.rejected_requests += 1
             raise
-        assert self._send is not None
+        assert self._core is not None
         self._request_ids.add(request.request_id)
         self.metrics.on_admitted(len(request.prompt_token_ids))
-        tracker = Tracker(request, self._send, self.metrics, self.admission.retry_after)
+        tracker = Tracker(request, self._core.send, self.metrics, self.admission.retry_after)
         self._trackers[request.key] = tracker
         tracker.submit()
         return Generation(tracker, output, tokenizer, self.metrics, self._forget)
@@ -106,6 +119,8 @@ class FrontEngine:
     def on_ready(self, ready: Ready) -> None:
         self.ready, self._was_ready = ready, True
         self.metrics.on_ready(ready)
+        if self._vocabulary is not None and self._core is not None:
+            self._core.send(self._vocabulary)
         self._on_change()
         for tracker in list(self._trackers.values()):
             tracker.on_ready(ready.max_context_tokens)

@@ -18,6 +18,8 @@ REASONS: dict[str, tuple[type[InferdError], str]] = {
     "QUEUE_TIMEOUT": (errors.QueueTimeout, "the request waited longer than its queue_timeout"),
     "DEADLINE_EXCEEDED": (errors.DeadlineExceeded, "the deadline passed before the generation ended"),
     "NUMERIC_ERROR": (errors.NumericError, "the model's output for this request was not finite"),
+    "INVALID_CONSTRAINT": (errors.InvalidConstraint, "the engine could not compile the constraint"),
+    "CONSTRAINT_FAILED": (errors.ConstraintFailed, "no token was left that the request's constraint allows"),
     "INVALID_PARAMETER": (errors.InvalidParameter, "the engine cannot take this request"),
     "ADMIN_ABORT": (errors.RequestAborted, "the request was aborted by an administrator"),
 }

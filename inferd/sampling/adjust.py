@@ -14,7 +14,7 @@ from inferd.sampling.history import TokenHistory
 class SamplingRow:
     """One token to draw. position is the one the token will have; num_output_tokens come before it.
 
-    blocked_token_ids may not be drawn now (min_tokens is not reached).
+    blocked_token_ids may not be drawn now (min_tokens is not reached); nor tokens outside the mask, as in StepPlan.
     """
 
     sampling: SamplingParams
@@ -22,6 +22,7 @@ class SamplingRow:
     choice: int
     position: int
     blocked_token_ids: tuple[int, ...] = ()
+    mask: bytes | None = None
 
     @property
     def adjusts(self) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from inferd.messages import ChoiceOutput, PromptOutput
+from inferd.request import FinishReason
 from inferd.scheduler.registry import Registry
 from inferd.scheduler.requests import ending, finish_reason, length_reason, prompt_output
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
-from inferd.step import PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
+from inferd.step import NOT_FINITE, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
 
 NO_LOGPROBS: list[TokenLogprobs] = []  # shared by all outputs without; outputs are frozen
 
@@ -69,8 +70,7 @@ class Committer:
         family = [parent, *children]
         for choice, sequence, sample in zip(parent.choices, family, samples, strict=True):
             live.choices[choice] = sequence
-            if sample.token_id >= 0:
-                sequence.token_ids.append(sample.token_id)
+            append_sample(sequence, sample)
         self._roster.seat_forks(parent, children)
         for sequence, sample in zip(family, samples, strict=True):
             self._report(sequence, sample, outputs, prompt)
@@ -81,9 +81,9 @@ class Committer:
     ) -> None:
         """One more token for a sequence of one choice."""
         token_id, token_ids = sample.token_id, sequence.token_ids
-        if token_id >= 0:
-            token_ids.append(token_id)
-        if token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens:
+        append_sample(sequence, sample)
+        ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens
+        if ends or sequence.matcher is not None:
             self._report(sequence, sample, outputs, prompt)
             return
         logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
@@ -93,14 +93,32 @@ class Committer:
     def _report(
         self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None
     ) -> None:
-        """Say what the choice got; it ends if that was its last token. -1 is no token: the logits were not finite."""
+        """Say what the choice got; it ends if that was its last token, or if there is none for it."""
         failed = sample.token_id < 0
         if failed:
             self._roster.kv.withdraw(sequence)
         token_ids = [] if failed else [sample.token_id]
         logprobs = NO_LOGPROBS if failed or sample.logprobs is None else [sample.logprobs]
-        finish, error = (None, "NUMERIC_ERROR") if failed else (finish_reason(sequence), None)
+        finish, error = without_token(sequence, sample) if failed else (finish_reason(sequence), None)
         key, choice = sequence.request.key, sequence.choices[0]
         outputs.append(ChoiceOutput(key, choice, token_ids, logprobs, finish, error, prompt))
         if finish is not None or error is not None:
             self._registry.end(self._registry.live[key], choice)
+
+
+def append_sample(sequence: Sequence, sample: SampledToken) -> None:
+    """Take the token, if there is one."""
+    if sample.token_id < 0:
+        return
+    sequence.token_ids.append(sample.token_id)
+    if sequence.matcher is not None and sample.token_id not in sequence.stop_token_ids:
+        sequence.matcher.advance(sample.token_id)
+
+
+def without_token(sequence: Sequence, sample: SampledToken) -> tuple[FinishReason | None, str | None]:
+    """How a choice ends for which no token could be drawn: (finish, error)."""
+    if sample.token_id == NOT_FINITE:
+        return None, "NUMERIC_ERROR"
+    if sequence.matcher is not None and sequence.matcher.complete:
+        return FinishReason.EOS, None  # only the end was left, and the end was ruled out
+    return None, "CONSTRAINT_FAILED"

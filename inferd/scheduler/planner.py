@@ -13,6 +13,7 @@ from inferd.sequence import Sequence
 from inferd.step import BlockCopy, PlanItem, StepPlan
 
 NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
+NO_MASKS: dict[int, bytes] = {}
 
 
 class Draft:
@@ -57,7 +58,15 @@ class Planner:
         self._steps += 1
         self.step_tokens = self._limits.token_budget - draft.budget
         new, dropped = self._roster.take_news()
-        return StepPlan(self._steps, items, new, draft.copies, dropped)
+        return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
+
+    def _masks(self, items: list[PlanItem]) -> dict[int, bytes]:
+        """What the sampling items may draw that are constrained."""
+        constrained = self._roster.constrained
+        if not constrained:
+            return NO_MASKS
+        sampling = (item.seq_id for item in items if item.choices and item.seq_id in constrained)
+        return {seq_id: constrained[seq_id].mask() for seq_id in sampling}
 
     def _advance_running(self, draft: Draft) -> None:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""

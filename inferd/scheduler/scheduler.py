@@ -15,7 +15,7 @@ from inferd.scheduler.limits import Capacity, step_limits
 from inferd.scheduler.planner import Planner
 from inferd.scheduler.registry import Registry
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence
+from inferd.sequence import Matcher, Sequence
 from inferd.step import StepPlan, StepResult
 
 
@@ -38,12 +38,16 @@ class Scheduler:
         """Whether there is something to schedule or to report."""
         return self._registry.has_work
 
-    def add(self, request: Request) -> None:
-        """Queue a request. One that can never run ends with an error in the next expired().
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Queue a request; matcher: of its constraint. One that can never run ends with an error in the next expired().
 
         Raises ValueError when a request of that key is live.
         """
-        self._registry.add(request)
+        self._registry.add(request, matcher)
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """End a request that was never added with an error, in the next expired()."""
+        self._registry.refuse(request, reason)
 
     def abort(self, key: int, choice: int | None = None) -> None:
         """Stop one choice, or all (None), without an output. What has ended already is no error."""

@@ -84,7 +84,7 @@ async def run_daemon(
     started = time.monotonic()
     front = FrontEngine(config.engine.scheduler, FrontMetrics())
     client = EngineClient(config.engine, front, command=core_command)
-    front.attach(client.send, client.describe_phase)
+    front.attach(client)
     await client.start()
     supervisor = asyncio.create_task(client.supervise())
     daemon: Daemon | None = None

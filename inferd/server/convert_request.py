@@ -12,7 +12,8 @@ import msgspec
 from inferd.config import Limits
 from inferd.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
 from inferd.front.output import OutputParams
-from inferd.request import CacheParams, LogprobParams, Request, SamplingParams, StopParams
+from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams
+from inferd.server.convert_constraint import constraint_from_pb
 from inferd.server.convert_prompt import check_prompt, truncate
 from inferd.server.fields import (
     check_at_most,
@@ -56,6 +57,7 @@ class CallParams:
 class CheckedRequest:
     """A GenerateRequest whose every field but the prompt's length has been checked; nothing was tokenized yet."""
 
+    constraint: ConstraintSpec | None
     sampling: SamplingParams
     logprobs: LogprobParams | None
     prompt_logprobs: LogprobParams | None
@@ -71,8 +73,6 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
     limits = bounds.limits
     bounds.model.check_name(pb.model)
     check_prompt("prompt", pb.prompt, bounds.vocab_size)
-    if pb.HasField("constraint"):
-        raise UnsupportedFeature("constraint: constrained output is not built yet", field="constraint")
     if pb.stream.prefill_progress:
         raise UnsupportedFeature("stream.prefill_progress is not built yet", field="stream.prefill_progress")
     check_enum("truncation", pb.truncation, TRUNCATIONS)
@@ -88,6 +88,7 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
         )
     prompt_logprobs = logprobs_from_pb(pb.output, "prompt_logprobs", bounds)
     return CheckedRequest(
+        constraint=constraint_from_pb(pb.constraint, limits) if pb.HasField("constraint") else None,
         sampling=sampling_from_pb(pb.sampling, bounds),
         logprobs=logprobs_from_pb(pb.output, "logprobs", bounds),
         prompt_logprobs=prompt_logprobs,

@@ -14,6 +14,7 @@ import grpc
 
 from inferd.config import InferdConfig, ServerConfig
 from inferd.errors import Draining, StartupError
+from inferd.front.constraints import ConstraintChecker, vocabulary_of
 from inferd.front.engine import FrontEngine
 from inferd.front.exporter import Exporter, FrontCollector
 from inferd.server.auth import KeyCheck
@@ -40,6 +41,9 @@ class Daemon:
         self._config = config
         self._front = front
         self._pool = TextPool()
+        vocabulary = vocabulary_of(model.tokenizer)
+        front.introduce(vocabulary)
+        self._checker = ConstraintChecker(vocabulary)
         self._exporter: Exporter | None = None
         self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)
         self._draining = False
@@ -96,6 +100,7 @@ class Daemon:
         if self._watch is not None:
             self._watch.cancel()
         self._pool.close()
+        await self._checker.close()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
 
@@ -108,7 +113,7 @@ class Daemon:
         self.health.set(READINESS, serving=self._front.serving and not self._draining)
 
     def _add_services(self) -> None:
-        inference = InferenceService(self._config, self.model, self._front, self._pool)
+        inference = InferenceService(self._config, self.model, self._front, self._pool, self._checker)
         models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
         services = {
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference.handlers(),

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
+import msgspec
+
 from inferd.config import InferdConfig
-from inferd.errors import InvalidParameter
+from inferd.errors import InvalidConstraint, InvalidParameter
+from inferd.front.constraints import ConstraintChecker
 from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.output import OutputParams
-from inferd.request import Request
+from inferd.request import Constraint, ConstraintSpec, Request
 from inferd.server.call import Call, Handler
+from inferd.server.convert_constraint import constraint_field
 from inferd.server.convert_prompt import (
     check_prompt,
     encode_arguments,
@@ -33,11 +37,19 @@ USAGE_TRAILER = "x-inferd-usage-bin"
 class InferenceService:
     """Handlers only; what they share is read-only or has its own owner."""
 
-    def __init__(self, config: InferdConfig, model: ServedModel, front: FrontEngine, pool: TextPool) -> None:
+    def __init__(
+        self,
+        config: InferdConfig,
+        model: ServedModel,
+        front: FrontEngine,
+        pool: TextPool,
+        checker: ConstraintChecker,
+    ) -> None:
         self._config = config
         self._model = model
         self._front = front
         self._pool = pool
+        self._checker = checker
 
     def handlers(self) -> Mapping[str, Handler]:
         return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
@@ -80,17 +92,28 @@ class InferenceService:
         vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
         bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
         call_params = CallParams(
-            key=self._front.next_key(),
+            key=next(self._front.keys),
             request_id=call.request_id,
             deadline=call.deadline(server.limits.max_deadline_s),
             default_queue_timeout_s=server.queue_timeout_s,
         )
         checked = check_request(pb, bounds)
+        constraint = None
+        if checked.constraint is not None:
+            constraint = await self._compile(pb.constraint, checked.constraint, ready.vocab_size)
         prompt_ids = await self._pool.run(prompt_bytes(pb.prompt), partial(encode_prompt, pb.prompt, tokenizer))
         words = list(pb.sampling.bad_words)
         bad_words = encode_bad_words(words, tokenizer, server.limits.max_bad_word_tokens) if words else ()
         request, truncated = build_request(pb, checked, prompt_ids, bad_words, bounds, call_params)
-        return request, checked.output, truncated
+        return msgspec.structs.replace(request, constraint=constraint), checked.output, truncated
+
+    async def _compile(self, pb: inference_pb2.Constraint, spec: ConstraintSpec, vocab_size: int) -> Constraint:
+        """Raises InvalidConstraint naming the field."""
+        try:
+            return Constraint(await self._checker.check(spec, vocab_size), pb.starts_after)
+        except InvalidConstraint as error:
+            field = constraint_field(pb)
+            raise InvalidConstraint(f"{field}: {error.message}", field=field) from None
 
 
 def note_end(call: Call, generation: Generation) -> None:

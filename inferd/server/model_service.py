@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from inferd import __version__
 from inferd.config import InferdConfig
 from inferd.messages import Ready
+from inferd.request import ConstraintKind
 from inferd.server.call import Call, Handler
 from inferd.server.served_model import ServedModel
 from inferd.v1 import common_pb2, inference_pb2, model_pb2
@@ -93,6 +94,7 @@ class ModelService:
             template_variables={f"{role}_token": text for role, text, _ in model.tokenizer.special_tokens if role},
             default_sampling=self._default_sampling(),
             limits=self._limits(),
+            constraints=[model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind],
             default_truncation=common_pb2.TRUNCATION_ERROR,
         )
 

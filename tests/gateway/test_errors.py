@@ -108,6 +108,7 @@ def test_invalid_messages(gateway, body, param):
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
         ({"priority": 2**31}, "priority"),
         ({"request_id": "a b"}, "request_id"),
         ({"echo": True}, "echo"),

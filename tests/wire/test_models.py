@@ -39,7 +39,7 @@ def test_model_info_has_what_a_gateway_needs(models: ModelServiceStub) -> None:
     assert info.default_sampling.top_k == 40
     assert not info.default_sampling.HasField("temperature")
     assert (info.limits.max_context_tokens, info.limits.max_choices, info.limits.max_queue) == (2048, 16, 64)
-    assert list(info.constraints) == []
+    assert list(info.constraints) == [1, 2, 3, 4, 5, 6]
     assert info.default_truncation == common_pb2.TRUNCATION_ERROR
 
 
