@@ -22,6 +22,7 @@ from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
 from inferd.server.model_service import ModelService
+from inferd.server.mux import mux_handler
 from inferd.server.reflection import reflection_handlers
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
@@ -90,9 +91,10 @@ class Daemon:
     async def close(self) -> None:
         """Stop listening and wait for the handlers; what still runs is cancelled."""
         self.health.close()
+        self._runner.closing.set()
         await self._server.stop(STOP_GRACE_S)
-        if self._runner.active:
-            await asyncio.wait(self._runner.active, timeout=STOP_GRACE_S)
+        if self._runner.tasks:
+            await asyncio.wait(self._runner.tasks, timeout=STOP_GRACE_S)
         if self._watch is not None:
             self._watch.cancel()
         self._pool.close()
@@ -111,7 +113,10 @@ class Daemon:
         inference = InferenceService(self._config, self.model, self._front, self._pool)
         models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
         services = {
-            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference.handlers(),
+            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
+                **inference.handlers(),
+                "GenerateMux": mux_handler(inference.generate, self._runner),
+            },
             model_pb2.DESCRIPTOR.services_by_name["ModelService"]: models.handlers(),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: {},
         }

@@ -11,7 +11,7 @@ from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.output import OutputParams
 from inferd.request import Request
-from inferd.server.call import Call, Handler
+from inferd.server.call import Call, CallBase, Handler
 from inferd.server.convert_prompt import (
     check_prompt,
     encode_arguments,
@@ -42,7 +42,7 @@ class InferenceService:
     def handlers(self) -> Mapping[str, Handler]:
         return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
 
-    async def generate(self, pb: inference_pb2.GenerateRequest, call: Call) -> None:
+    async def generate(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> None:
         self._front.check_serving()
         request, output, truncated = await self._request_of(pb, call)
         writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated)
@@ -72,7 +72,7 @@ class InferenceService:
             check_token_ids(f"inputs[{index}].ids", item.ids, tokenizer.vocab_size)
         return await self._pool.run(pb.ByteSize(), partial(detokenize_batch, pb, tokenizer))
 
-    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: Call) -> tuple[Request, OutputParams, bool]:
+    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> tuple[Request, OutputParams, bool]:
         """Validate, tokenize, resolve. Nothing is tokenized before every other field has been checked."""
         server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
         assert ready is not None
@@ -93,7 +93,7 @@ class InferenceService:
         return request, checked.output, truncated
 
 
-def note_end(call: Call, generation: Generation) -> None:
+def note_end(call: CallBase, generation: Generation) -> None:
     """Usage for meters and logs, also of what failed."""
     usage, ttft = generation.usage, generation.ttft_s
     call.trailers = ((USAGE_TRAILER, usage_to_pb(usage).SerializeToString()),)
