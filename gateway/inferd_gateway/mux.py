@@ -26,6 +26,7 @@ STALL_S = 30.0
 MAX_BACKLOG = 4096  # messages; a reader that slow is not waited for
 REPROBE_S = 300.0
 DOMAIN = "inferd"
+ACCEPTED = "x-request-id"  # in the initial metadata of a stream that the daemon took
 
 Metadata = Sequence[tuple[str, str]]
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -104,7 +105,10 @@ class MuxStream:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _write(self) -> None:
+        """Nothing is written before the daemon has answered: a write to a call that was refused hides why."""
         try:
+            if ACCEPTED not in await self._call.initial_metadata():
+                return
             while True:
                 await self._call.write(await self._outgoing.get())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

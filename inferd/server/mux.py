@@ -26,6 +26,7 @@ def mux_handler(generate: Generate, runner: CallRunner) -> Handler:
 
     async def handle(requests: AsyncIterator[inference_pb2.GenerateMuxRequest | None], call: Call) -> None:
         call.background = True
+        await call.send_headers()  # the client writes nothing before it knows that it was let in
         await Mux(generate, runner, call).run(requests)
 
     return handle
