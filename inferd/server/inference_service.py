@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from inferd.config import InferdConfig
@@ -38,6 +39,7 @@ class InferenceService:
         self._model = model
         self._front = front
         self._pool = pool
+        self._draw_seed = seed_source(config.server.seed)
 
     def handlers(self) -> Mapping[str, Handler]:
         return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
@@ -72,13 +74,15 @@ class InferenceService:
             check_token_ids(f"inputs[{index}].ids", item.ids, tokenizer.vocab_size)
         return await self._pool.run(pb.ByteSize(), partial(detokenize_batch, pb, tokenizer))
 
-    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> tuple[Request, OutputParams, bool]:
+    async def _request_of(
+        self, pb: inference_pb2.GenerateRequest, call: CallBase
+    ) -> tuple[Request, OutputParams, bool]:
         """Validate, tokenize, resolve. Nothing is tokenized before every other field has been checked."""
         server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
         assert ready is not None
         max_num_seqs = self._config.engine.scheduler.max_num_seqs
         vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
-        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
+        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs, self._draw_seed)
         call_params = CallParams(
             key=self._front.next_key(),
             request_id=call.request_id,
@@ -91,6 +95,12 @@ class InferenceService:
         bad_words = encode_bad_words(words, tokenizer, server.limits.max_bad_word_tokens) if words else ()
         request, truncated = build_request(pb, checked, prompt_ids, bad_words, bounds, call_params)
         return request, checked.output, truncated
+
+
+def seed_source(seed: int | None) -> Callable[[], int]:
+    """Draws the seeds of requests without one; the same sequence of them at every start when `seed` is given."""
+    source = random.SystemRandom() if seed is None else random.Random(seed)
+    return lambda: source.getrandbits(64)
 
 
 def note_end(call: CallBase, generation: Generation) -> None:

@@ -221,7 +221,7 @@ def test_states_refuse_with_their_own_error() -> None:
     front.engine.on_dead("died 5 times")
     with pytest.raises(EngineDead):
         front.generate()
-    front.engine.drain()
+    front.engine.gate.drain("over")
     with pytest.raises(Draining):
         front.generate()
     assert changes == [True, False, True, False, False]
