@@ -111,6 +111,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     generation_config: Literal["auto", "none"] = "auto"  # sampling defaults: the checkpoint's, or the neutral ones
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None  # of the generator that draws seeds for requests without one
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None  # lines `key` or `scope:key`
+    tls_cert: str | None = None  # PEM files
+    tls_key: str | None = None
+    tls_client_ca: str | None = None  # callers must show a certificate of this authority
+    admin_listen: str | None = None  # HOST:PORT or unix:PATH of AdminService; None: not served
+    admin_api_keys: tuple[str, ...] = ()
     reflection: bool = True
     drain_timeout_s: Seconds = 30.0
     drain_settle_s: Seconds = 2.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferd.v1 import inference_pb2 as pb
 from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
+from inferd_gateway.mux import MuxPool, MuxUnsupported
 from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
 DEADLINE_MARGIN_S = 0.05
@@ -58,10 +60,12 @@ class Backend:
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._mux = MuxPool(self.inference, self._token)
         self.models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def close(self) -> None:
+        await self._mux.close()
         await self._channel.close(None)
 
     async def unary(
@@ -88,22 +92,37 @@ class Backend:
         self.open_streams += 1
         try:
             while True:
-                call = self.inference.Generate(
-                    progress.next_request(), timeout=context.remaining(), metadata=self._metadata(context)
-                )
+                attempt = self._multiplexed if self._mux.supported else self._alone
                 try:
-                    async for message in call:
-                        yield progress.seen(message)
+                    async with aclosing(attempt(progress.next_request(), context)) as messages:
+                        async for message in messages:
+                            yield progress.seen(message)
                     return
+                except MuxUnsupported:
+                    continue
                 except grpc.aio.AioRpcError as error:
                     if not progress.may_go_on(error):
                         raise
-                finally:
-                    # An abandoned call is never cancelled by the library.
-                    call.cancel()
                 await asyncio.sleep(progress.pause())
         finally:
             self.open_streams -= 1
+
+    def _multiplexed(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        metadata = (("x-request-id", context.request_id), *context.metadata)
+        return self._mux.generate(request, context.remaining(), metadata)
+
+    async def _alone(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """On a call of its own."""
+        call = self.inference.Generate(request, timeout=context.remaining(), metadata=self._metadata(context))
+        try:
+            async for message in call:
+                yield message
+        finally:
+            call.cancel()  # the library never cancels an abandoned call
 
     async def is_serving(self) -> bool:
         """What grpc.health.v1 says, within a second."""

@@ -178,6 +178,29 @@ SERVE_FLAGS = (
     Flag(name="port", aliases=("--grpc-port",), field="server.port", help="gRPC port; 0: the system chooses"),
     Flag(name="metrics-port", field="server.metrics_port", synonyms={"off": None}, help="Prometheus port; off: none"),
     Flag(name="api-key", field="server.api_keys", secret=True, help="keys callers must send; better in INFERD_API_KEY"),
+    Flag(
+        name="api-key-file",
+        field="server.api_key_file",
+        help="file of keys, one a line: KEY or SCOPE:KEY, SCOPE being infer, admin or observe; # starts a comment",
+    ),
+    Flag(name="tls-cert", field="server.tls_cert", help="PEM certificate chain; the gRPC ports then speak TLS only"),
+    Flag(name="tls-key", field="server.tls_key", help="PEM private key of --tls-cert"),
+    Flag(
+        name="tls-client-ca",
+        field="server.tls_client_ca",
+        help="PEM authority; callers must show a certificate that it signed",
+    ),
+    Flag(
+        name="admin-listen",
+        field="server.admin_listen",
+        help="where AdminService listens: HOST:PORT or unix:PATH; unset: nowhere",
+    ),
+    Flag(
+        name="admin-api-key",
+        field="server.admin_api_keys",
+        secret=True,
+        help="keys of AdminService; better in INFERD_ADMIN_API_KEY",
+    ),
     Flag(name="insecure", type=bool, default=False, help="listen on a public address without a key"),
     Flag(name="enable-reflection", field="server.reflection", help="gRPC server reflection"),
     Flag(

@@ -15,7 +15,17 @@ from typing import Protocol
 from inferd.config import EngineConfig
 from inferd.errors import EngineDead, StartupError
 from inferd.front.core_link import CoreLink
-from inferd.messages import Failed, Phase, Ready, Shutdown, StepOutputs, ToCore, ToFront
+from inferd.messages import (
+    Failed,
+    Phase,
+    PrefixCacheCleared,
+    Ready,
+    Shutdown,
+    StateDump,
+    StepOutputs,
+    ToCore,
+    ToFront,
+)
 
 logger = logging.getLogger("inferd.engine")
 
@@ -42,6 +52,9 @@ class EngineListener(Protocol):
     def on_ready(self, ready: Ready) -> None: ...
 
     def on_outputs(self, outputs: StepOutputs) -> None: ...
+
+    def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
+        """To a question of the front's."""
 
     def on_lost(self, reason: str) -> None:
         """The core is gone; a new one is on its way."""
@@ -168,6 +181,8 @@ class EngineClient:
                 self.ready, self.state = message, EngineState.SERVING
                 self._listener.on_ready(message)
                 self.serving.set()
+            case PrefixCacheCleared() | StateDump():
+                self._listener.on_answer(message)
             case Failed():
                 self._failure = message.message
             case _:

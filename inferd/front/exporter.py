@@ -70,6 +70,12 @@ class FrontCollector(Collector):
         for reason, count in metrics.finished.items():
             finished.add_metric((self._model, reason), count)
         yield finished
+        refused = CounterMetricFamily(
+            "inferd_calls_refused", "Calls without the right key, by reason.", labels=("model_name", "reason")
+        )
+        for reason, count in metrics.refused_calls.items():
+            refused.add_metric((self._model, reason), count)
+        yield refused
 
     def _histograms(self) -> Iterator[Metric]:
         metrics = self._metrics

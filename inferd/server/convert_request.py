@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -41,6 +40,7 @@ class Bounds:
     vocab_size: int
     max_context_tokens: int
     max_num_seqs: int
+    draw_seed: Callable[[], int]  # unsigned 64 bits, for a request that brings none
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def sampling_from_pb(pb: inference_pb2.SamplingParams, bounds: Bounds) -> Sampli
         presence_penalty=number("presence_penalty", -2, 2),
         frequency_penalty=number("frequency_penalty", -2, 2),
         repetition_penalty=number("repetition_penalty", 0, 10, open_low=True),
-        seed=pb.seed if pb.HasField("seed") else secrets.randbits(64),
+        seed=pb.seed if pb.HasField("seed") else bounds.draw_seed(),
         logit_bias=tuple(sorted(pb.logit_bias.items())),
         allowed_token_ids=tuple(sorted(set(pb.allowed_token_ids))),
     )

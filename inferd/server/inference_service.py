@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import msgspec
@@ -14,7 +15,7 @@ from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.output import OutputParams
 from inferd.request import Constraint, ConstraintSpec, Request
-from inferd.server.call import Call, Handler
+from inferd.server.call import Call, CallBase, Handler
 from inferd.server.convert_constraint import constraint_field
 from inferd.server.convert_prompt import (
     check_prompt,
@@ -50,11 +51,12 @@ class InferenceService:
         self._front = front
         self._pool = pool
         self._checker = checker
+        self._draw_seed = seed_source(config.server.seed)
 
     def handlers(self) -> Mapping[str, Handler]:
         return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
 
-    async def generate(self, pb: inference_pb2.GenerateRequest, call: Call) -> None:
+    async def generate(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> None:
         self._front.check_serving()
         request, output, truncated = await self._request_of(pb, call)
         writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated)
@@ -84,13 +86,15 @@ class InferenceService:
             check_token_ids(f"inputs[{index}].ids", item.ids, tokenizer.vocab_size)
         return await self._pool.run(pb.ByteSize(), partial(detokenize_batch, pb, tokenizer))
 
-    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: Call) -> tuple[Request, OutputParams, bool]:
+    async def _request_of(
+        self, pb: inference_pb2.GenerateRequest, call: CallBase
+    ) -> tuple[Request, OutputParams, bool]:
         """Validate, tokenize, resolve. Nothing is tokenized before every other field has been checked."""
         server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
         assert ready is not None
         max_num_seqs = self._config.engine.scheduler.max_num_seqs
         vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
-        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
+        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs, self._draw_seed)
         call_params = CallParams(
             key=next(self._front.keys),
             request_id=call.request_id,
@@ -116,7 +120,13 @@ class InferenceService:
             raise InvalidConstraint(f"{field}: {error.message}", field=field) from None
 
 
-def note_end(call: Call, generation: Generation) -> None:
+def seed_source(seed: int | None) -> Callable[[], int]:
+    """Draws the seeds of requests without one; the same sequence of them at every start when `seed` is given."""
+    source = random.SystemRandom() if seed is None else random.Random(seed)
+    return lambda: source.getrandbits(64)
+
+
+def note_end(call: CallBase, generation: Generation) -> None:
     """Usage for meters and logs, also of what failed."""
     usage, ttft = generation.usage, generation.ttft_s
     call.trailers = ((USAGE_TRAILER, usage_to_pb(usage).SerializeToString()),)

@@ -105,7 +105,9 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
         chat_templates=templates,
-        default_sampling=default_sampling(checkpoint.generation_config),
+        default_sampling=(
+            default_sampling(checkpoint.generation_config) if config.server.generation_config == "auto" else {}
+        ),
     )
 
 

@@ -97,6 +97,7 @@ class DaemonProcess:
             thread.start()
         self.port = config.server.port
         self.metrics_port = config.server.metrics_port
+        self.admin: str | None = None
 
     def __enter__(self) -> DaemonProcess:
         return self
@@ -112,6 +113,7 @@ class DaemonProcess:
         assert line, "the daemon ended:\n" + "\n".join(self.lines)
         listening = json.loads(line)
         self.port, self.metrics_port = listening["port"], listening["metrics_port"]
+        self.admin = listening["admin"]
         return self
 
     def wait(self) -> int:

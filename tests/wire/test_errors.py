@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess
 from inferd.testing.wire import collect, decode_failure, expected_tokens, fails, make_generate
-from inferd.v1 import admin_pb2, common_pb2, inference_pb2, model_pb2
+from inferd.v1 import common_pb2, inference_pb2, model_pb2
 from inferd.v1.inference_pb2 import GenerateRequest
 from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -171,10 +171,10 @@ def test_two_request_ids_in_the_metadata_are_refused(stub: InferenceServiceStub)
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("x-request-id",))
 
 
-BUILT = {"Generate", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
+BUILT = {"Generate", "GenerateMux", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)
-    for file in (inference_pb2, model_pb2, admin_pb2)
+    for file in (inference_pb2, model_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
     if method.name not in BUILT
