@@ -11,7 +11,7 @@ from typing import TypeAlias
 import msgspec
 
 from inferd.request import FinishReason, Request
-from inferd.step import TokenLogprobs
+from inferd.step import RankTimings, TokenLogprobs
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 HEADER = struct.Struct(">I")
@@ -111,10 +111,11 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """Everything one step produced, for all requests."""
+    """Everything one step produced, for all requests. ranks comes now and then, where there are several workers."""
 
     outputs: list[ChoiceOutput]
     stats: EngineStats
+    ranks: list[RankTimings] = []
 
 
 class PrefixCacheCleared(msgspec.Struct, frozen=True, tag="cleared"):

@@ -43,6 +43,7 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the first full blocks; may run ahead
     publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
     announced: bool = False  # the executor knows it
+    in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
     num_preemptions: int = 0
     first_scheduled: float | None = None
 
