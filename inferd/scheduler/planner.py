@@ -2,8 +2,9 @@
 uncomputed tokens as the budget leaves; one with a single uncomputed token is what others call a decode.
 
 Order: running sequences with one token first (they keep their pace whatever arrives), then running ones with more,
-then waiting ones. Where the executor works on several plans at the same time (a pipeline), a plan leaves out what is in
-flight and takes no more than its share of the rest, so that there is something to plan meanwhile. The cost is that of the tokens chosen: neither the queue nor a prompt nor the pool is walked.
+then waiting ones. Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in
+flight and takes no more than its share of the rest, so that there is something to plan meanwhile. The cost is that of
+the tokens chosen: neither the queue nor a prompt nor the pool is walked.
 """
 
 from __future__ import annotations

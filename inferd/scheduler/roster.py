@@ -121,8 +121,8 @@ class Roster:
         sequence.announced = True
 
     def _vacate(self, sequence: Sequence) -> None:
-        """Take seat and blocks. What a plan in flight still computes for it is not committed; a later plan may write the
-        blocks again, because the executor runs plans in their order."""
+        """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
+        write the blocks again, because the executor runs plans in their order."""
         self.running.remove(sequence)
         self.kv.free(sequence)
         sequence.in_flight = 0

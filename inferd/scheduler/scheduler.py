@@ -1,8 +1,8 @@
 """Scheduler: requests in, plans out, results back in; the one face of this package.
 
-Every request ends in exactly one finish or one error per choice, or silently when it is aborted. Plans are committed in
-the order in which they were scheduled; until then anything may happen, the next schedule() included: a plan never holds a
-sequence that is in an uncommitted one.
+Every request ends in exactly one finish or one error per choice, or silently when it is aborted. Plans are committed
+in the order in which they were scheduled; until then anything may happen, the next schedule() included: a plan never
+holds a sequence that is in an uncommitted one.
 """
 
 from __future__ import annotations
