@@ -33,6 +33,11 @@ class Worker:
         self._slice_rows = rows_per_slice(decoder.spec.vocab_size)
         self._vocab = VocabShard(decoder.weights.first_token, decoder.spec.vocab_size, decoder.group)
 
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent on peers so far."""
+        return self._context.waited_s
+
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Apply dropped, new and copies, then compute the items.
