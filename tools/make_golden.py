@@ -66,7 +66,8 @@ def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int]:
     out = model.generate(
         ids, attention_mask=mask, max_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
     )
-    return out[0, len(prompt) :].tolist()
+    tokens: list[int] = out[0, len(prompt) :].tolist()
+    return tokens
 
 
 def main() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncGenerator
+from typing import Any, Protocol
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Record(msgspec.Struct):
 
 
 class Client(Protocol):
-    def stream(self, item: Item, record: Record) -> AsyncIterator[None]:
+    def stream(self, item: Item, record: Record) -> AsyncGenerator[None]:
         """Send the item, fill the record, yield after every chunk of tokens."""
 
     async def close(self) -> None: ...
@@ -51,7 +51,7 @@ async def measure(client: Client, item: Item) -> Record:
             if item.pause_s:
                 await asyncio.sleep(item.pause_s)
     finally:
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         record.finished = time.monotonic()
     return record
 
@@ -70,7 +70,7 @@ class GrpcClient:
         self._model, self._workload = model, workload
         self._metadata = [("authorization", f"Bearer {api_key}")] if api_key else []
 
-    async def stream(self, item: Item, record: Record) -> AsyncIterator[None]:
+    async def stream(self, item: Item, record: Record) -> AsyncGenerator[None]:
         request = self._pb.GenerateRequest(
             model=self._model,
             prompt={"text": item.prompt},
@@ -109,7 +109,7 @@ class HttpClient:
         )
         self._model, self._workload = model, workload
 
-    async def stream(self, item: Item, record: Record) -> AsyncIterator[None]:
+    async def stream(self, item: Item, record: Record) -> AsyncGenerator[None]:
         body = {
             "model": self._model,
             "prompt": item.prompt,
@@ -130,7 +130,7 @@ class HttpClient:
         except self._aiohttp.ClientError as error:
             record.outcome = type(error).__name__
 
-    def _take(self, event: dict, record: Record) -> bool:  # type: ignore[type-arg]
+    def _take(self, event: dict[str, Any], record: Record) -> bool:
         """Fold one event into the record; whether it brought tokens. Servers without running usage send one each."""
         if "error" in event:
             record.outcome = str(event["error"].get("code") or event["error"].get("type"))

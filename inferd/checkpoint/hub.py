@@ -98,9 +98,9 @@ def first_line(error: Exception) -> str:
 
 def progress_class(notify: Callable[[str, float], None]) -> type[Any]:
     """A silent stand-in for tqdm that reports the bytes written as a fraction of the bytes known so far."""
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]  # ships no types
 
-    class Progress(tqdm):  # type: ignore[misc]
+    class Progress(tqdm):  # type: ignore[misc]  # so its subclass is Any
         _report_lock = threading.Lock()
         _reported = 0.0
 

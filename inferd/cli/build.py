@@ -9,20 +9,11 @@ from typing import Any
 import msgspec
 
 from inferd.cli.arguments import Parsed
-from inferd.config import InferdConfig
+from inferd.config import InferdConfig, ParallelConfig
 from inferd.errors import StartupError
 
 # What the configuration can say and this build cannot do yet: (holds, message).
 NOT_BUILT: tuple[tuple[Callable[[InferdConfig], bool], str], ...] = (
-    (
-        lambda config: config.engine.parallel.world_size > 1,
-        "--tensor-parallel-size and --pipeline-parallel-size above 1",
-    ),
-    (lambda config: config.engine.parallel.nnodes > 1, "--nnodes above 1"),
-    (
-        lambda config: config.engine.parallel.backend not in ("auto", "local"),
-        "--distributed-executor-backend but local",
-    ),
     (lambda config: config.engine.model.quantization is not None, "--quantization (a quantized checkpoint works)"),
 )
 
@@ -51,7 +42,16 @@ def check_config(config: InferdConfig, insecure: bool) -> None:
             f"--max-num-batched-tokens ({scheduler.max_num_batched_tokens}) must be at least "
             f"--max-num-seqs ({scheduler.max_num_seqs}): every running sequence computes one token a step"
         )
+    check_nodes(config.engine.parallel)
     check_exposure(config.server.host, bool(config.server.api_keys), insecure)
+
+
+def check_nodes(parallel: ParallelConfig) -> None:
+    """Refuse a node that cannot be part of the group. Raises StartupError."""
+    if parallel.node_rank >= parallel.nnodes:
+        raise StartupError(f"--node-rank {parallel.node_rank} must be below --nnodes {parallel.nnodes}")
+    if parallel.nnodes > 1 and is_loopback(parallel.master_addr):
+        raise StartupError("--nnodes above 1 needs --master-addr, an address of node 0 that the other machines reach")
 
 
 def check_exposure(host: str, has_key: bool, insecure: bool) -> None:

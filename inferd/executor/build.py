@@ -183,7 +183,7 @@ def allocate_caches(
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
 
 
-def executor_info(model: LoadedModel, plan: KVPlan) -> ExecutorInfo:
+def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> ExecutorInfo:
     return ExecutorInfo(
         architecture=model.spec.architecture,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -195,4 +195,5 @@ def executor_info(model: LoadedModel, plan: KVPlan) -> ExecutorInfo:
         weight_bytes=model.weights.num_bytes,
         kv_bytes=plan.total_bytes,
         backends=dict(model.ops.backends),
+        pipeline_depth=pipeline_depth,
     )

@@ -1,4 +1,4 @@
-"""What the engine core and its workers say to each other: frames as in inferd.messages, other unions. Loads no torch."""
+"""What the engine core and its workers say to each other: frames as in inferd.messages. Loads no torch."""
 
 from __future__ import annotations
 

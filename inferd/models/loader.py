@@ -47,7 +47,11 @@ class Loader:
         return self._files.bytes_read
 
     def load(self, max_positions: int) -> DecoderWeights:
-        """Raises StartupError for a type that cannot be dequantized and for norms or embeddings that are not finite."""
+        """Weights of this rank, rotary tables of max_positions.
+
+        Raises StartupError for a type that cannot be dequantized, and for norms, biases or a float embedding that are
+        not finite (matrices are not scanned: their rows fail when they are used).
+        """
         shard = self._part
         files = SlicedFiles() if self.shard is not None else None
         self._files = files or self._files

@@ -121,7 +121,7 @@ def sharded_logprobs(
     wanted = wanted.amax(0)
     ranks = _count_above(logits, wanted[:, :1], vocab)
     candidates, ids = (part.transpose(0, 1).flatten(1) for part in (top_values, top_ids))
-    order = candidates.sort(-1, descending=True, stable=True).indices[:, :most]
+    order = candidates.sort(dim=-1, descending=True, stable=True).indices[:, :most]
     tops = ids.gather(1, order).long().tolist(), (candidates.gather(1, order) - normalizer).tolist()
     values = (wanted - normalizer).tolist()
     return [

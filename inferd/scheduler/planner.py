@@ -13,7 +13,7 @@ import sys
 
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence, SequenceStatus
+from inferd.sequence import Sequence
 from inferd.step import BlockCopy, PlanItem, StepPlan
 
 NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
@@ -47,16 +47,14 @@ class Planner:
         self._roster = roster
         self._limits = limits
         self._steps = 0
-        self._refused: tuple[int, int] | None = None  # (seq_id, available blocks) of the last refused admission
+        self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
 
     def plan(self, now: float, in_flight: int) -> StepPlan | None:
         """The next step, or None when no sequence is left that is not in one of the in_flight plans."""
-        preemptions = self._roster.num_preemptions
         draft = Draft(self._limits.token_budget, self._room())
         self._seat_urgent(now)
         self._advance_running(draft)
-        if self._roster.num_preemptions == preemptions:
-            self._admit_waiting(draft, now)
+        self._admit_waiting(draft, now)
         items = draft.single + draft.longer
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
@@ -79,7 +77,7 @@ class Planner:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
         longer: list[Sequence] = []
         single = draft.single
-        # Preemption takes sequences from the end of the list, never one that this loop has passed.
+        # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
         for sequence in self._roster.running.sequences:
             if sequence.in_flight or len(single) >= draft.room:
                 continue
@@ -94,8 +92,7 @@ class Planner:
         draft.budget -= len(single)
         draft.room -= len(single)
         for sequence in longer:
-            may_run = sequence.status is SequenceStatus.RUNNING and draft.room > 0
-            if may_run and (num_tokens := self._share(sequence, draft)):
+            if draft.room > 0 and (num_tokens := self._share(sequence, draft)):
                 draft.add(sequence, num_tokens)
 
     def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
@@ -120,12 +117,14 @@ class Planner:
             draft.add(sequence, num_tokens)
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
-        """Admission, not tried again for a refused sequence until more blocks are available than then."""
-        available = self._roster.kv.pool.num_available
-        if self._refused is not None and self._refused[0] == sequence.seq_id and available <= self._refused[1]:
+        """Admission; one that was refused for lack of blocks looks up its prefix again only when there is more room."""
+        if not self._roster.running.has_seat(sequence):
+            return False
+        room = self._roster.room
+        if self._refused is not None and self._refused[0] == sequence.seq_id and room <= self._refused[1]:
             return False
         admitted = self._roster.admit(sequence, now)
-        self._refused = None if admitted else (sequence.seq_id, available)
+        self._refused = None if admitted else (sequence.seq_id, room)
         return admitted
 
     def _may_start(self, sequence: Sequence, draft: Draft) -> bool:

@@ -98,6 +98,9 @@ class RunningList:
         """One per choice it will fork into; a request with more choices than seats runs some of them later."""
         return min(max(len(sequence.choices), 1), self._seats)
 
+    def has_seat(self, sequence: Sequence) -> bool:
+        return self.seats_for(sequence) <= self.free_seats
+
     def add(self, sequence: Sequence) -> None:
         insort(self.sequences, sequence, key=running_rank)
         self.free_seats -= self.seats_for(sequence)

@@ -88,10 +88,10 @@ def announcement(sequence: Sequence) -> NewSequence:
 
 
 def finish_reason(sequence: Sequence) -> FinishReason | None:
-    """Why the choice ends with its last token, if it does."""
-    stop, token_id = sequence.request.stop, sequence.token_ids[-1]
-    if token_id in sequence.stop_token_ids and sequence.num_output_tokens > stop.min_tokens:
-        return FinishReason.EOS if token_id in stop.eos_token_ids else FinishReason.STOP_TOKEN
+    """Why the choice ends with its last token, if it does. Before min_tokens none that ends it can be sampled."""
+    token_id = sequence.token_ids[-1]
+    if token_id in sequence.stop_token_ids:
+        return FinishReason.EOS if token_id in sequence.request.stop.eos_token_ids else FinishReason.STOP_TOKEN
     return length_reason(sequence) if sequence.num_tokens >= sequence.max_tokens else None
 
 

@@ -20,7 +20,7 @@ class Roster:
         self.sequences: dict[int, Sequence] = {}
         self.num_preemptions = 0
         self._next_seq_id = 0
-        self._new: dict[int, NewSequence] = {}
+        self._new: list[NewSequence] = []
         self._dropped: list[int] = []
 
     def next_seq_id(self) -> int:
@@ -31,13 +31,18 @@ class Roster:
         self.sequences[sequence.seq_id] = sequence
         self.waiting.push(sequence)
 
+    @property
+    def room(self) -> int:
+        """Blocks that a newcomer may take: see admit()."""
+        return self.kv.pool.num_available - len(self.running)
+
     def admit(self, sequence: Sequence, now: float) -> bool:
         """Waiting -> running, if there are seats and blocks for all its tokens.
 
         One block per running sequence is left over: without that room to grow in, the newcomer would be preempted
         again within a block's length of steps, its work for nothing.
         """
-        if self.running.seats_for(sequence) > self.running.free_seats:
+        if not self.running.has_seat(sequence):
             return False
         if not self.kv.admit(sequence, headroom=len(self.running)):
             return False
@@ -112,12 +117,12 @@ class Roster:
 
     def take_news(self) -> tuple[list[NewSequence], list[int]]:
         """What changed for the executor since the last call: sequences new to it, and those to drop before."""
-        news = list(self._new.values()), self._dropped
-        self._new, self._dropped = {}, []
+        news = self._new, self._dropped
+        self._new, self._dropped = [], []
         return news
 
     def _announce(self, sequence: Sequence) -> None:
-        self._new[sequence.seq_id] = announcement(sequence)
+        self._new.append(announcement(sequence))
         sequence.announced = True
 
     def _vacate(self, sequence: Sequence) -> None:
@@ -126,7 +131,7 @@ class Roster:
         self.running.remove(sequence)
         self.kv.free(sequence)
         sequence.in_flight = 0
-        if sequence.announced and self._new.pop(sequence.seq_id, None) is None:
+        if sequence.announced:
             self._dropped.append(sequence.seq_id)
         sequence.announced = False
 

@@ -24,6 +24,9 @@ class Timers:
     def __init__(self) -> None:
         self._heap: LazyHeap[Timer] = LazyHeap()
 
+    def __len__(self) -> int:
+        return len(self._heap)
+
     def start(self, request: Request) -> None:
         for kind, when in times(request):
             timer = Timer(request.key, kind)

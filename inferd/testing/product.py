@@ -26,12 +26,12 @@ class Product:
     """A running pair of processes."""
 
     http: str
-    grpc: str
+    address: str
     metrics: str
     pid: int
 
     def channel(self) -> grpc.Channel:
-        return grpc.insecure_channel(self.grpc)
+        return grpc.insecure_channel(self.address)
 
     def metric(self, name: str) -> float:
         """Sum over the label sets of one of the daemon's series."""
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, what: str
 def is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-            return answer.status == 200
+            return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
 

@@ -114,6 +114,17 @@ def merges_from_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     return [(vocabulary.tokens[left], vocabulary.tokens[right]) for _, _, left, right in ranked]
 
 
+def added_tokens(vocabulary: GgufVocabulary) -> list[AddedToken]:
+    """Control and user-defined tokens; those with an ending or starting role are control whatever their type says."""
+    control = {index for role, index in vocabulary.special_ids.items() if role in ("bos", "eos", "eot", "eom")}
+    added = []
+    for index, kind in enumerate(vocabulary.token_types or [NORMAL] * len(vocabulary.tokens)):
+        special = kind in (CONTROL, UNKNOWN) or index in control
+        if special or kind == USER_DEFINED:
+            added.append(AddedToken(index, vocabulary.tokens[index], special))
+    return added
+
+
 def assemble(
     vocabulary: GgufVocabulary,
     backend: Tokenizer,
@@ -123,17 +134,11 @@ def assemble(
     strip_leading_space: bool,
     byte_level: bool,
 ) -> TokenizerParts:
-    ends = {vocabulary.special_ids[role]: None for role in ("eos", "eot", "eom") if role in vocabulary.special_ids}
-    control = set(ends) | ({vocabulary.special_ids["bos"]} if "bos" in vocabulary.special_ids else set())
-    added = []
-    for index, kind in enumerate(vocabulary.token_types or [NORMAL] * len(vocabulary.tokens)):
-        special = kind in (CONTROL, UNKNOWN) or index in control
-        if special or kind == USER_DEFINED:
-            added.append(AddedToken(index, vocabulary.tokens[index], special))
-            token_bytes[index] = vocabulary.tokens[index].encode()  # these are meant as written
+    added = added_tokens(vocabulary)
     for token in added:
-        if token.special and token.text in TURN_ENDS:
-            ends.setdefault(token.id)
+        token_bytes[token.id] = token.text.encode()  # these are meant as written
+    ends = {vocabulary.special_ids[role]: None for role in ("eos", "eot", "eom") if role in vocabulary.special_ids}
+    ends |= {token.id: None for token in added if token.special and token.text in TURN_ENDS}
     bos, eos = vocabulary.special_ids.get("bos"), vocabulary.special_ids.get("eos")
     wants_bos = adds_bos if vocabulary.add_bos is None else vocabulary.add_bos
     return TokenizerParts(

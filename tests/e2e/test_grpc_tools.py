@@ -13,7 +13,7 @@ BUF = Path(sys.executable).with_name("buf")
 
 
 def curl(product, method: str, body: dict | None = None, *flags: str) -> subprocess.CompletedProcess[str]:
-    url = f"http://{product.grpc}/{method}"
+    url = f"http://{product.address}/{method}"
     command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *flags, url]
     if body is not None:
         command[-1:] = ["-d", json.dumps(body), url]
@@ -21,7 +21,7 @@ def curl(product, method: str, body: dict | None = None, *flags: str) -> subproc
 
 
 def test_reflection_lists_the_services_and_methods(product):
-    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", f"http://{product.grpc}"]
+    command = [str(BUF), "curl", "--protocol", "grpc", "--http2-prior-knowledge", f"http://{product.address}"]
     services = subprocess.run([*command, "--list-services"], capture_output=True, text=True, timeout=30)
     assert {"inferd.v1.InferenceService", "inferd.v1.ModelService", "grpc.health.v1.Health"} <= set(
         services.stdout.split()

@@ -163,6 +163,7 @@ def play(seed: int, operations: int) -> Counter[str]:
     drive = setting.drive
     stats = drive.scheduler.stats()
     assert (stats.running, stats.waiting, stats.waiting_prompt_tokens, stats.blocks_used) == (0, 0, 0, 0)
+    assert len(drive.scheduler._registry._timers) == 0
     return setting.counts + Counter(
         preemptions=stats.preemptions,
         hits=stats.prefix_hits,

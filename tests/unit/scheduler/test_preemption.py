@@ -125,9 +125,12 @@ def test_recomputing_finds_what_the_cache_still_has():
 
 def test_a_newcomer_leaves_the_running_ones_room_to_grow():
     drive = driver(num_blocks=5)
-    drive.add(make_request(1, range(8), max_tokens=8))
+    drive.add(make_request(1, range(6), max_tokens=8))
     drive.step()
-    drive.add(make_request(2, range(100, 110), max_tokens=1))
+    drive.add(make_request(2, range(100, 110), max_tokens=6))
+    plan = drive.step()
+    assert plan is not None
+    assert [item.seq_id for item in plan.items] == [1], "a block is left, but it is the running one's"
     drive.run()
     assert drive.scheduler.stats().preemptions == 0
 

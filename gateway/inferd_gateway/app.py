@@ -1,0 +1,108 @@
+"""Builds the application: the only place that knows all the parts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from inferd_gateway.auth import load_keys
+from inferd_gateway.backend import Backend
+from inferd_gateway.context import Gateway
+from inferd_gateway.directory import ModelDirectory
+from inferd_gateway.errors import ApiError
+from inferd_gateway.metrics import Metrics
+from inferd_gateway.middleware import GatewayMiddleware
+from inferd_gateway.routes import chat, completions, models, status, tokenize
+from inferd_gateway.settings import Settings, SettingsError
+from inferd_gateway.templates.renderer import Renderer
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Raises SettingsError for files that cannot be read."""
+    keys, template, metrics = load_keys(settings), read_template(settings.chat_template), Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        backends = [Backend(target, settings.backend_api_key) for target in settings.backend]
+        renderer = Renderer()
+        directory = ModelDirectory(backends, settings, template, renderer)
+        app.state.gateway = Gateway(settings, keys, metrics, renderer, directory)
+        refresher = asyncio.create_task(directory.keep_fresh())
+        try:
+            yield
+        finally:
+            refresher.cancel()
+            await asyncio.gather(refresher, return_exceptions=True)
+            await renderer.close()
+            await asyncio.gather(*(backend.close() for backend in backends))
+
+    app = FastAPI(
+        title="inferd gateway", version=status.package_version(), lifespan=lifespan,
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+    )  # fmt: skip
+    for module in (chat, completions, models, tokenize, status):
+        app.include_router(module.router)
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_middleware(GatewayMiddleware, settings=settings, metrics=metrics)
+    return app
+
+
+def read_template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"chat-template: {error}") from None
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body, error.status, headers=error.headers)
+
+
+async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return error_response(error)
+
+
+async def on_http_exception(_: Request, error: Exception) -> JSONResponse:
+    """Routing's own: 404 and 405."""
+    assert isinstance(error, HTTPException)
+    found = ApiError(error.status_code, str(error.detail), headers=error.headers)
+    return error_response(found)
+
+
+async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    # Of a union's members, the one that got furthest into the body is the one that was meant.
+    found = [(resolved_path(item["loc"][1:], error.body), item) for item in error.errors()]
+    param, first = max(found, key=lambda one: len(one[0] or ""))
+    got = "" if first["type"] == "missing" else f" (got {shown(first.get('input'))})"
+    return error_response(ApiError(400, f"{param or 'body'}: {first['msg']}{got}", param=param))
+
+
+def resolved_path(location: tuple[int | str, ...], body: Any) -> str | None:
+    """`messages[0].content`. pydantic's locations also name members of unions: those lead nowhere and are left out."""
+    path, here = "", body
+    for index, step in enumerate(location):
+        inside = (isinstance(here, dict) and step in here) or (isinstance(here, list) and isinstance(step, int))
+        if not inside and not (isinstance(here, dict) and index == len(location) - 1):
+            continue
+        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else str(step)
+        here = here[step] if inside else None
+    return path[:256] or None
+
+
+def shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 64 else f"{text[:64]}..."

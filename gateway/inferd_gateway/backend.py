@@ -1,0 +1,121 @@
+"""One daemon: its channel, its stubs, and a generation that outlives a short outage."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from inferd.v1 import inference_pb2 as pb
+from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
+from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
+
+DEADLINE_MARGIN_S = 0.05
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", 64 * 2**20),
+    ("grpc.max_send_message_length", 64 * 2**20),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A small window, so that a client that stops reading stops its generation and not our memory.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.default_authority", "localhost"),
+)
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True)
+class CallContext:
+    """What goes with every RPC of one HTTP request. `deadline` is CLOCK_MONOTONIC seconds."""
+
+    request_id: str
+    deadline: float
+    client_deadline: bool = False
+    metadata: tuple[tuple[str, str], ...] = field(default=())
+
+    def remaining(self) -> float:
+        return max(0.0, self.deadline - time.monotonic() - DEADLINE_MARGIN_S)
+
+
+class Backend:
+    """Owns the channel to one daemon. Made inside the event loop that uses it."""
+
+    def __init__(self, target: str, token: str | None) -> None:
+        self.target = target
+        self.open_streams = 0
+        self.times_chosen = 0
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._token = (("authorization", f"Bearer {token}"),) if token else ()
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def unary(
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Message, M], request: Message, context: CallContext
+    ) -> M:
+        """One call without side effects: UNAVAILABLE is retried. Raises grpc.aio.AioRpcError."""
+        for attempt in range(RETRIES + 1):
+            try:
+                return await method(request, timeout=context.remaining(), metadata=self._metadata(context))
+            except grpc.aio.AioRpcError as error:
+                if not may_retry(error, attempt):
+                    raise
+            await asyncio.sleep(backoff(attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def generate(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that.
+
+        Close the iterator (contextlib.aclosing): that is what cancels the call. Raises grpc.aio.AioRpcError.
+        """
+        progress = Progress(request)
+        self.open_streams += 1
+        try:
+            while True:
+                call = self.inference.Generate(
+                    progress.next_request(), timeout=context.remaining(), metadata=self._metadata(context)
+                )
+                try:
+                    async for message in call:
+                        yield progress.seen(message)
+                    return
+                except grpc.aio.AioRpcError as error:
+                    if not progress.may_go_on(error):
+                        raise
+                finally:
+                    # An abandoned call is never cancelled by the library.
+                    call.cancel()
+                await asyncio.sleep(progress.pause())
+        finally:
+            self.open_streams -= 1
+
+    async def is_serving(self) -> bool:
+        """What grpc.health.v1 says, within a second."""
+        try:
+            reply = await self._health.Check(
+                health_pb2.HealthCheckRequest(service="inferd.v1.InferenceService"),
+                timeout=1.0,
+                metadata=self._token,
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
+        return (("x-request-id", context.request_id), *context.metadata, *self._token)

@@ -1,0 +1,121 @@
+"""inferd.v1 deltas as text completions, whole or in chunks, for one or many prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from inferd.v1 import common_pb2
+from inferd.v1 import inference_pb2 as pb
+from inferd_gateway.logprobs import CompletionLogprobs, Token, TokenNames, join_columns, prompt_logprobs
+from inferd_gateway.replies import DONE, ChoiceText, Head, event, finish_reason, stop_reason, usage_of
+from inferd_gateway.schemas.completions import CompletionRequest
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What is prepended to each choice of a prompt: its text, and the first token as the vocabulary writes it."""
+
+    text: str
+    first_token: bytes
+
+
+class CompletionReply:
+    """Builds the choices of one call; choice i of prompt p has the index p * n + i."""
+
+    def __init__(self, head: Head, body: CompletionRequest, echoes: list[Echo | None], hidden: frozenset[int]) -> None:
+        self._head = head.fields()
+        self._body = body
+        self._echoes = echoes
+        self._n = body.n or 1
+        names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
+        self._names = names
+        self._columns = [CompletionLogprobs(names, hidden) for _ in range(self._n * len(echoes))]
+        self._prompts: list[pb.PromptInfo] = [pb.PromptInfo() for _ in echoes]
+        self._usages: dict[int, common_pb2.Usage] = {}
+        options = body.stream_options
+        self._with_usage = bool(options and options.include_usage)
+        self._continuous = bool(self._with_usage and options and options.continuous_usage_stats)
+        self._started: set[int] = set()
+
+    def deltas(self, prompt: int, message: pb.GenerateResponse) -> list[tuple[int, pb.ChoiceDelta, dict[str, Any]]]:
+        """(choice index, delta, its text and logprobs with the echo in front of the first)."""
+        if message.HasField("prompt"):
+            self._prompts[prompt] = message.prompt
+        if message.HasField("usage"):
+            self._usages[prompt] = message.usage
+        return [self._fields(prompt, delta) for delta in message.choices]
+
+    def _fields(self, prompt: int, delta: pb.ChoiceDelta) -> tuple[int, pb.ChoiceDelta, dict[str, Any]]:
+        index = prompt * self._n + delta.index
+        columns, echo, text, parts = self._columns[index], self._echoes[prompt], delta.text, []
+        if index not in self._started and echo is not None:
+            text = echo.text + text
+            if self._body.logprobs is not None:
+                parts = self._echo_columns(columns, echo, self._prompts[prompt])
+        self._started.add(index)
+        if delta.HasField("logprobs"):
+            parts.append(columns.columns(delta.logprobs))
+        return index, delta, {"text": text, "logprobs": join_columns(parts) if parts else None}
+
+    def _echo_columns(self, columns: CompletionLogprobs, echo: Echo, info: pb.PromptInfo) -> list[dict[str, list[Any]]]:
+        first = [columns.first_token(Token(info.token_ids[0], 0.0, echo.first_token))] if info.token_ids else []
+        return [*first, columns.columns(info.logprobs)]
+
+    def events(self, prompt: int, message: pb.GenerateResponse) -> bytes:
+        first = not self._prompts[prompt].tokens
+        return b"".join(
+            self._chunk(first, prompt, *item) for item in self.deltas(prompt, message) if self._worth(*item)
+        )
+
+    def _worth(self, _: int, delta: pb.ChoiceDelta, fields: dict[str, Any]) -> bool:
+        ids = self._body.return_token_ids and delta.token_ids
+        return bool(fields["text"] or fields["logprobs"] or delta.HasField("finish") or ids)
+
+    def _chunk(self, first: bool, prompt: int, index: int, delta: pb.ChoiceDelta, fields: dict[str, Any]) -> bytes:
+        choice: dict[str, Any] = {"index": index, **fields, "finish_reason": None}
+        if delta.HasField("finish"):
+            choice |= {"finish_reason": finish_reason(delta.finish), "stop_reason": stop_reason(delta.finish)}
+        if self._body.return_token_ids:
+            choice["token_ids"] = list(delta.token_ids)
+            if first:
+                choice["prompt_token_ids"] = list(self._prompts[prompt].token_ids)
+        chunk = {**self._head, "choices": [choice]}
+        if self._with_usage:
+            chunk["usage"] = usage_of(list(self._usages.values())) if self._continuous and self._usages else None
+        return event(chunk)
+
+    def end(self) -> bytes:
+        if not self._with_usage:
+            return DONE
+        return event({**self._head, "choices": [], "usage": usage_of(list(self._usages.values()))}) + DONE
+
+    def whole(self, messages: list[tuple[int, pb.GenerateResponse]]) -> dict[str, Any]:
+        """The reply to a call that is not streamed."""
+        choices = [ChoiceText() for _ in self._columns]
+        for prompt, message in messages:
+            for index, delta, fields in self.deltas(prompt, message):
+                choices[index].add(delta, fields["text"])
+                if fields["logprobs"]:
+                    choices[index].logprobs.append(fields["logprobs"])
+        return {
+            **self._head,
+            "choices": [self._whole_choice(index, choice) for index, choice in enumerate(choices)],
+            "usage": usage_of(list(self._usages.values())),
+        }
+
+    def _whole_choice(self, index: int, choice: ChoiceText) -> dict[str, Any]:
+        assert choice.finish is not None
+        prompt = self._prompts[index // self._n]
+        fields: dict[str, Any] = {
+            "index": index,
+            "text": choice.text,
+            "logprobs": join_columns(choice.logprobs) if self._body.logprobs is not None else None,
+            "finish_reason": finish_reason(choice.finish),
+            "stop_reason": stop_reason(choice.finish),
+        }
+        if self._body.prompt_logprobs is not None:
+            fields["prompt_logprobs"] = prompt_logprobs(prompt.logprobs, self._names)
+        if self._body.return_token_ids:
+            fields |= {"token_ids": choice.token_ids, "prompt_token_ids": list(prompt.token_ids)}
+        return fields

@@ -1,0 +1,144 @@
+"""Which models there are, at which daemon, and what each needs to be served."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+
+from inferd.v1 import model_pb2
+from inferd_gateway.backend import Backend, CallContext
+from inferd_gateway.errors import ApiError, invalid, model_not_found
+from inferd_gateway.settings import Settings
+from inferd_gateway.templates.renderer import ChatTemplate, Renderer
+
+REFRESH_S = 5.0
+CALL_S = 5.0
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model at one daemon. `name` is the daemon's; `public_names` those that callers use, the main one first."""
+
+    name: str
+    public_names: tuple[str, ...]
+    backend: Backend
+    info: model_pb2.GetModelInfoResponse
+    chat_template: ChatTemplate | None
+
+    @property
+    def fingerprint(self) -> str:
+        return "fp_" + hashlib.sha256(self.info.etag.encode()).hexdigest()[:12]
+
+    @property
+    def context_tokens(self) -> int:
+        return self.info.card.max_context_tokens
+
+
+class ModelDirectory:
+    """Keeps GetModelInfo of every backend's models, refreshed by etag."""
+
+    def __init__(
+        self, backends: Sequence[Backend], settings: Settings, template: str | None, renderer: Renderer
+    ) -> None:
+        self.backends = tuple(backends)
+        self._settings = settings
+        self._template_override = template
+        self._renderer = renderer
+        self._models: dict[Backend, dict[str, ServedModel]] = {backend: {} for backend in backends}
+        self._refreshing = asyncio.Lock()
+        self._refreshed = -REFRESH_S
+
+    def all(self) -> list[tuple[str, ServedModel]]:
+        """(public name, model), each name once."""
+        found: dict[str, ServedModel] = {}
+        for models in self._models.values():
+            for model in models.values():
+                for name in model.public_names:
+                    found.setdefault(name, model)
+        return list(found.items())
+
+    async def resolve(self, name: str | None) -> ServedModel:
+        """The least busy daemon with this model. None: the only model. Raises a 400, 404 or 503 ApiError."""
+        candidates = self._candidates(name)
+        if not candidates:
+            await self.refresh(not_older_than_s=1.0)
+            candidates = self._candidates(name)
+        if candidates:
+            chosen = min(candidates, key=lambda model: (model.backend.open_streams, model.backend.times_chosen))
+            chosen.backend.times_chosen += 1
+            return chosen
+        if not any(self._models.values()):
+            raise ApiError(
+                503, "No model is ready yet.", error_type="service_unavailable", code="model_loading", retry=True,
+                headers={"retry-after": "1"},
+            )  # fmt: skip
+        if name is None:
+            raise invalid("model", "you must provide a model parameter")
+        raise model_not_found(name)
+
+    def _candidates(self, name: str | None) -> list[ServedModel]:
+        models = [model for by_name in self._models.values() for model in by_name.values()]
+        if name is None:
+            return models if len({model.name for model in models}) == 1 else []
+        return [model for model in models if name in model.public_names]
+
+    async def keep_fresh(self) -> None:
+        """Runs until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(REFRESH_S if all(self._models.values()) else 1.0)
+
+    async def refresh(self, not_older_than_s: float = 0.0) -> None:
+        async with self._refreshing:
+            if time.monotonic() - self._refreshed >= not_older_than_s:
+                await asyncio.gather(*(self._refresh_backend(backend) for backend in self.backends))
+                self._refreshed = time.monotonic()
+
+    async def _refresh_backend(self, backend: Backend) -> None:
+        """What was known stays known while a daemon is away: its requests then answer 503, not 404."""
+        context = CallContext("directory", time.monotonic() + CALL_S)
+        known = self._models[backend]
+        try:
+            listed = await backend.unary(backend.models.ListModels, model_pb2.ListModelsRequest(), context)
+            found = {}
+            for card in listed.models:
+                old = known.get(card.name)
+                request = model_pb2.GetModelInfoRequest(model=card.name, if_none_match=old.info.etag if old else "")
+                info = await backend.unary(backend.models.GetModelInfo, request, context)
+                unchanged = old is not None and info.etag == old.info.etag
+                found[card.name] = old if unchanged and old else await self._load(backend, info)
+        except grpc.aio.AioRpcError as error:
+            log.debug("a daemon does not answer", extra={"backend": backend.target, "status": error.code().name})
+            return
+        self._models[backend] = found
+
+    async def _load(self, backend: Backend, info: model_pb2.GetModelInfoResponse) -> ServedModel:
+        own = (info.card.name, *info.card.aliases)
+        model = ServedModel(
+            info.card.name, self._settings.served_model_name or own, backend, info, self._chat_template(info)
+        )
+        log.info("serving a model", extra={"model": info.card.name, "backend": backend.target})
+        if model.chat_template is not None:
+            problem = await self._renderer.warm(model.chat_template)
+            if problem:
+                log.warning("the chat template does not compile", extra={"model": model.name, "problem": problem})
+        return model
+
+    def _chat_template(self, info: model_pb2.GetModelInfoResponse) -> ChatTemplate | None:
+        sources = {template.name: template.source for template in info.chat_templates}
+        source = self._template_override or sources.get("default") or next(iter(sources.values()), None)
+        if source is None:
+            return None
+        return ChatTemplate(
+            source,
+            tuple(token.text for token in info.tokenizer.special_tokens),
+            self._settings.chat_template_content_format,
+            tuple(sorted(info.template_variables.items())),
+        )

@@ -1,0 +1,81 @@
+"""Request bodies: strict JSON, bounded in depth, and unambiguous."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from fastapi import Request
+
+from inferd_gateway.errors import ApiError, invalid
+
+MAX_DEPTH = 32
+THREAD_BYTES = 64 * 1024  # parsing more than this would hold the event loop for over a millisecond
+
+
+class JsonRequest(Request):
+    """A request whose body is parsed here once; FastAPI then finds it parsed."""
+
+    async def load_json(self) -> None:
+        """Raises a 400 or 415 ApiError."""
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            raise ApiError(415, f"The body must be application/json, got {kind[:80] or 'no content type'!r}.")
+        body = await self.body()
+        parsed = await asyncio.to_thread(parse, body) if len(body) > THREAD_BYTES else parse(body)
+        if not isinstance(parsed, dict):
+            raise invalid(None, f"The body must be a JSON object, got {type(parsed).__name__}.")
+        self._json = parsed
+
+
+def parse(body: bytes) -> Any:
+    """RFC 8259 JSON in UTF-8 without a BOM, no NaN or Infinity, no key twice, at most MAX_DEPTH deep."""
+    try:
+        text = body.decode("utf-8")
+        parsed = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        if "\\u" in text:
+            _check_surrogates(parsed)
+    except UnicodeDecodeError:
+        raise invalid(None, "The body is not valid UTF-8.") from None
+    except RecursionError:
+        raise invalid(None, f"The body is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError as error:
+        raise invalid(None, f"The body is not valid JSON: {error}") from None
+    # Counting brackets is enough for nearly every body.
+    if text.count("{") + text.count("[") > MAX_DEPTH:
+        _check_depth(parsed)
+    return parsed
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return found
+
+
+def _check_surrogates(parsed: Any) -> None:
+    """Half of a surrogate pair cannot be sent on as UTF-8."""
+    try:
+        json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a string holds half of a surrogate pair") from None
+
+
+def _check_depth(parsed: Any) -> None:
+    level = [parsed]
+    for _ in range(MAX_DEPTH):
+        level = [
+            value
+            for container in level
+            for value in (container.values() if isinstance(container, dict) else container)
+            if isinstance(value, dict | list)
+        ]
+        if not level:
+            return
+    raise invalid(None, f"The body is nested deeper than {MAX_DEPTH} levels.")

@@ -1,0 +1,91 @@
+"""What all replies share: the head, usage, finish reasons."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from inferd.v1 import common_pb2
+from inferd.v1 import inference_pb2 as pb
+from inferd_gateway.errors import ApiError
+
+FINISH = {
+    pb.FINISH_REASON_EOS: "stop",
+    pb.FINISH_REASON_STOP_TOKEN: "stop",
+    pb.FINISH_REASON_STOP_STRING: "stop",
+    pb.FINISH_REASON_MAX_TOKENS: "length",
+    pb.FINISH_REASON_CONTEXT_FULL: "length",
+    pb.FINISH_REASON_TIME_LIMIT: "length",
+}
+DONE = b"data: [DONE]\n\n"
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True)
+class Head:
+    """The same in every chunk of a reply."""
+
+    reply_id: str
+    kind: str  # the `object` field
+    model: str
+    fingerprint: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "id": self.reply_id,
+            "object": self.kind,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"data: {ENCODER.encode(value)}\n\n".encode()
+
+
+def usage_of(usages: list[common_pb2.Usage]) -> dict[str, Any]:
+    """Over the prompts of one call."""
+    prompt = sum(usage.prompt_tokens for usage in usages)
+    completion = sum(usage.completion_tokens for usage in usages)
+    cached = sum(usage.cached_prompt_tokens for usage in usages)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def finish_reason(finish: pb.Finish) -> str:
+    """Raises ApiError for a choice that somebody else ended: half an answer is no answer."""
+    if finish.reason not in FINISH:
+        raise ApiError(503, "The request was aborted by the server.", error_type="server_error", code="aborted")
+    return FINISH[finish.reason]
+
+
+def stop_reason(finish: pb.Finish) -> str | int | None:
+    """vLLM's field: which stop string or stop token it was."""
+    if finish.reason == pb.FINISH_REASON_STOP_STRING:
+        return finish.stop_string
+    return finish.stop_token_id if finish.reason == pb.FINISH_REASON_STOP_TOKEN else None
+
+
+@dataclass
+class ChoiceText:
+    """One choice of a reply that is sent whole."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[Any] = field(default_factory=list)
+    finish: pb.Finish | None = None
+
+    def add(self, delta: pb.ChoiceDelta, text: str) -> None:
+        self.text += text
+        self.token_ids += delta.token_ids
+        if delta.HasField("finish"):
+            self.finish = delta.finish

@@ -1,0 +1,161 @@
+"""The gateway's options: command line, then a YAML file, then INFERD_GATEWAY_* variables, then the defaults here."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+PREFIX = "INFERD_GATEWAY_"
+
+
+class SettingsError(Exception):
+    """An option that cannot be used; one readable line that names it."""
+
+
+def option(default: Any, help_text: str) -> Any:
+    return field(default=default, metadata={"help": help_text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every field is a long flag (--max-body-bytes), a YAML key and a variable (INFERD_GATEWAY_MAX_BODY_BYTES)."""
+
+    backend: tuple[str, ...] = option(("127.0.0.1:50051",), "daemon address HOST:PORT or unix:PATH; repeatable")
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(8000, "port to listen on")
+    api_key: tuple[str, ...] = option((), "key that callers must send as a bearer token; repeatable")
+    api_key_file: str | None = option(None, "file with one key a line; '#' starts a comment")
+    backend_api_key: str | None = option(None, "bearer token sent to the daemon")
+    chat_template: str | None = option(None, "file with the chat template to use instead of the model's")
+    chat_template_content_format: Literal["auto", "string", "openai"] = option(
+        "auto", "how the template wants message content: one string, or a list of parts"
+    )
+    served_model_name: tuple[str, ...] = option((), "names to serve the daemon's only model under")
+    strict_params: bool = option(False, "refuse unknown body fields instead of reporting them")
+    allowed_origins: tuple[str, ...] = option((), "origins that browsers may call from; '*' for any")
+    max_body_bytes: int = option(4 * 2**20, "largest request body")
+    request_timeout: float = option(600.0, "seconds one request may take, when the caller sets no limit")
+    sse_keepalive: float = option(15.0, "seconds of silence after which a stream gets a comment")
+    shutdown_timeout: float = option(30.0, "seconds that running requests get after SIGTERM")
+    uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "log level")
+    log_format: Literal["text", "json"] = option("text", "shape of a log line")
+    access_log: bool = option(True, "log one line per request")
+
+
+FIELDS = {item.name: item for item in fields(Settings)}
+TYPES = typing.get_type_hints(Settings)
+
+
+def load(argv: Sequence[str], env: Mapping[str, str]) -> Settings:
+    """Raises SettingsError; argparse itself exits for a flag it does not know."""
+    flags = parse_flags(argv)
+    path = flags.pop("config", None) or env.get(PREFIX + "CONFIG")
+    values = from_environment(env)
+    if path:
+        values |= from_file(Path(path))
+    return Settings(**(values | flags))
+
+
+def parse_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """Only the flags that were given. `--max_body_bytes` reads like `--max-body-bytes`."""
+    parser = argparse.ArgumentParser("inferd-gateway", allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", help="YAML file; its keys are the long flags")
+    for item in FIELDS.values():
+        add_flag(parser, item)
+    try:
+        given = vars(parser.parse_args([with_dashes(argument) for argument in argv]))
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def add_flag(parser: argparse.ArgumentParser, item: Field[Any]) -> None:
+    flag, kind, help_text = "--" + item.name.replace("_", "-"), TYPES[item.name], item.metadata["help"]
+    help_text = f"{help_text} ({item.default})".replace("%", "%%")
+    if kind is bool:
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help_text)
+    elif typing.get_origin(kind) is tuple:
+        parser.add_argument(flag, action="extend", nargs="+", help=help_text)
+    elif typing.get_origin(kind) is Literal:
+        parser.add_argument(flag, choices=typing.get_args(kind), help=help_text)
+    else:
+        parser.add_argument(flag, type=kind if kind in (int, float) else str, help=help_text)
+
+
+def with_dashes(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def from_environment(env: Mapping[str, str]) -> dict[str, Any]:
+    """Lists are comma-separated. Kubernetes injects PORT=tcp://... for a service of our name: that is no port."""
+    values: dict[str, Any] = {}
+    for name in FIELDS:
+        text = env.get(PREFIX + name.upper())
+        if text is not None and not (name == "port" and text.startswith("tcp://")):
+            values[name] = parse_text(name, text, PREFIX + name.upper())
+    return values
+
+
+def parse_text(name: str, text: str, source: str) -> Any:
+    kind = TYPES[name]
+    if typing.get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        words = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+        if text.lower() not in words:
+            raise SettingsError(f"{source}: expected true or false, got {text!r}")
+        return words[text.lower()]
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            raise SettingsError(f"{source}: expected a number, got {text!r}") from None
+    return check_choice(name, text, source)
+
+
+def check_choice(name: str, value: Any, source: str) -> Any:
+    choices = typing.get_args(TYPES[name]) if typing.get_origin(TYPES[name]) is Literal else ()
+    if choices and value not in choices:
+        raise SettingsError(f"{source}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def from_file(path: Path) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(loaded, dict):
+        raise SettingsError(f"{path}: expected a map of long flags to values")
+    values: dict[str, Any] = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        if name not in FIELDS:
+            raise SettingsError(f"{path}: unknown key {key!r}")
+        values[name] = from_yaml(name, value, f"{path}: {key}")
+    return values
+
+
+def from_yaml(name: str, value: Any, source: str) -> Any:
+    kind = TYPES[name]
+    if typing.get_origin(kind) is tuple:
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str | int | float) for part in parts):
+            raise SettingsError(f"{source}: expected a list of strings")
+        return tuple(str(part) for part in parts)
+    if kind is bool or isinstance(value, bool):
+        if not (kind is bool and isinstance(value, bool)):
+            raise SettingsError(f"{source}: got {value!r}")
+        return value
+    if not isinstance(value, str | int | float):
+        raise SettingsError(f"{source}: expected one value, got {value!r}")
+    return parse_text(name, str(value), source)

@@ -1,0 +1,153 @@
+"""Renders chat templates in a few processes of their own, each killed when it takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import inferd_gateway
+from inferd_gateway.errors import ApiError
+from inferd_gateway.templates.worker import HEADER
+
+START_TIMEOUT_S = 20.0
+MAX_CHARS = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template and what its renderer must know. `key` names the whole in the worker processes."""
+
+    source: str
+    special_tokens: tuple[str, ...]
+    content_format: str  # auto, string, openai
+    variables: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def key(self) -> str:
+        parts = json.dumps([self.source, self.special_tokens, self.content_format])
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a template renders. Each message: role, content (one string, or the texts of its parts), further keys."""
+
+    messages: list[dict[str, Any]]
+    kwargs: dict[str, Any]
+    tools: list[dict[str, Any]] | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+
+
+class Worker:
+    """One renderer process."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.loaded: set[str] = set()
+
+    @classmethod
+    async def start(cls) -> Worker:
+        path = os.pathsep.join([str(Path(inferd_gateway.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "inferd_gateway.templates.worker",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            env={"PYTHONPATH": path.rstrip(os.pathsep), "PATH": os.environ.get("PATH", "")},
+        )  # fmt: skip
+        worker = cls(process)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await worker._read()
+        except BaseException:
+            await worker.kill()
+            raise
+        return worker
+
+    async def ask(self, job: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        body = json.dumps(job).encode()
+        self._process.stdin.write(HEADER.pack(len(body)) + body)
+        await self._process.stdin.drain()
+        return await self._read()
+
+    async def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        (size,) = HEADER.unpack(await self._process.stdout.readexactly(HEADER.size))
+        frame: dict[str, Any] = json.loads(await self._process.stdout.readexactly(size))
+        return frame
+
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.communicate()
+
+
+class Renderer:
+    """A pool of renderer processes, started when first needed. The one used last is used next: it is warm."""
+
+    def __init__(self, workers: int = 2, timeout_s: float = 2.0) -> None:
+        self._timeout_s = timeout_s
+        self._idle: asyncio.LifoQueue[Worker | None] = asyncio.LifoQueue()
+        for _ in range(workers):
+            self._idle.put_nowait(None)
+
+    async def warm(self, template: ChatTemplate) -> str | None:
+        """Compile the template in one process; what is wrong with it, if anything."""
+        reply = await self._ask(template, {})
+        return reply.get("error")
+
+    async def render(self, template: ChatTemplate, conversation: Conversation) -> list[tuple[str, bool]]:
+        """(text, trusted) runs of the prompt. Raises a 400 ApiError when the template refuses or fails."""
+        job = {**vars(conversation), "variables": dict(template.variables), "max_chars": MAX_CHARS}
+        reply = await self._ask(template, job)
+        if "error" in reply:
+            raise template_error(reply["error"])
+        return [(text, trusted) for text, trusted in reply["segments"]]
+
+    async def _ask(self, template: ChatTemplate, job: dict[str, Any]) -> dict[str, Any]:
+        worker = await self._idle.get()
+        try:
+            if worker is None:
+                worker = await Worker.start()
+            message: dict[str, Any] = {"key": template.key, **job}
+            if template.key not in worker.loaded:
+                message |= {
+                    "source": template.source,
+                    "special": template.special_tokens,
+                    "content_format": template.content_format,
+                }
+            async with asyncio.timeout(self._timeout_s):
+                reply = await worker.ask(message)
+            if "error" not in reply:
+                worker.loaded.add(template.key)
+            return reply
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            await self._discard(worker)
+            worker = None
+            raise template_error("the chat template took too long or too much memory") from None
+        except BaseException:
+            # Cancelled between question and answer: the process is out of step.
+            await self._discard(worker)
+            worker = None
+            raise
+        finally:
+            self._idle.put_nowait(worker)
+
+    async def _discard(self, worker: Worker | None) -> None:
+        if worker is not None:
+            await asyncio.shield(worker.kill())
+
+    async def close(self) -> None:
+        while not self._idle.empty():
+            await self._discard(self._idle.get_nowait())
+
+
+def template_error(message: str) -> ApiError:
+    return ApiError(400, message, code="chat_template_error", param="messages")

@@ -1,0 +1,1 @@
+"""gRPC: servicers, conversion between protobuf and the nouns, status mapping, health, reflection, auth, drain."""

@@ -1,0 +1,156 @@
+"""`inferd serve`: from a configuration to a served model, and back. Imports gRPC only once the core is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from inferd.checkpoint import Checkpoint, open_checkpoint
+from inferd.checkpoint.source import resolve_source
+from inferd.config import InferdConfig
+from inferd.errors import EngineDead, StartupError
+from inferd.front.engine import FrontEngine
+from inferd.front.engine_client import CORE_COMMAND, EngineClient
+from inferd.front.metrics import FrontMetrics
+from inferd.models.registry import check_checkpoint
+from inferd.server.served_model import ServedModel, load_served_model
+
+if TYPE_CHECKING:
+    from inferd.server.daemon import Daemon
+
+logger = logging.getLogger("inferd.server")
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a serving daemon is reached."""
+
+    host: str
+    port: int
+    metrics_port: int | None
+
+
+class StopSignals:
+    """SIGTERM and SIGINT as events. A terminal's Ctrl-C has no balancer behind it, so it needs no settling."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        self.settle = True
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self.stop.is_set():
+            self.hurry.set()
+        self.settle = self.settle and number is signal.SIGTERM
+        self.stop.set()
+
+
+async def serve(
+    config: InferdConfig,
+    ready: Callable[[Listening], None] | None = None,
+    *,
+    core_command: Sequence[str] = CORE_COMMAND,
+) -> None:
+    """Run the daemon until a signal has drained it. `ready` is called when it serves for the first time.
+
+    Raises StartupError when it cannot start (nothing listens before the checkpoint has been checked), or when the
+    engine keeps dying.
+    """
+    signals = StopSignals()
+    config, checkpoint = open_model(config)
+    await run_daemon(config, lambda: load_served_model(config, checkpoint), signals, ready, core_command)
+
+
+async def run_daemon(
+    config: InferdConfig,
+    load_model: Callable[[], ServedModel],
+    signals: StopSignals,
+    ready: Callable[[Listening], None] | None,
+    core_command: Sequence[str],
+) -> None:
+    """serve() for a checked checkpoint; load_model is called while the core starts."""
+    started = time.monotonic()
+    front = FrontEngine(config.engine.scheduler, FrontMetrics())
+    client = EngineClient(config.engine, front, command=core_command)
+    front.attach(client.send, client.describe_phase)
+    await client.start()
+    supervisor = asyncio.create_task(client.supervise())
+    daemon: Daemon | None = None
+    try:
+        daemon = await start_daemon(config, load_model(), front)
+        await unless_failed(supervisor, any_of(client.serving, signals.stop))
+        if client.serving.is_set():
+            logger.info("serving", extra={"seconds": round(time.monotonic() - started, 2)})
+            if ready is not None:
+                ready(Listening(config.server.host, daemon.port, daemon.metrics_port))
+        await unless_failed(supervisor, signals.stop.wait())
+        await daemon.drain(signals.hurry, config.server.drain_settle_s if signals.settle else 0.0)
+        daemon = None
+        logger.info("drained")
+    except EngineDead as error:
+        raise StartupError(error.message) from error
+    finally:
+        if daemon is not None:
+            await daemon.close()
+        await client.stop()
+        supervisor.cancel()
+        with suppress(asyncio.CancelledError, EngineDead, StartupError):
+            await supervisor
+
+
+async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEngine) -> Daemon:
+    from inferd.server.daemon import Daemon  # loads gRPC, which takes as long as the core's first phase
+
+    daemon = Daemon(config, model, front)
+    try:
+        await daemon.start()
+    except BaseException:
+        await daemon.close()
+        raise
+    return daemon
+
+
+def open_model(config: InferdConfig) -> tuple[InferdConfig, Checkpoint]:
+    """The configuration with the model's local path, and its checkpoint, headers checked. Raises StartupError."""
+    model = config.engine.model
+    path = Path(model.path) if model.path else resolve_source(model.source, model.revision, log_progress)
+    checkpoint = open_checkpoint(path)
+    check_checkpoint(checkpoint)
+    model = msgspec.structs.replace(model, path=str(path))
+    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model)), checkpoint
+
+
+def log_progress(phase: str, fraction: float) -> None:
+    logger.info("%s: %.0f %%", phase, 100 * fraction)
+
+
+async def unless_failed(supervisor: asyncio.Task[None], wait: Coroutine[Any, Any, object]) -> None:
+    """Wait; raises what ended the supervisor if it ends first."""
+    task = asyncio.create_task(wait)
+    try:
+        await asyncio.wait({supervisor, task}, return_when=asyncio.FIRST_COMPLETED)
+        if supervisor.done():
+            supervisor.result()
+    finally:
+        task.cancel()
+
+
+async def any_of(*events: asyncio.Event) -> None:
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

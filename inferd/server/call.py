@@ -1,0 +1,173 @@
+"""One RPC as its handler sees it, and the frame around every handler: ids, errors to status, access log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.message import Message
+
+from inferd.errors import InferdError, InternalError, InvalidParameter, SlowConsumer
+from inferd.server.status import Metadata, shorten, status_code, status_trailers
+
+logger = logging.getLogger("inferd.server")
+access = logging.getLogger("inferd.access")
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]+")
+REQUEST_ID_KEY = "x-request-id"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class Call:
+    """What a handler may do: read metadata and deadline, write messages, leave trailers. One per RPC."""
+
+    def __init__(self, context: Context, method: str) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.task = task
+        self.context = context
+        self.method = method
+        self.started = time.monotonic()
+        self.request_id = ""
+        self.trailers: Metadata = ()
+        self.log_fields: dict[str, object] = {}
+        self._headers_sent = False
+        self._write_started: float | None = None
+        self._stalled = False
+
+    def metadata(self, key: str) -> str | None:
+        """The one value of a metadata key. Raises InvalidParameter when there are several."""
+        values = [value for name, value in self.context.invocation_metadata() or () if name == key]
+        if len(values) > 1:
+            raise InvalidParameter(f"the metadata key {key} was given {len(values)} times, once at most", field=key)
+        return str(values[0]) if values else None
+
+    def choose_request_id(self, given: str, max_chars: int) -> None:
+        """The request's own id, else the metadata's, else a new one. Raises InvalidParameter for a bad one."""
+        self.request_id = self.request_id or make_request_id()  # an error about the id needs one too
+        for field, value in (("request_id", given), (REQUEST_ID_KEY, self.metadata(REQUEST_ID_KEY) or "")):
+            if not value:
+                continue
+            if len(value) > max_chars or not REQUEST_ID.fullmatch(value):
+                raise InvalidParameter(f"{field} must be 1 to {max_chars} characters of [A-Za-z0-9._:-]", field=field)
+            self.request_id = value
+            return
+
+    def deadline(self, cap_s: float) -> float:
+        """The call's deadline on the monotonic clock, at most cap_s from now."""
+        left = self.context.time_remaining()
+        return time.monotonic() + (cap_s if left is None else min(max(left, 0.0), cap_s))
+
+    async def send_headers(self) -> None:
+        if not self._headers_sent:
+            self._headers_sent = True
+            await self.context.send_initial_metadata(((REQUEST_ID_KEY, self.request_id),))
+
+    async def write(self, message: Message) -> None:
+        """Send one message of a stream. Raises SlowConsumer when the reader takes nothing for too long.
+
+        Headers go out with the first message and not before: until then a client may retry by itself.
+        """
+        await self.send_headers()
+        self._write_started = time.monotonic()
+        try:
+            await self.context.write(message)
+        except asyncio.CancelledError:
+            if self._stalled:
+                self.task.uncancel()  # the handler goes on, to say why
+                raise SlowConsumer("the client read nothing while output was waiting, for too long") from None
+            raise
+        finally:
+            self._write_started = None
+
+    def cut_stalled_write(self, limit_s: float) -> None:
+        """End a write that has been waiting for the reader longer than limit_s."""
+        started = self._write_started
+        if started is not None and not self._stalled and time.monotonic() - started > limit_s:
+            self._stalled = True
+            self.task.cancel()
+
+
+Handler: TypeAlias = Callable[[Any, Call], Awaitable[Message | None]]
+
+
+class CallRunner:
+    """Runs handlers. The server's last line: whatever a handler raises ends as one status and one log line."""
+
+    def __init__(self, stall_timeout_s: float, max_request_id_chars: int) -> None:
+        self._stall_timeout_s = stall_timeout_s
+        self._max_request_id_chars = max_request_id_chars
+        self._calls: set[Call] = set()
+
+    @property
+    def active(self) -> set[asyncio.Task[Any]]:
+        """The tasks of running handlers."""
+        return {call.task for call in self._calls}
+
+    async def watch_readers(self) -> None:
+        """Runs beside the server. One look at all calls now and then costs less than a timer per message."""
+        while True:
+            await asyncio.sleep(self._stall_timeout_s / 8)
+            for call in list(self._calls):
+                call.cut_stalled_write(self._stall_timeout_s)
+
+    async def run(self, method: str, handler: Handler, request: Message | None, context: Context) -> Message | None:
+        """`request` None: the bytes were no such message (or come as a stream)."""
+        call = Call(context, method)
+        self._calls.add(call)
+        code = "CANCELLED"
+        try:
+            call.choose_request_id(getattr(request, "request_id", ""), self._max_request_id_chars)
+            response = await handler(request, call)
+            if response is not None:
+                await call.send_headers()
+            context.set_trailing_metadata(call.trailers)
+            code = "OK"
+            return response
+        except InferdError as error:
+            code = error.code
+            await self._abort(call, error)
+        except asyncio.CancelledError:
+            code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else code
+            raise
+        except grpc.aio.InternalError:  # a write that was pending when the client went away
+            raise asyncio.CancelledError from None
+        except Exception:  # the boundary: a bug of ours must end as INTERNAL, and be seen
+            code = "INTERNAL"
+            logger.exception("unexpected error in %s", method, extra={"request_id": call.request_id})
+            await self._abort(call, InternalError("internal error"))
+        finally:
+            self._calls.discard(call)
+            self._log(call, code)
+        return None
+
+    async def _abort(self, call: Call, error: InferdError) -> None:
+        trailers = (*status_trailers(error, call.request_id), (REQUEST_ID_KEY, call.request_id), *call.trailers)
+        await call.context.abort(status_code(error), shorten(error.message), trailers)
+
+    def _log(self, call: Call, code: str) -> None:
+        access.info(
+            "rpc",
+            extra={
+                "request_id": call.request_id,
+                "method": call.method,
+                "code": code,
+                **call.log_fields,
+                "duration_ms": round((time.monotonic() - call.started) * 1e3, 1),
+            },
+        )
+
+
+def make_request_id() -> str:
+    """48 bits of time, 74 of chance, laid out as UUID version 7 (RFC 9562): sorts by time in logs."""
+    raw = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    raw[6] = raw[6] & 0x0F | 0x70
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

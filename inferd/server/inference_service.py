@@ -1,0 +1,133 @@
+"""InferenceService: Generate, Tokenize, Detokenize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+from inferd.config import InferdConfig
+from inferd.errors import InvalidParameter
+from inferd.front.engine import FrontEngine
+from inferd.front.generation import Generation
+from inferd.front.output import OutputParams
+from inferd.request import Request
+from inferd.server.call import Call, Handler
+from inferd.server.convert_prompt import (
+    check_prompt,
+    encode_arguments,
+    encode_bad_words,
+    encode_prompt,
+    prompt_bytes,
+)
+from inferd.server.convert_request import Bounds, CallParams, build_request, check_request
+from inferd.server.convert_response import ResponseWriter, usage_to_pb
+from inferd.server.fields import check_count, check_token_ids
+from inferd.server.served_model import ServedModel
+from inferd.server.text_pool import TextPool
+from inferd.text.tokenizer import Tokenizer
+from inferd.v1 import inference_pb2
+
+USAGE_TRAILER = "x-inferd-usage-bin"
+
+
+class InferenceService:
+    """Handlers only; what they share is read-only or has its own owner."""
+
+    def __init__(self, config: InferdConfig, model: ServedModel, front: FrontEngine, pool: TextPool) -> None:
+        self._config = config
+        self._model = model
+        self._front = front
+        self._pool = pool
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
+
+    async def generate(self, pb: inference_pb2.GenerateRequest, call: Call) -> None:
+        self._front.check_serving()
+        request, output, truncated = await self._request_of(pb, call)
+        writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated)
+        with self._front.generate(request, output, self._model.tokenizer) as generation:
+            try:
+                async for delta in generation:
+                    await call.write(writer.message(delta))
+            finally:
+                note_end(call, generation)
+
+    async def tokenize(self, pb: inference_pb2.TokenizeRequest, call: Call) -> inference_pb2.TokenizeResponse:
+        self._model.check_name(pb.model)
+        check_inputs(len(pb.inputs), self._config.server.limits.max_batch_inputs)
+        tokenizer = self._model.tokenizer
+        for index, prompt in enumerate(pb.inputs):
+            check_prompt(f"inputs[{index}]", prompt, tokenizer.vocab_size)
+            if prompt.WhichOneof("kind") == "token_ids":
+                field = f"inputs[{index}].token_ids"
+                raise InvalidParameter(f"{field}: text or segments are tokenized, ids are tokens already", field=field)
+        return await self._pool.run(pb.ByteSize(), partial(tokenize_batch, pb, tokenizer))
+
+    async def detokenize(self, pb: inference_pb2.DetokenizeRequest, call: Call) -> inference_pb2.DetokenizeResponse:
+        self._model.check_name(pb.model)
+        check_inputs(len(pb.inputs), self._config.server.limits.max_batch_inputs)
+        tokenizer = self._model.tokenizer
+        for index, item in enumerate(pb.inputs):
+            check_token_ids(f"inputs[{index}].ids", item.ids, tokenizer.vocab_size)
+        return await self._pool.run(pb.ByteSize(), partial(detokenize_batch, pb, tokenizer))
+
+    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: Call) -> tuple[Request, OutputParams, bool]:
+        """Validate, tokenize, resolve. Nothing is tokenized before every other field has been checked."""
+        server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
+        assert ready is not None
+        max_num_seqs = self._config.engine.scheduler.max_num_seqs
+        vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
+        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
+        call_params = CallParams(
+            key=self._front.next_key(),
+            request_id=call.request_id,
+            deadline=call.deadline(server.limits.max_deadline_s),
+            default_queue_timeout_s=server.queue_timeout_s,
+        )
+        checked = check_request(pb, bounds)
+        prompt_ids = await self._pool.run(prompt_bytes(pb.prompt), partial(encode_prompt, pb.prompt, tokenizer))
+        words = list(pb.sampling.bad_words)
+        bad_words = encode_bad_words(words, tokenizer, server.limits.max_bad_word_tokens) if words else ()
+        request, truncated = build_request(pb, checked, prompt_ids, bad_words, bounds, call_params)
+        return request, checked.output, truncated
+
+
+def note_end(call: Call, generation: Generation) -> None:
+    """Usage for meters and logs, also of what failed."""
+    usage, ttft = generation.usage, generation.ttft_s
+    call.trailers = ((USAGE_TRAILER, usage_to_pb(usage).SerializeToString()),)
+    call.log_fields = {"prompt_tokens": usage.prompt_tokens, "tokens": usage.completion_tokens}
+    if ttft is not None:
+        call.log_fields["ttft_ms"] = round(ttft * 1e3, 1)
+
+
+def check_inputs(count: int, limit: int) -> None:
+    if not count:
+        raise InvalidParameter("inputs is empty", field="inputs")
+    check_count("inputs", range(count), limit)
+
+
+def tokenize_batch(pb: inference_pb2.TokenizeRequest, tokenizer: Tokenizer) -> inference_pb2.TokenizeResponse:
+    response = inference_pb2.TokenizeResponse(tokenizer_fingerprint=tokenizer.fingerprint)
+    for prompt in pb.inputs:
+        item = response.inputs.add()
+        if pb.offsets and not pb.count_only:
+            ids, starts, ends = tokenizer.encode_with_offsets(*encode_arguments(prompt))
+            item.starts.extend(starts)
+            item.ends.extend(ends)
+        else:
+            ids = encode_prompt(prompt, tokenizer)
+        item.count = len(ids)
+        if pb.count_only:
+            continue
+        item.token_ids.extend(ids)
+        if pb.pieces:
+            item.pieces.extend([tokenizer.token_bytes(token_id) for token_id in ids])
+    return response
+
+
+def detokenize_batch(pb: inference_pb2.DetokenizeRequest, tokenizer: Tokenizer) -> inference_pb2.DetokenizeResponse:
+    return inference_pb2.DetokenizeResponse(
+        texts=[tokenizer.decode(list(item.ids), pb.skip_special_tokens) for item in pb.inputs]
+    )

@@ -1,0 +1,105 @@
+"""What is served: the facts of one checkpoint that requests are checked against and GetModelInfo tells."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from inferd.checkpoint import Checkpoint
+from inferd.config import InferdConfig
+from inferd.errors import ModelNotFound, StartupError
+from inferd.request import SamplingParams
+from inferd.text.tokenizer import Tokenizer
+
+# Keys of generation_config.json that are sampling defaults, with their bounds: (low, high).
+DEFAULT_BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 2.0),
+    "top_k": (0, 2**31 - 1),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (0.0, 10.0),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """names[0] is the name, the others are aliases. default_sampling holds the checkpoint's own wishes only."""
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    architecture: str
+    revision: str
+    created: int  # Unix seconds
+    chat_templates: Mapping[str, str]
+    default_sampling: Mapping[str, float]
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def check_name(self, name: str) -> None:
+        """Raises ModelNotFound unless `name` is served; empty means the only model."""
+        if name and name not in self.names:
+            shown = name if len(name) <= 128 else name[:127] + "…"
+            raise ModelNotFound(
+                f"the model {shown!r} is not served here; served: {', '.join(self.names)}",
+                field="model",
+                metadata={"model": shown},
+            )
+
+    def sampling_defaults(self) -> SamplingParams:
+        """The model's defaults over the engine's."""
+        return msgspec.convert(self.default_sampling, SamplingParams, strict=False)
+
+
+def served_names(config: InferdConfig) -> tuple[str, ...]:
+    """The names given, else the source as the user typed it, without the folders before it when it is a path."""
+    source = config.engine.model.source
+    path = Path(source)
+    default = path.resolve().name if path.exists() else source
+    return config.server.served_model_names or (default,)
+
+
+def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float]:
+    """The sampling defaults of a generation_config.json. Raises StartupError for a value out of bounds."""
+    defaults: dict[str, float] = {}
+    for key, (low, high) in DEFAULT_BOUNDS.items():
+        value = generation_config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise StartupError(f"generation_config.json: {key} is {value!r}, a number was expected")
+        if not low <= value <= high or (value == 0 and key in ("top_p", "repetition_penalty")):
+            raise StartupError(f"generation_config.json: {key} is {value}, not between {low:g} and {high:g}")
+        defaults[key] = int(value) if key == "top_k" else float(value)
+    return defaults
+
+
+def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedModel:
+    """The served facts of a checked checkpoint. Loads the tokenizer. Raises StartupError."""
+    template = config.server.chat_template
+    templates = dict(checkpoint.chat_templates)
+    if template is not None:
+        templates["default"] = read_template(template)
+    architectures = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "")]
+    return ServedModel(
+        names=served_names(config),
+        tokenizer=Tokenizer.from_checkpoint(checkpoint),
+        architecture=str(architectures[0]),
+        revision=config.engine.model.revision or checkpoint.fingerprint,
+        created=int(time.time()),
+        chat_templates=templates,
+        default_sampling=default_sampling(checkpoint.generation_config),
+    )
+
+
+def read_template(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartupError(f"chat template {path}: {error}") from error
