@@ -12,7 +12,7 @@ import msgspec
 
 from inferd.config import EngineConfig
 from inferd.request import FinishReason, Request
-from inferd.step import TokenLogprobs
+from inferd.step import RankTimings, TokenLogprobs
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 HEADER = struct.Struct(">I")
@@ -123,10 +123,11 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """Everything one step produced, for all requests."""
+    """Everything one step produced, for all requests. ranks comes now and then, where there are several workers."""
 
     outputs: list[ChoiceOutput]
     stats: EngineStats
+    ranks: list[RankTimings] = []
 
 
 class PrefixCacheCleared(msgspec.Struct, frozen=True, tag="cleared"):

@@ -62,6 +62,7 @@ class Sequence:
     publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
     announced: bool = False  # the executor knows it
     matcher: Matcher | None = None  # at the end of token_ids
+    in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
     num_preemptions: int = 0
     first_scheduled: float | None = None
 

@@ -111,3 +111,13 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     results: list[SequenceResult]
     compute_s: float
+
+
+class RankTimings(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of one worker went since it started. Waiting is for peers: collectives and the previous stage."""
+
+    rank: int
+    stage: int
+    steps: int
+    compute_s: float
+    wait_s: float

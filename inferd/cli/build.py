@@ -9,22 +9,13 @@ from typing import Any
 import msgspec
 
 from inferd.cli.arguments import Parsed
-from inferd.config import InferdConfig, ServerConfig
+from inferd.config import InferdConfig, ParallelConfig, ServerConfig
 from inferd.errors import StartupError
 from inferd.server.keys import admin_ring, load_keys
 from inferd.server.options import UNIX, check_tls, split_address
 
 # What the configuration can say and this build cannot do yet: (holds, message).
 NOT_BUILT: tuple[tuple[Callable[[InferdConfig], bool], str], ...] = (
-    (
-        lambda config: config.engine.parallel.world_size > 1,
-        "--tensor-parallel-size and --pipeline-parallel-size above 1",
-    ),
-    (lambda config: config.engine.parallel.nnodes > 1, "--nnodes above 1"),
-    (
-        lambda config: config.engine.parallel.backend not in ("auto", "local"),
-        "--distributed-executor-backend but local",
-    ),
     (lambda config: config.engine.model.quantization is not None, "--quantization (a quantized checkpoint works)"),
 )
 
@@ -53,7 +44,16 @@ def check_config(config: InferdConfig, insecure: bool) -> None:
             f"--max-num-batched-tokens ({scheduler.max_num_batched_tokens}) must be at least "
             f"--max-num-seqs ({scheduler.max_num_seqs}): every running sequence computes one token a step"
         )
+    check_nodes(config.engine.parallel)
     check_access(config.server, insecure)
+
+
+def check_nodes(parallel: ParallelConfig) -> None:
+    """Refuse a node that cannot be part of the group. Raises StartupError."""
+    if parallel.node_rank >= parallel.nnodes:
+        raise StartupError(f"--node-rank {parallel.node_rank} must be below --nnodes {parallel.nnodes}")
+    if parallel.nnodes > 1 and is_loopback(parallel.master_addr):
+        raise StartupError("--nnodes above 1 needs --master-addr, an address of node 0 that the other machines reach")
 
 
 def check_access(server: ServerConfig, insecure: bool) -> None:

@@ -165,6 +165,11 @@ SERVE_FLAGS = (
         synonyms={"mp": "multiprocess", "uni": "local"},
         help="who starts the workers",
     ),
+    Flag(
+        name="step-timeout",
+        field="engine.parallel.step_timeout_s",
+        help="seconds after which a step counts as hung; the workers are then ended and started again",
+    ),
     Flag(name="nnodes", field="engine.parallel.nnodes", help="machines of this model"),
     Flag(name="node-rank", field="engine.parallel.node_rank", help="this machine's number among them"),
     Flag(name="master-addr", field="engine.parallel.master_addr", help="address of machine 0"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import Empty
 
-from inferd.core.channel import FrontChannel, FrontGone
+from inferd.core.channel import FrontChannel, FrontGone, WorkerLost
 from inferd.core.constraints import ConstraintBuilder, MatcherBuilt
 from inferd.executor.base import Executor
 from inferd.messages import (
@@ -24,10 +25,13 @@ from inferd.messages import (
 from inferd.request import Request
 from inferd.scheduler.scheduler import Scheduler
 from inferd.sequence import Matcher
+from inferd.step import RankTimings, StepPlan
 
 logger = logging.getLogger(__name__)
 
 AUDIT_AFTER_IDLE_S = 1.0
+TIMINGS_INTERVAL_S = 1.0
+NO_TIMINGS: list[RankTimings] = []
 
 
 class EngineLoop:
@@ -43,11 +47,14 @@ class EngineLoop:
         self._channel = channel
         self._clock = clock
         self._constraints = ConstraintBuilder(scheduler.limits.vocab_size, self._deliver)
+        self._in_flight: deque[StepPlan] = deque()  # submitted, oldest first
+        self._timings_sent = clock()
         self._stats_due = False  # something changed that no step will report
         self._audited = True  # nothing ran since the last audit
 
     def run(self) -> None:
         """Serve until the front says Shutdown or is gone. Raises ExecutorDead, AuditError, or what a bug raises."""
+        self._executor.watch(lambda error: self._channel.inbox.put(WorkerLost(error)))
         try:
             while self._receive():
                 self._step()
@@ -59,14 +66,24 @@ class EngineLoop:
     def _step(self) -> None:
         now = self._clock()
         outputs = self._scheduler.expired(now)
-        plan = self._scheduler.schedule(now)
-        if plan is not None:
+        self._submit(now)
+        if self._in_flight:
             self._audited = False
-            result = self._executor.execute(plan)
-            outputs += self._scheduler.commit(plan, result, self._clock())
-        if plan is not None or outputs or self._stats_due:
+            result = self._executor.collect()
+            outputs += self._scheduler.commit(self._in_flight.popleft(), result, self._clock())
+            self._stats_due = True
+        if outputs or self._stats_due:
             self._stats_due = False
             self._send(outputs)
+
+    def _submit(self, now: float) -> None:
+        """Keep the executor's pipeline full, as far as there is something to compute."""
+        while len(self._in_flight) < self._executor.info.pipeline_depth:
+            plan = self._scheduler.schedule(now)
+            if plan is None:
+                return
+            self._in_flight.append(plan)
+            self._executor.submit(plan)
 
     def _receive(self) -> bool:
         """Handle all that has arrived, waiting for something when there is nothing else to do. False: leave."""
@@ -79,10 +96,10 @@ class EngineLoop:
                 return False
             self._handle(message)
 
-    def _next_message(self) -> ToCore | MatcherBuilt | None:
+    def _next_message(self) -> ToCore | MatcherBuilt | WorkerLost | None:
         """Raises Empty when the loop has better to do than to wait."""
         inbox = self._channel.inbox
-        if self._scheduler.has_work or self._stats_due:
+        if self._scheduler.has_work or self._in_flight or self._stats_due:
             return inbox.get_nowait()
         if not self._audited:
             try:
@@ -92,8 +109,10 @@ class EngineLoop:
                 self._audited = True
         return inbox.get()
 
-    def _handle(self, message: ToCore | MatcherBuilt) -> None:
+    def _handle(self, message: ToCore | MatcherBuilt | WorkerLost) -> None:
         match message:
+            case WorkerLost(error):
+                raise error
             case AddRequest(request) if request.constraint is not None:
                 self._constraints.build(request)
             case AddRequest(request):
@@ -135,7 +154,7 @@ class EngineLoop:
     def _send(self, outputs: list[ChoiceOutput]) -> None:
         """One frame; more when the outputs do not fit one. An output that fits none fails its choice alone."""
         try:
-            self._channel.send(StepOutputs(outputs, self._scheduler.stats()))
+            self._channel.send(StepOutputs(outputs, self._scheduler.stats(), self._timings()))
         except ValueError as error:
             if len(outputs) > 1:
                 half = len(outputs) // 2
@@ -146,3 +165,11 @@ class EngineLoop:
             key, choice = outputs[0].key, outputs[0].choice
             self._scheduler.abort(key, choice)
             self._send([ChoiceOutput(key, choice, [], [], error="INTERNAL")])
+
+    def _timings(self) -> list[RankTimings]:
+        """The ranks' timings, now and then; else nothing."""
+        now = self._clock()
+        if now - self._timings_sent < TIMINGS_INTERVAL_S:
+            return NO_TIMINGS
+        self._timings_sent = now
+        return self._executor.timings()

@@ -1,4 +1,6 @@
-"""Owns one device's model, KV memory and sequence states; turns a StepPlan into a StepResult. Schedules nothing."""
+"""Owns one device's part of a model, its KV memory and the sequence states; turns a StepPlan into a StepResult.
+
+The same class for one worker and for many; schedules nothing."""
 
 from __future__ import annotations
 
@@ -6,28 +8,42 @@ import time
 
 import torch
 
-from inferd.executor.batch import build_batch
+from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.sequence_state import SequenceState
 from inferd.models.decoder import Decoder
+from inferd.parallel.context import ParallelContext
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow
 from inferd.sampling.logprobs import token_logprobs
 from inferd.sampling.sampler import sample_tokens
+from inferd.sampling.sharded import VocabShard, sample_sharded, sharded_logprobs
 from inferd.step import BlockCopy, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
 
 
 class Worker:
-    def __init__(self, decoder: Decoder, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Decoder, block_size: int, device: torch.device, context: ParallelContext | None = None
+    ) -> None:
         self._decoder = decoder
         self._block_size = block_size
         self._device = device
+        self._context = context or ParallelContext()
         self._states: dict[int, SequenceState] = {}
         self._slice_rows = rows_per_slice(decoder.spec.vocab_size)
+        self._vocab = VocabShard(decoder.weights.first_token, decoder.spec.vocab_size, decoder.group)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent on peers so far."""
+        return self._context.waited_s
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Apply dropped, new and copies, then compute the items; results in the order of plan.items."""
+        """Apply dropped, new and copies, then compute the items.
+
+        On the last pipeline stage the results are in the order of plan.items; on others there are none.
+        """
         started = time.perf_counter()
         for seq_id in plan.dropped:
             del self._states[seq_id]
@@ -51,13 +67,25 @@ class Worker:
         for item in items:
             self._states[item.seq_id].advance(item)
         batch = build_batch(items, self._states, self._block_size, self._device)
-        stream = self._decoder.forward(batch.ids, batch.paged)
+        stream = self._decoder.run(self._entering(batch), batch.paged)
+        if not self._context.placement.is_last_stage:
+            assert self._context.link is not None, "stages without a link"
+            self._context.link.send(stream)
+            return []
         prompt_logprobs = [
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
         ]
         samples = self._sample(plan, batch.row_starts, stream)
         return [SequenceResult(item.seq_id, samples[index], prompt_logprobs[index]) for index, item in enumerate(items)]
+
+    def _entering(self, batch: ForwardBatch) -> torch.Tensor:
+        """The stream [T, E] that enters this stage's layers."""
+        if self._context.placement.is_first_stage:
+            return self._decoder.embed(batch.ids, batch.paged)
+        assert self._context.link is not None, "stages without a link"
+        shape = (len(batch.ids), self._decoder.spec.hidden_size)
+        return self._context.link.receive(torch.empty(shape, dtype=self._decoder.dtype, device=self._device))
 
     def _sample(self, plan: StepPlan, row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
         """The samples of each item; logits only for rows that sample, a bounded number at a time."""
@@ -74,7 +102,11 @@ class Worker:
         for first in range(0, len(rows), self._slice_rows):
             part = slice(first, first + self._slice_rows)
             options = [self._states[items[place].seq_id].new.logprobs for place in places[part]]
-            tokens = sample_tokens(self._decoder.ops, self._logits(stream, sources[part]), rows[part], options)
+            logits = self._logits(stream, sources[part])
+            if self._vocab.is_whole:
+                tokens = sample_tokens(self._decoder.ops, logits, rows[part], options)
+            else:
+                tokens = sample_sharded(self._decoder.ops, logits, rows[part], options, self._vocab)
             for place, token in zip(places[part], tokens, strict=True):
                 samples[place].append(token)
         return samples
@@ -114,5 +146,9 @@ class Worker:
         for first in range(0, len(contexts), self._slice_rows):
             rows = contexts[first : first + self._slice_rows]
             logits = self._decoder.logits(rows).float()
-            result += token_logprobs(logits, targets[first : first + len(rows)], [params] * len(rows))
+            tokens, options = targets[first : first + len(rows)], [params] * len(rows)
+            if self._vocab.is_whole:
+                result += token_logprobs(logits, tokens, options)
+            else:
+                result += sharded_logprobs(logits, tokens, options, self._vocab)
         return result

@@ -10,7 +10,7 @@ from inferd.config import SchedulerConfig
 from inferd.errors import EngineDead, InferdError
 from inferd.front.admission import Admission
 from inferd.front.core_port import CorePort
-from inferd.front.gate import Gate
+from inferd.front.gate import RETRY_S, Gate
 from inferd.front.generation import Generation
 from inferd.front.live import LiveRequests
 from inferd.front.metrics import FrontMetrics
@@ -24,7 +24,10 @@ from inferd.text.tokenizer import Tokenizer
 class FrontEngine:
     """The listener of an EngineClient. Everything runs on one event loop; nothing here blocks."""
 
-    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics) -> None:
+    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics, *, resumes: bool = True) -> None:
+        """resumes: whether generations wait for the successor of a core that died. A group of ranks takes long to start
+        again, so its callers are told to try elsewhere."""
+        self._resumes = resumes
         self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
@@ -101,6 +104,8 @@ class FrontEngine:
             if tracker is not None:
                 tracker.on_output(output, now)
         self.metrics.on_step(outputs.stats, now)
+        if outputs.ranks:
+            self.metrics.ranks = outputs.ranks
 
     def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
         self.core.on_answer(answer)
@@ -110,6 +115,9 @@ class FrontEngine:
         self.metrics.on_lost()
         self.gate.set_ready(False)
         self.core.on_lost()
+        if not self._resumes:
+            self.live.fail_all(EngineDead(f"the engine {reason} and starts again", retry_after_s=RETRY_S))
+            return
         for tracker in self.live:
             tracker.on_lost()
 

@@ -8,7 +8,7 @@ from inferd.scheduler.registry import Registry
 from inferd.scheduler.requests import ending, finish_reason, length_reason, prompt_output
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
-from inferd.step import NOT_FINITE, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
+from inferd.step import NOT_FINITE, PlanItem, SampledToken, StepPlan, StepResult, TokenLogprobs
 
 NO_LOGPROBS: list[TokenLogprobs] = []  # shared by all outputs without; outputs are frozen
 
@@ -29,37 +29,50 @@ class Committer:
         for item, answer in zip(plan.items, result.results, strict=True):
             if item.seq_id != answer.seq_id or len(item.choices) != len(answer.samples):
                 raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
-            sequence = sequences[item.seq_id]
+            sequence = sequences.get(item.seq_id)
+            if sequence is None or sequence.in_flight != plan.step:
+                continue  # it ended or was preempted while it was computed
+            sequence.in_flight = 0
+            samples = answer.samples
+            if item.choices and item.choices != sequence.choices:
+                pairs = zip(item.choices, samples, strict=True)
+                samples = [sample for choice, sample in pairs if choice in sequence.choices]
             end = sequence.num_computed_tokens = item.start + len(item.token_ids)
             if end >= sequence.publish_at:
                 publish(sequence)
             if item.start < sequence.num_prompt_tokens:
-                self._commit_prompt(sequence, item, answer, now, outputs)
-            elif answer.samples:
-                self._commit_token(sequence, answer.samples[0], outputs)
+                self._commit_prompt(sequence, item, answer.prompt_logprobs, samples, now, outputs)
+            elif samples:
+                self._commit_token(sequence, samples[0], outputs)
         return outputs
 
     def _commit_prompt(
-        self, sequence: Sequence, item: PlanItem, answer: SequenceResult, now: float, outputs: list[ChoiceOutput]
+        self,
+        sequence: Sequence,
+        item: PlanItem,
+        prompt_logprobs: list[TokenLogprobs],
+        samples: list[SampledToken],
+        now: float,
+        outputs: list[ChoiceOutput],
     ) -> None:
         """A chunk with prompt tokens; the last one of them brings the first token of every choice."""
         live = self._registry.live[sequence.request.key]
         if sequence.wants_prompt_logprobs:
             if item.start == 0:
                 live.prompt_logprobs.clear()  # of an attempt that was preempted
-            live.prompt_logprobs += answer.prompt_logprobs
+            live.prompt_logprobs += prompt_logprobs
         if sequence.num_computed_tokens < sequence.num_tokens:
             return
         prompt = prompt_output(live, sequence, now)
-        if not item.choices:
+        if not samples:
             for choice in list(live.choices):
                 outputs.append(ending(live, choice, length_reason(sequence), prompt=prompt))
                 self._registry.end(live, choice)
                 prompt = None
-        elif len(item.choices) == 1:
-            self._commit_token(sequence, answer.samples[0], outputs, prompt)
+        elif len(samples) == 1:
+            self._commit_token(sequence, samples[0], outputs, prompt)
         else:
-            self._commit_fork(sequence, answer.samples, prompt, outputs)
+            self._commit_fork(sequence, samples, prompt, outputs)
 
     def _commit_fork(
         self, parent: Sequence, samples: list[SampledToken], prompt: PromptOutput | None, outputs: list[ChoiceOutput]

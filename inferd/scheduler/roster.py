@@ -130,8 +130,11 @@ class Roster:
             self.constrained[sequence.seq_id] = sequence.matcher
 
     def _vacate(self, sequence: Sequence) -> None:
+        """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
+        write the blocks again, because the executor runs plans in their order."""
         self.running.remove(sequence)
         self.kv.free(sequence)
+        sequence.in_flight = 0
         if sequence.announced:
             self._dropped.append(sequence.seq_id)
         sequence.announced = False

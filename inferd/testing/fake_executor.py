@@ -4,7 +4,7 @@ table, position or copy changes the answer; most mistakes of a plan it reports b
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from inferd.step import (
     BlockCopy,
     NewSequence,
     PlanItem,
+    RankTimings,
     SampledToken,
     SequenceResult,
     StepPlan,
@@ -42,7 +43,11 @@ class Behaviour:
 
 
 def fake_info(
-    num_blocks: int = 64, block_size: int = 4, max_context_tokens: int = 128, vocab_size: int = 1000
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_context_tokens: int = 128,
+    vocab_size: int = 1000,
+    pipeline_depth: int = 1,
 ) -> ExecutorInfo:
     return ExecutorInfo(
         architecture="fake",
@@ -55,6 +60,7 @@ def fake_info(
         weight_bytes=0,
         kv_bytes=0,
         backends={"fake": "fake"},
+        pipeline_depth=pipeline_depth,
     )
 
 
@@ -104,6 +110,20 @@ class FakeExecutor:
         self._users: Counter[int] = Counter()  # block -> tables that hold it
         self._kv: list[list[Slot | None]] = [[None] * self.info.block_size for _ in range(self.info.num_blocks)]
         self._step = 0
+        self._results: deque[StepResult] = deque()
+
+    def submit(self, plan: StepPlan) -> None:
+        _require(len(self._results) < self.info.pipeline_depth, "more plans in flight than the pipeline holds")
+        self._results.append(self.execute(plan))
+
+    def collect(self) -> StepResult:
+        return self._results.popleft()
+
+    def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
+        self.on_death = on_death
+
+    def timings(self) -> list[RankTimings]:
+        return []
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Raises PlanError for an inconsistent plan, ExecutorDead and RuntimeError when Behaviour says so."""

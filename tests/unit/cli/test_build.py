@@ -37,10 +37,8 @@ def test_keys_do_not_reach_the_engine_core() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["-tp", "2"], "--tensor-parallel-size and --pipeline-parallel-size above 1: not built yet"),
-        (["-pp", "2"], "--tensor-parallel-size and --pipeline-parallel-size above 1: not built yet"),
-        (["--nnodes", "2"], "--nnodes above 1: not built yet"),
-        (["--distributed-executor-backend", "ray"], "--distributed-executor-backend but local: not built yet"),
+        (["--nnodes", "2"], "--nnodes above 1 needs --master-addr"),
+        (["--nnodes", "2", "--node-rank", "2"], "--node-rank 2 must be below --nnodes 2"),
         (["-q", "q4"], "--quantization (a quantized checkpoint works): not built yet"),
         (["--max-num-seqs", "513"], "--max-num-batched-tokens (512) must be at least --max-num-seqs (513)"),
     ],
