@@ -63,7 +63,7 @@ def library_name() -> str:
 def cached_library() -> Path:
     """The library compiled from these sources: shipped with the package, else from the cache, else compiled now.
 
-    The cache is $XDG_CACHE_HOME/inferd/kernels (default ~/.cache). Processes that need it at the same time wait for one.
+    The cache is $XDG_CACHE_HOME/inferd/kernels (default ~/.cache). Of processes that need it at once, one compiles.
     Raises BuildError without a compiler, when it fails, or when the cache cannot be written.
     """
     name = library_name()
@@ -95,8 +95,8 @@ def compile_library(target: Path, compiler: str) -> None:
             jobs.append((command, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)))
             objects.append(str(output))
         results = [(command, process.communicate()[0], process.returncode) for command, process in jobs]
-        for command, output, status in results:
-            _check(command, output, status)
+        for command, text, status in results:
+            _check(command, text, status)
         library = Path(scratch) / "library.so"
         link = [compiler, "-shared", "-pthread", *objects, "-o", str(library)]
         linked = subprocess.run(link, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)

@@ -49,9 +49,7 @@ class NativeEngine:
     def pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> torch.Tensor:
         """The packed bytes (csrc/layout.h) of rows `source` [N, row bytes or K] of format `kind`."""
         rows, width = shape
-        packed = torch.empty(
-            self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width), dtype=torch.uint8
-        )
+        packed = torch.empty(self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width), dtype=torch.uint8)
         source = source.contiguous()
         row_bytes = source.stride(0) * source.element_size()
         args = library.PackArgs(source.data_ptr(), packed.data_ptr(), row_bytes, library.FORMATS[kind], rows, width)

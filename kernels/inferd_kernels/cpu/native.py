@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope, SamplingBatch
     from inferd_kernels.weights import Weight
 
+
 class NativeOps:
     """The ops of one engine."""
 
@@ -165,8 +166,16 @@ class NativeOps:
         rows, vocab = logits.shape
         values = _floats(logits)
         ids = torch.empty(rows, dtype=torch.int64)
-        columns = (batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.choices, batch.positions)
-        columns = tuple(column.contiguous() for column in columns)
+        settings = (
+            batch.temperature,
+            batch.top_k,
+            batch.top_p,
+            batch.min_p,
+            batch.seeds,
+            batch.choices,
+            batch.positions,
+        )
+        columns = [setting.contiguous() for setting in settings]
         pointers = (values.data_ptr(), ids.data_ptr(), *(column.data_ptr() for column in columns))
         self.engine.call("sample", library.SampleArgs(*pointers, rows, vocab))
         return ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +13,14 @@ from inferd_kernels.ops import PagedBatch
 from inferd_kernels.weights import QuantizedWeight
 
 FLOAT16_FIELDS = {  # byte offsets of the float16 fields of a block
-    **{"q4_0": (0,), "q4_1": (0, 2), "q5_0": (0,), "q5_1": (0, 2), "q8_0": (0,)},
-    **{"q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)},
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q4_k": (0, 2),
+    "q5_k": (0, 2),
+    "q6_k": (208,),
 }
 
 
@@ -36,8 +42,8 @@ def seed() -> None:
 
 
 @pytest.fixture(scope="session")
-def engines() -> Iterator[dict[tuple[str, int], NativeOps]]:
-    yield {(isa, threads): NativeOps(NativeEngine(threads, isa)) for isa in ISAS for threads in (1, 2)}
+def engines() -> dict[tuple[str, int], NativeOps]:
+    return {(isa, threads): NativeOps(NativeEngine(threads, isa)) for isa in ISAS for threads in (1, 2)}
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: f"{variant[0]}-{variant[1]}")
