@@ -97,8 +97,8 @@ class SamplingBatch:
 class DecoderLayer:
     """One pre-norm decoder layer with a SiLU-gated MLP, for `Ops.decoder_stack`.
 
-    qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]: each 1 to 3
-             row blocks of `prepare_weight`, more than one where their formats differ
+    qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]: each as
+             1 to 3 row blocks from `prepare_weight`, more than one where their formats differ
     k_cache  [blocks, P, Hk, D], v_cache the same
     Norm weights and biases are float32.
     """

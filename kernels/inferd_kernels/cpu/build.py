@@ -63,8 +63,7 @@ def library_name() -> str:
 def cached_library() -> Path:
     """The library compiled from these sources: shipped with the package, else from the cache, else compiled now.
 
-    The cache is $XDG_CACHE_HOME/inferd/kernels (default ~/.cache). Processes that need it at the same
-    time wait for one.
+    The cache is $XDG_CACHE_HOME/inferd/kernels (default ~/.cache). Of processes that need it at once, one compiles.
     Raises BuildError without a compiler, when it fails, or when the cache cannot be written.
     """
     name = library_name()

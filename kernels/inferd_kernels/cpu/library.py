@@ -121,6 +121,10 @@ class StackArgs(ctypes.Structure):
     )
 
 
+class LimitsArgs(ctypes.Structure):
+    _fields_ = (("memory", c_void_p), ("out", c_void_p), ("amount", c_int64), ("kind", c_int32))
+
+
 OPS = {
     "linear": LinearArgs,
     "embedding": EmbeddingArgs,
@@ -131,6 +135,7 @@ OPS = {
     "sample": SampleArgs,
     "copy_blocks": CopyArgs,
     "stack": StackArgs,
+    "limits": LimitsArgs,
 }
 
 

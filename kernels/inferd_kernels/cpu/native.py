@@ -168,7 +168,7 @@ class NativeOps:
         rows, vocab = logits.shape
         values = _floats(logits)
         ids = torch.empty(rows, dtype=torch.int64)
-        given = (
+        settings = (
             batch.temperature,
             batch.top_k,
             batch.top_p,
@@ -177,7 +177,7 @@ class NativeOps:
             batch.choices,
             batch.positions,
         )
-        columns = [column.contiguous() for column in given]
+        columns = [setting.contiguous() for setting in settings]
         pointers = (values.data_ptr(), ids.data_ptr(), *(column.data_ptr() for column in columns))
         self.engine.call("sample", library.SampleArgs(*pointers, rows, vocab))
         return ids

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from inferd_kernels.cpu.engine import NativeEngine
     from inferd_kernels.ops import DecoderLayer, PagedBatch
-    from inferd_kernels.weights import Weight
 
 MAX_PARTS = 3  # csrc/abi.h, struct Linear
 
@@ -81,7 +80,7 @@ def _native_layer(layer: DecoderLayer) -> library.Layer:
     return out
 
 
-def _linear(name: str, parts: Sequence[Weight], shape: tuple[int, int], bias: torch.Tensor | None) -> library.Linear:
+def _linear(name: str, parts: Sequence[object], shape: tuple[int, int], bias: torch.Tensor | None) -> library.Linear:
     packed = [part for part in parts if isinstance(part, PackedWeight)]
     if len(packed) < len(parts):
         raise ValueError(f"layer.{name} is not a weight of the native backend's prepare_weight")

@@ -85,6 +85,8 @@ def test_greedy_takes_the_lowest_of_equals_and_shows_what_is_not_a_number(ops: N
     logits[3, 1500] = float("nan")
     logits[4, 77] = float("inf")
     assert ops.sample(logits, make_batch(5, temperature=0.0)).tolist() == [3, 2049, 0, 1500, 77]
+    broken = torch.full((2, 70), float("nan"))
+    assert ops.sample(broken, make_batch(2, top_k=9, top_p=0.5)).tolist() == [0, 0]
 
 
 def test_noise_of_the_reference_is_finite() -> None:

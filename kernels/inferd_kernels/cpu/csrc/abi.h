@@ -145,6 +145,16 @@ struct Layer {
     Rope rope;
 };
 
+enum Limit : int32_t { kReadBytes = 0, kFloatRounds, kByteRounds };
+
+// amount: bytes of memory to read, or rounds per thread of 12 operations on 16 lanes (limits.h).
+struct LimitsArgs {
+    const uint8_t* memory;
+    uint8_t* out;  // 64 bytes per thread
+    int64_t amount;
+    int32_t kind;
+};
+
 struct StackArgs {
     float* hidden;  // [tokens, width]: embeddings in, residual stream after the last layer out
     const Layer* layers;
@@ -170,6 +180,7 @@ struct Kernels {
     int (*sample)(Engine*, const SampleArgs&);
     int (*copy_blocks)(Engine*, const CopyArgs&);
     int (*stack)(Engine*, const StackArgs&);
+    int (*limits)(Engine*, const LimitsArgs&);
 };
 
 const Kernels* kernels_baseline();

@@ -40,7 +40,7 @@ inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
 inline int64_t partial_stride(int64_t dim) { return padded(dim) + 16; }
 
 inline int32_t positions_per_block(const AttentionShape& shape) {
-    return larger(1, 64 / (shape.heads / shape.kv_heads));
+    return larger(1, 128 / (shape.heads / shape.kv_heads));
 }
 
 inline int64_t count_blocks(const Batch& batch, const AttentionShape& shape) {

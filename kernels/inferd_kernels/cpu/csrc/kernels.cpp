@@ -1,4 +1,5 @@
 // The ops for one instruction set: build.py compiles this file once for each, naming it by INFERD_ISA.
+#include "limits.h"
 #include "sampling.h"
 #include "stack.h"
 
@@ -21,6 +22,7 @@ const Kernels* INFERD_JOIN(kernels_, INFERD_ISA)() {
         sample,
         copy_blocks,
         stack,
+        run<LimitsArgs, limits_body>,
     };
     return &kernels;
 }

@@ -114,20 +114,31 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     for (int r = 0; r < rows; r++) sums[r] = totals[r];
 }
 
-template <int format, int rows>
-inline void tile_float(const uint8_t* panel, const char* block, int64_t first_row, int64_t k, F sums[rows]) {
+// Float tiles span several panels: each broadcast of an activation then feeds as many products.
+template <int format, int rows, int panels>
+inline void tile_float(const uint8_t* panel, const char* block, int64_t first_row, int64_t k, F sums[panels][rows]) {
+    constexpr int64_t value_bytes = format == F32 ? 4 : 2;
+    const int64_t stride = panel_bytes(format, k);
     const float* x = reinterpret_cast<const float*>(block) + first_row;
-    F totals[rows];
-    for (int r = 0; r < rows; r++) totals[r] = zero();
-    for (int64_t i = 0; i < k; i++, x += kTileRows) {
-        F weight;
-        __builtin_prefetch(x + 8 * kTileRows);
-        if constexpr (format == F32) weight = load(reinterpret_cast<const float*>(panel) + i * kLanes);
-        else weight = load_bf16(reinterpret_cast<const uint16_t*>(panel) + i * kLanes);
+    F totals[panels][rows];
+    for (int p = 0; p < panels; p++)
+        for (int r = 0; r < rows; r++) totals[p][r] = zero();
+    for (int64_t i = 0; i < k; i++, x += kTileRows, panel += kLanes * value_bytes) {
+        F weights[panels];
+        for (int p = 0; p < panels; p++) {
+            if constexpr (format == F32) weights[p] = load(reinterpret_cast<const float*>(panel + p * stride));
+            else weights[p] = load_bf16(reinterpret_cast<const uint16_t*>(panel + p * stride));
+        }
+        __builtin_prefetch(x + 16 * kTileRows);
 #pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) totals[r] = fma(weight, set1(x[r]), totals[r]);
+        for (int r = 0; r < rows; r++) {
+            const F value = set1(x[r]);
+#pragma GCC unroll 4
+            for (int p = 0; p < panels; p++) totals[p][r] = fma(weights[p], value, totals[p][r]);
+        }
     }
-    for (int r = 0; r < rows; r++) sums[r] = totals[r];
+    for (int p = 0; p < panels; p++)
+        for (int r = 0; r < rows; r++) sums[p][r] = totals[p][r];
 }
 
 // Where products go: row r to y + r * stride.
@@ -137,35 +148,44 @@ struct Output {
     const float* bias;  // or null
 };
 
-// One panel against `rows` rows of activations, written to columns n0 .. n0 + 15.
-template <int format, int rows>
+// `panels` panels from column n0 against `rows` rows from `row`.
+template <int format, int rows, int panels>
 void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const Output& out) {
     const uint8_t* panel = w.data + n0 / kLanes * panel_bytes(format, w.k);
-    const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
-    F sums[rows];
     const char* block = x.blocks + row / kTileRows * x.block_stride;
+    F sums[panels][rows];
     if constexpr (kLayouts[format].scales == Scales::kNone)
-        tile_float<format, rows>(panel, block, row % kTileRows, x.k, sums);
-    else tile_quantized<format, rows>(panel, block, row % kTileRows, x.k, sums);
-    const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
-    for (int r = 0; r < rows; r++) {
-        float* y = out.y + (row + r) * out.stride + n0;
-        store_n(y, out.bias ? add(sums[r], shift) : sums[r], lanes);
+        tile_float<format, rows, panels>(panel, block, row % kTileRows, x.k, sums);
+    else tile_quantized<format, rows>(panel, block, row % kTileRows, x.k, sums[0]);
+    for (int p = 0; p < panels; p++, n0 += kLanes) {
+        const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
+        const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
+        for (int r = 0; r < rows; r++) {
+            float* y = out.y + (row + r) * out.stride + n0;
+            store_n(y, out.bias ? add(sums[p][r], shift) : sums[p][r], lanes);
+        }
     }
 }
 
-// Panels [first_panel, last_panel) against one block of activations. Wide tiles first; a row's arithmetic is the same in
-// all of them. The block stays in the first-level cache while the panels stream by: each of its lines is read by many
+// Panels against one block of activations, rows [first, last). Wide tiles first; a row's arithmetic is the same in all
+// of them. The block stays in the first-level cache while the panels stream by: each of its lines is read by many
 // broadcasts, which are slow (replayed) while a line is on its way.
 template <int format>
 void block_panels(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x, int64_t first,
                   int64_t last, const Output& out) {
-    for (int64_t p = first_panel; p < last_panel; p++) {
+    constexpr bool is_float = kLayouts[format].scales == Scales::kNone;
+    constexpr int rows = is_float ? smaller(8, kTileRows) : kTileRows;
+    constexpr int panels = is_float && kTileRows >= 8 ? 3 : 1;
+    for (int64_t p = first_panel, step; p < last_panel; p += step) {
         int64_t row = first;
-        for (; row + kTileRows <= last; row += kTileRows) tile<format, kTileRows>(w, p * kLanes, x, row, out);
-        if constexpr (kTileRows > 4)
-            for (; row + 4 <= last; row += 4) tile<format, 4>(w, p * kLanes, x, row, out);
-        for (; row < last; row++) tile<format, 1>(w, p * kLanes, x, row, out);
+        step = p + panels <= last_panel ? panels : 1;
+        if (step == panels)
+            for (; row + rows <= last; row += rows) tile<format, rows, panels>(w, p * kLanes, x, row, out);
+        if constexpr (rows > 4)
+            for (; row + 4 <= last; row += 4)
+                for (int64_t i = p; i < p + step; i++) tile<format, 4, 1>(w, i * kLanes, x, row, out);
+        for (; row < last; row++)
+            for (int64_t i = p; i < p + step; i++) tile<format, 1, 1>(w, i * kLanes, x, row, out);
     }
 }
 
@@ -181,7 +201,7 @@ inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int6
     constexpr int64_t kRowChunk = 256;
     const int64_t panels = (w.n + kLanes - 1) / kLanes;
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
-    const int64_t width = larger<int64_t>(1, smaller<int64_t>(16, panels / (8 * team.size)));
+    const int64_t width = larger<int64_t>(1, smaller<int64_t>(15, panels / (8 * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
     team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);

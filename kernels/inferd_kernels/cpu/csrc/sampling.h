@@ -17,13 +17,6 @@ inline uint32_t order_key(float value) {
     std::memcpy(&bits, &value, 4);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
-inline float value_of_key(uint32_t key) {
-    const uint32_t bits = key & 0x80000000u ? key & 0x7FFFFFFFu : ~key;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
-
 inline float row_max(const float* x, int64_t count) {
     F largest = set1(-INFINITY);
     int64_t i = 0;
@@ -60,68 +53,82 @@ inline int64_t argmax(const float* x, int64_t count) {
     return winner;
 }
 
-// Descends to one key: at each level, `pick` chooses a bucket from the counts and masses of the keys under the prefix.
+// A descent to one key of a row, most significant bits first. Each level counts the values (and their mass) by bucket;
+// the next one looks only at the values that share the bucket chosen.
 struct Descent {
     int64_t counts[kBuckets];
     double masses[kBuckets];
+    float* values;  // those still in question
+    float* mass_of;
+    int64_t size;
 
-    template <class Mass>
-    void fill(const float* x, int64_t count, float floor, uint32_t prefix, int shift, int bits, Mass mass) {
-        const int below = shift + bits;
-        for (int i = 0; i < 1 << bits; i++) counts[i] = 0, masses[i] = 0;
-        for (int64_t i = 0; i < count; i++) {
-            if (x[i] < floor) continue;
-            const uint32_t key = order_key(x[i]);
-            if (below < 32 && key >> below != prefix) continue;
-            const uint32_t bucket = key >> shift & ((1u << bits) - 1);
+    void fill(int level) {
+        std::memset(counts, 0, sizeof counts);
+        std::memset(masses, 0, sizeof masses);
+        for (int64_t i = 0; i < size; i++) {
+            const uint32_t bucket = bucket_of(values[i], level);
             counts[bucket]++;
-            masses[bucket] += mass(x[i]);
+            masses[bucket] += mass_of[i];
         }
+    }
+
+    void keep(uint32_t bucket, int level) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < size; i++) {
+            values[kept] = values[i];
+            mass_of[kept] = mass_of[i];
+            kept += bucket_of(values[i], level) == bucket;
+        }
+        size = kept;
+    }
+
+    static uint32_t bucket_of(float value, int level) {
+        constexpr int shifts[3] = {21, 10, 0};
+        return order_key(value) >> shifts[level] & (level < 2 ? 0x7FF : 0x3FF);
     }
 };
 
-constexpr int kLevelBits[3] = {11, 11, 10};
-constexpr int kLevelShift[3] = {21, 10, 0};
+constexpr int kLevels = 3;
 
-// The k-th largest value.
-inline float kth_largest(const float* x, int64_t count, int64_t k, Descent& descent) {
-    uint32_t key = 0;
+// The k-th largest of the descent's values.
+inline float kth_largest(Descent& descent, int64_t k) {
+    if (descent.size < k) return -INFINITY;  // what is not a number has no rank
     int64_t above = 0;
-    for (int level = 0; level < 3; level++) {
-        descent.fill(x, count, -INFINITY, key, kLevelShift[level], kLevelBits[level], [](float) { return 0.0; });
-        int bucket = (1 << kLevelBits[level]) - 1;
-        while (bucket > 0 && above + descent.counts[bucket] < k) above += descent.counts[bucket--];
-        key = key << kLevelBits[level] | static_cast<uint32_t>(bucket);
+    for (int level = 0; level < kLevels; level++) {
+        descent.fill(level);
+        uint32_t bucket = kBuckets - 1;
+        while (above + descent.counts[bucket] < k) above += descent.counts[bucket--];
+        descent.keep(bucket, level);
     }
-    return value_of_key(key);
+    return descent.values[0];
 }
 
-// The smallest value v >= floor for which the mass of the values above v is less than `part` of the mass above floor.
-inline float nucleus_edge(const float* x, int64_t count, float floor, float largest, float part, Descent& descent) {
-    const auto mass = [largest](float value) { return static_cast<double>(std::exp(value - largest)); };
-    uint32_t key = 0;
+// The smallest of the descent's values for which the mass of the values above it is less than `part` of all mass.
+inline float nucleus_edge(Descent& descent, float part) {
+    if (descent.size == 0) return -INFINITY;
     double above = 0.0, limit = 0.0;
-    for (int level = 0; level < 3; level++) {
-        const int buckets = 1 << kLevelBits[level];
-        descent.fill(x, count, floor, key, kLevelShift[level], kLevelBits[level], mass);
+    for (int level = 0; level < kLevels; level++) {
+        descent.fill(level);
         if (level == 0) {
-            for (int i = 0; i < buckets; i++) limit += descent.masses[i];
+            for (const double mass : descent.masses) limit += mass;
             limit *= part;
         }
-        int chosen = -1;
+        uint32_t chosen = 0;
         double chosen_above = above;
-        for (int bucket = buckets - 1; bucket >= 0; bucket--) {
+        bool found = false;
+        for (int bucket = kBuckets - 1; bucket >= 0; bucket--) {
             if (descent.counts[bucket] == 0) continue;
             // The largest value is always kept; a value without mass never is.
-            if (chosen >= 0 && (above >= limit || descent.masses[bucket] == 0.0)) break;
-            chosen = bucket;
+            if (found && (above >= limit || descent.masses[bucket] == 0.0)) break;
+            found = true;
+            chosen = static_cast<uint32_t>(bucket);
             chosen_above = above;
             above += descent.masses[bucket];
         }
         above = chosen_above;
-        key = key << kLevelBits[level] | static_cast<uint32_t>(chosen);
+        descent.keep(chosen, level);
     }
-    return value_of_key(key);
+    return descent.values[0];
 }
 
 // 16 groups of four tokens: lane i of words[j] is word j of Philox-4x32-10 (Salmon et al. 2011) at counter first + i.
@@ -176,6 +183,24 @@ inline int64_t gumbel_argmax(const float* x, int64_t count, float threshold, con
     return winner < 0 ? argmax(x, count) : winner;
 }
 
+// Puts the values >= floor into the descent, each with its mass e^(value - largest).
+inline void load_descent(Descent& descent, const float* x, int64_t count, float floor, float largest) {
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i++) {
+        descent.values[kept] = x[i];
+        kept += x[i] >= floor;
+    }
+    for (int64_t i = 0; i < kept; i += 16) {
+        const int lanes = static_cast<int>(smaller<int64_t>(16, kept - i));
+        const F below = sub(load_n(descent.values + i, lanes), set1(largest));
+        alignas(64) float masses[16], distances[16];
+        store(masses, exp(below));
+        store(distances, below);
+        for (int j = 0; j < lanes; j++) descent.mass_of[i + j] = distances[j] < -87.0f ? 0.0f : masses[j];
+    }
+    descent.size = kept;
+}
+
 inline int64_t sample_row(const SampleArgs& args, int64_t row, float* scaled, Descent& descent) {
     const float* logits = args.logits + row * args.vocab;
     const float temperature = args.temperature[row];
@@ -186,12 +211,16 @@ inline int64_t sample_row(const SampleArgs& args, int64_t row, float* scaled, De
         store_n(scaled + i, div(load_n(logits + i, lanes), divisor), lanes);
     }
     float threshold = -INFINITY;
-    if (args.top_k[row] > 0 && args.top_k[row] < args.vocab)
-        threshold = kth_largest(scaled, args.vocab, args.top_k[row], descent);
-    const bool nucleus = args.top_p[row] < 1.0f, floor = args.min_p[row] > 0.0f;
-    const float largest = nucleus || floor ? row_max(scaled, args.vocab) : 0.0f;
-    if (nucleus) threshold = nucleus_edge(scaled, args.vocab, threshold, largest, args.top_p[row], descent);
-    if (floor) threshold = larger(threshold, largest + std::log(larger(args.min_p[row], 1e-38f)));
+    const float largest = row_max(scaled, args.vocab);
+    if (args.top_k[row] > 0 && args.top_k[row] < args.vocab) {
+        load_descent(descent, scaled, args.vocab, threshold, largest);
+        threshold = kth_largest(descent, args.top_k[row]);
+    }
+    if (args.top_p[row] < 1.0f) {
+        load_descent(descent, scaled, args.vocab, threshold, largest);
+        threshold = nucleus_edge(descent, args.top_p[row]);
+    }
+    if (args.min_p[row] > 0.0f) threshold = larger(threshold, largest + std::log(larger(args.min_p[row], 1e-38f)));
     return gumbel_argmax(scaled, args.vocab, threshold, args, row);
 }
 
@@ -206,12 +235,14 @@ inline void sample_body(Team& team, void* context) {
     char* scratch = job.scratch + team.rank * job.scratch_bytes;
     Descent& descent = *reinterpret_cast<Descent*>(scratch);
     float* scaled = reinterpret_cast<float*>(scratch + sizeof(Descent));
+    descent.values = scaled + job.args.vocab;
+    descent.mass_of = descent.values + job.args.vocab + 1;
     team_for(team, job.args.rows,
              [&](int64_t row) { job.args.ids[row] = sample_row(job.args, row, scaled, descent); });
 }
 
 inline int sample(Engine* engine, const SampleArgs& args) {
-    SampleJob job{args, nullptr, sizeof(Descent) + args.vocab * 4 + 64};
+    SampleJob job{args, nullptr, sizeof(Descent) + (3 * args.vocab + 2) * 4 + 64};
     job.scratch_bytes = (job.scratch_bytes + 63) / 64 * 64;
     job.scratch = engine_scratch(engine, engine_threads(engine) * job.scratch_bytes);
     if (!job.scratch) return kNoMemory;

@@ -20,9 +20,9 @@ namespace inferd {
 namespace {
 
 template <class T>
-inline T smaller(T a, T b) { return b < a ? b : a; }
+constexpr T smaller(T a, T b) { return b < a ? b : a; }
 template <class T>
-inline T larger(T a, T b) { return a < b ? b : a; }
+constexpr T larger(T a, T b) { return a < b ? b : a; }
 
 inline int32_t load_i32(const void* p) {
     int32_t value;
