@@ -12,7 +12,7 @@
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
     ├── NotReady, Draining        UNAVAILABLE          carry a retry time
     ├── EngineDead                UNAVAILABLE
-    ├── RequestAborted            ABORTED              by an administrator, a stalled reader, a numeric failure, or
+    ├── RequestAborted            ABORTED              by an administrator, a stalled reader, a numeric failure,
     │                                                  a constraint that leaves no token
     ├── MissingToken, BadToken    UNAUTHENTICATED
     ├── Forbidden                 PERMISSION_DENIED

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from inferd.request import FinishReason
+from inferd.testing.product import running_product
 from inferd.testing.wire import collect
 from inferd.v1 import inference_pb2, inference_pb2_grpc
 
@@ -105,23 +106,31 @@ def test_log_probabilities_are_those_of_the_model(stub):
     assert bound_logprobs.ranks[0] > 3
 
 
-def test_neighbours_and_constrained_ones_are_as_if_alone(product):
-    """Company, preemption included: the KV pool of the fixture holds fewer tokens than all of them want."""
-    bound = [request(seed, constraint=kind) for seed, (kind, _) in enumerate(KINDS)]
-    free = [request(seed, prompt=f"Story number {seed}:", max_tokens=60) for seed in range(12)]
+@pytest.mark.timeout(400)
+def test_nobody_notices_the_others(demo_gguf):
+    """Constrained or not, each is as if alone, also when the KV pool is too small for all and preempts."""
+    bound = [request(seed, 40, constraint=kind, num_choices=2) for seed, (kind, _) in enumerate(KINDS)]
+    free = [request(seed, 40, prompt=f"Story number {seed}:") for seed in range(6)]
 
-    async def tokens_of(stub, message):
-        return [token async for part in stub.Generate(message) for choice in part.choices for token in choice.token_ids]
-
-    async def run():
-        async with grpc.aio.insecure_channel(product.grpc) as channel:
+    async def run(address):
+        async with grpc.aio.insecure_channel(address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             alone = [await tokens_of(stub, message) for message in [*bound, *free]]
             return alone, await asyncio.gather(*(tokens_of(stub, message) for message in [*bound, *free]))
 
-    alone, together = asyncio.run(run())
+    with running_product(str(demo_gguf), "--num-kv-blocks", "14") as small:
+        alone, together = asyncio.run(run(small.address))
+        assert small.metric("inferd_preemptions_total") > 0
     assert alone == together
     assert all(alone)
+
+
+async def tokens_of(stub, message):
+    tokens: dict[int, list[int]] = {}
+    async for part in stub.Generate(message):
+        for choice in part.choices:
+            tokens.setdefault(choice.index, []).extend(choice.token_ids)
+    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -177,8 +186,8 @@ def test_http_json_object_is_an_object_or_cut_off(client, ask):
 def test_strict_refuses_what_it_cannot_promise(client, ask):
     schema = {"type": "array", "items": {"enum": [1, 2]}, "maxItems": 2, "uniqueItems": True}
     named = {"name": "pair", "schema": schema}
+    strict = {"type": "json_schema", "json_schema": named | {"strict": True}}
     with pytest.raises(openai.BadRequestError, match="uniqueItems") as caught:
-        strict = {"type": "json_schema", "json_schema": named | {"strict": True}}
         client.chat.completions.create(**ask, response_format=strict)
     assert (caught.value.code, caught.value.param) == ("invalid_schema", "response_format")
 
