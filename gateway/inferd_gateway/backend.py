@@ -15,24 +15,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferd.v1 import inference_pb2 as pb
 from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
+from inferd_gateway.channel import open_channel
 from inferd_gateway.mux import MuxPool, MuxUnsupported
 from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
 DEADLINE_MARGIN_S = 0.05
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 * 2**20),
-    ("grpc.max_send_message_length", 64 * 2**20),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A small window, so that a client that stops reading stops its generation and not our memory.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 65_536),
-    ("grpc.default_authority", "localhost"),
-)
 
 M = TypeVar("M", bound=Message)
 
@@ -53,11 +40,12 @@ class CallContext:
 class Backend:
     """Owns the channel to one daemon. Made inside the event loop that uses it."""
 
-    def __init__(self, target: str, token: str | None) -> None:
+    def __init__(self, target: str, token: str | None, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.target = target
         self.open_streams = 0
         self.times_chosen = 0
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self.serving: bool | None = None  # as far as known
+        self._channel = open_channel(target, credentials)
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._mux = MuxPool(self.inference, self._token)

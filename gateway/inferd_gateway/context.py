@@ -49,6 +49,7 @@ class RequestRecord:
     model: str | None = None
     reply_id: str | None = None  # the request id of the daemon's log
     status: int = 0
+    trace_id: str | None = None
 
 
 def record_of(scope: Scope) -> RequestRecord:
