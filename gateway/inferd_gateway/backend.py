@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -20,6 +20,7 @@ from inferd_gateway.mux import MuxPool, MuxUnsupported
 from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
 DEADLINE_MARGIN_S = 0.05
+READINESS = "inferd.v1.InferenceService"
 
 M = TypeVar("M", bound=Message)
 
@@ -70,28 +71,42 @@ class Backend:
         raise AssertionError("the last attempt returns or raises")
 
     async def generate(
-        self, request: pb.GenerateRequest, context: CallContext
+        self,
+        request: pb.GenerateRequest,
+        context: CallContext,
+        elsewhere: Callable[[Backend], Backend] | None = None,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that.
+        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that,
+        at elsewhere(the daemon that failed).
 
         Close the iterator (contextlib.aclosing): that is what cancels the call. Raises grpc.aio.AioRpcError.
         """
-        progress = Progress(request)
+        progress, backend = Progress(request), self
+        while True:
+            try:
+                async with aclosing(backend.attempt(progress.next_request(), context)) as messages:
+                    async for message in messages:
+                        yield progress.seen(message)
+                return
+            except MuxUnsupported:
+                continue
+            except grpc.aio.AioRpcError as error:
+                if not progress.may_go_on(error):
+                    raise
+            if elsewhere is not None:
+                backend = elsewhere(backend)
+            await asyncio.sleep(progress.pause())
+
+    async def attempt(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """One try at this daemon."""
+        way = self._multiplexed if self._mux.supported else self._alone
         self.open_streams += 1
         try:
-            while True:
-                attempt = self._multiplexed if self._mux.supported else self._alone
-                try:
-                    async with aclosing(attempt(progress.next_request(), context)) as messages:
-                        async for message in messages:
-                            yield progress.seen(message)
-                    return
-                except MuxUnsupported:
-                    continue
-                except grpc.aio.AioRpcError as error:
-                    if not progress.may_go_on(error):
-                        raise
-                await asyncio.sleep(progress.pause())
+            async with aclosing(way(request, context)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             self.open_streams -= 1
 
@@ -116,13 +131,22 @@ class Backend:
         """What grpc.health.v1 says, within a second."""
         try:
             reply = await self._health.Check(
-                health_pb2.HealthCheckRequest(service="inferd.v1.InferenceService"),
+                health_pb2.HealthCheckRequest(service=READINESS),
                 timeout=1.0,
                 metadata=self._token,
             )
         except grpc.aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def watch(self) -> AsyncGenerator[bool, None]:
+        """Whether the daemon serves, now and whenever that changes. Raises grpc.aio.AioRpcError."""
+        call = self._health.Watch(health_pb2.HealthCheckRequest(service=READINESS), metadata=self._token)
+        try:
+            async for reply in call:
+                yield reply.status == health_pb2.HealthCheckResponse.SERVING
+        finally:
+            call.cancel()
 
     def _metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         return (("x-request-id", context.request_id), *context.metadata, *self._token)

@@ -170,7 +170,9 @@ class GatewayMiddleware:
             }  # fmt: skip
             if record.trace_id is not None:
                 fields["trace_id"] = record.trace_id
-            log.log(logging.DEBUG if quiet else logging.INFO, "%s %s", scope["method"], scope["path"][:256], extra=fields)
+            log.log(
+                logging.DEBUG if quiet else logging.INFO, "%s %s", scope["method"], scope["path"][:256], extra=fields
+            )
 
 
 def request_id(wanted: str | None) -> str:
