@@ -123,7 +123,7 @@ class Daemon:
 
     def _add_services(self) -> None:
         inference = InferenceService(self._config, self.model, self._front, self._pool)
-        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
+        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()), self._pool)
         services = {
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
                 **inference.handlers(),

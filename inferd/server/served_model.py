@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ from inferd.checkpoint import Checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
 from inferd.request import SamplingParams
+from inferd.text.export import tokenizer_files
 from inferd.text.tokenizer import Tokenizer
 
 # Keys of generation_config.json that are sampling defaults, with their bounds: (low, high).
@@ -37,6 +39,7 @@ class ServedModel:
     created: int  # Unix seconds
     chat_templates: Mapping[str, str]
     default_sampling: Mapping[str, float]
+    tokenizer_files: Callable[[], Mapping[str, bytes]]  # name -> content; slow, for a thread
 
     @property
     def name(self) -> str:
@@ -87,9 +90,11 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
     if template is not None:
         templates["default"] = read_template(template)
     architectures = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "")]
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
     return ServedModel(
         names=served_names(config),
-        tokenizer=Tokenizer.from_checkpoint(checkpoint),
+        tokenizer=tokenizer,
+        tokenizer_files=partial(tokenizer_files, checkpoint.tokenizer, tokenizer.parts),
         architecture=str(architectures[0]),
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),

@@ -174,7 +174,7 @@ def test_two_request_ids_in_the_metadata_are_refused(stub: InferenceServiceStub)
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("x-request-id",))
 
 
-BUILT = {"Generate", "GenerateMux", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
+BUILT = {"Generate", "GenerateMux", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo", "DownloadTokenizer"}
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)
     for file in (inference_pb2, model_pb2)
