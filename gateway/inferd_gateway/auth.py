@@ -10,7 +10,6 @@ from pathlib import Path
 from inferd_gateway.errors import ApiError
 from inferd_gateway.settings import Settings, SettingsError
 
-
 INFER, ADMIN, OBSERVE = "infer", "admin", "observe"
 SCOPES = (INFER, ADMIN, OBSERVE)
 

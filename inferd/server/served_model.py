@@ -83,6 +83,11 @@ def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float
     return defaults
 
 
+def configured_sampling(config: InferdConfig, generation_config: Mapping[str, object]) -> dict[str, float]:
+    """default_sampling, or nothing when the checkpoint's wishes are not wanted. Raises StartupError."""
+    return default_sampling(generation_config) if config.server.generation_config == "auto" else {}
+
+
 def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedModel:
     """The served facts of a checked checkpoint. Loads the tokenizer. Raises StartupError."""
     template = config.server.chat_template
@@ -99,9 +104,7 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
         chat_templates=templates,
-        default_sampling=(
-            default_sampling(checkpoint.generation_config) if config.server.generation_config == "auto" else {}
-        ),
+        default_sampling=configured_sampling(config, checkpoint.generation_config),
     )
 
 

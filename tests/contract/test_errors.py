@@ -138,7 +138,7 @@ def test_internal_errors_say_nothing_of_the_inside() -> None:
 
 
 def test_a_retry_time_is_the_measured_rate() -> None:
-    """Ten requests finished in a second: a refused caller comes back after a tenth of it, the next one a tenth later."""
+    """Ten requests a second finish: a refused caller comes back after a tenth of one, the next a tenth later."""
     now = 100.0
     admission = Admission(1, lambda: now)
     for _ in range(11):

@@ -7,7 +7,6 @@ import json
 import grpc
 import httpx
 import pytest
-from fastapi.routing import APIRoute
 from inferd_gateway.errors import TABLE
 from inferd_gateway.http_protocol import server_options
 from inferd_gateway.routes.access import DiscoveryRoute, KeyRoute, ObserveRoute, PublicRoute
