@@ -103,6 +103,7 @@ class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish: FinishReason | None = None
     error: str | None = None
     prompt: PromptOutput | None = None
+    prefilled: int = 0  # prompt tokens computed so far, where the request asked; then there is nothing else
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):

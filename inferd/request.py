@@ -113,4 +113,5 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float | None = None
     queue_deadline: float | None = None
     constraint: Constraint | None = None
+    prefill_progress: bool = False  # report each chunk of the prompt
     resumed_tokens: int = 0  # the last N prompt tokens were generated before: they count as output

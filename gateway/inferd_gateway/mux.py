@@ -207,7 +207,7 @@ def unavailable(message: str) -> grpc.aio.AioRpcError:
 def failure(code: grpc.StatusCode, message: str, details: bytes = b"") -> grpc.aio.AioRpcError:
     """What a call of its own would have raised."""
     trailers = grpc.aio.Metadata(*([("grpc-status-details-bin", details)] if details else []))
-    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, message)
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, message, None)
 
 
 def item_failure(error: common_pb2.ItemError) -> grpc.aio.AioRpcError:

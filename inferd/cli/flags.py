@@ -252,7 +252,14 @@ GATEWAY_FLAGS = (
 
 # Flags of the daemon that the gateway has too, and what it calls them. Keys go by environment.
 SHARED_WITH_GATEWAY = MappingProxyType(
-    {"host": "host", "drain-timeout": "shutdown-timeout", "log-level": "uvicorn-log-level", "log-format": "log-format"}
+    {
+        "host": "host",
+        "api-key-file": "api-key-file",
+        "insecure": "insecure",
+        "drain-timeout": "shutdown-timeout",
+        "log-level": "uvicorn-log-level",
+        "log-format": "log-format",
+    }
 )
 
 UP_FLAGS = (

@@ -23,7 +23,8 @@ class CorePort:
         if self.send is None:
             raise NotReady("there is no engine core yet", retry_after_s=1.0)
         token = next(self._tokens)
-        answer = self._waiting[token] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[PrefixCacheCleared | StateDump] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = answer
         try:
             self.send(make(token))
             async with asyncio.timeout(timeout_s):

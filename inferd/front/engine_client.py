@@ -185,5 +185,3 @@ class EngineClient:
                 self._listener.on_answer(message)
             case Failed():
                 self._failure = message.message
-            case _:
-                logger.warning("unexpected message from the engine core: %s", type(message).__name__)

@@ -86,6 +86,9 @@ class Tracker:
         if output.error is not None:
             self.fail(self._error_of(output.error))
             return
+        if output.prefilled:
+            self.pending.note_prefill(output.prefilled)
+            return
         if self._ended[choice]:
             if self._replay is not None and self._replay.is_first_output(choice):
                 self._send(AbortChoice(self.request.key, choice))  # a replay runs the finished choices again

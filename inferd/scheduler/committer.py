@@ -5,7 +5,7 @@ from __future__ import annotations
 from inferd.messages import ChoiceOutput, PromptOutput
 from inferd.request import FinishReason
 from inferd.scheduler.registry import Registry
-from inferd.scheduler.requests import ending, finish_reason, length_reason, prompt_output
+from inferd.scheduler.requests import ending, finish_reason, length_reason, progress, prompt_output
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
 from inferd.step import NOT_FINITE, PlanItem, SampledToken, StepPlan, StepResult, TokenLogprobs
@@ -62,6 +62,8 @@ class Committer:
                 live.prompt_logprobs.clear()  # of an attempt that was preempted
             live.prompt_logprobs += prompt_logprobs
         if sequence.num_computed_tokens < sequence.num_tokens:
+            if sequence.request.prefill_progress and not live.prompt_sent:
+                outputs.append(progress(sequence))
             return
         prompt = prompt_output(live, sequence, now)
         if not samples:

@@ -116,6 +116,11 @@ def prompt_output(live: LiveRequest, sequence: Sequence, now: float) -> PromptOu
     return PromptOutput(sequence.num_cached_tokens, scheduled - live.request.arrival, now - scheduled, logprobs)
 
 
+def progress(sequence: Sequence) -> ChoiceOutput:
+    """How much of its prompt a sequence has."""
+    return ChoiceOutput(sequence.request.key, 0, [], [], prefilled=sequence.num_computed_tokens)
+
+
 def ending(
     live: LiveRequest,
     choice: int,

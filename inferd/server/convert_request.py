@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from inferd.config import Limits
-from inferd.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.front.output import OutputParams
 from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams
 from inferd.server.convert_constraint import constraint_from_pb
@@ -73,8 +73,11 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
     limits = bounds.limits
     bounds.model.check_name(pb.model)
     check_prompt("prompt", pb.prompt, bounds.vocab_size)
-    if pb.stream.prefill_progress:
-        raise UnsupportedFeature("stream.prefill_progress is not built yet", field="stream.prefill_progress")
+    if pb.stream.prefill_progress and pb.stream.mode == inference_pb2.STREAM_MODE_FINAL:
+        raise InvalidParameter(
+            "stream.prefill_progress has no meaning when everything comes as one message",
+            field="stream.prefill_progress",
+        )
     check_enum("truncation", pb.truncation, TRUNCATIONS)
     check_stop(pb.stop, bounds)
     num_choices = pb.num_choices if pb.HasField("num_choices") else 1
@@ -164,6 +167,7 @@ def build_request(
         arrival=now,
         deadline=call.deadline,
         queue_deadline=now + queue_timeout if queue_timeout is not None else None,
+        prefill_progress=pb.stream.prefill_progress,
         resumed_tokens=pb.resumed_tokens,
     )
     return request, len(kept) < len(prompt_ids)

@@ -7,6 +7,7 @@ import logging
 import uuid
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -39,6 +40,15 @@ STOP_GRACE_S = 1.0
 MAX_PENDING_CALLS = 20_000  # the library answers CANCELLED beyond it, which clients do not retry
 
 
+@dataclass(slots=True)
+class AdminListener:
+    """The server of AdminService, where it shall listen, and where it does."""
+
+    server: grpc.aio.Server
+    where: str
+    address: str | None = None
+
+
 class Daemon:
     """start() listens, drain() ends politely; the front and its core belong to the caller."""
 
@@ -56,20 +66,20 @@ class Daemon:
         self.health = HealthService()
         self.model = model
         self.port = 0
-        self._keys = load_keys(config.server)
-        self._server = make_server(config.server, KeyRing(self._keys), self._runner, front.metrics)
-        self._admin: grpc.aio.Server | None = None
-        self.admin_address: str | None = None
+        keys = load_keys(config.server)
+        self._server = make_server(config.server, KeyRing(keys), self._runner, front.metrics)
         self._add_services()
+        self._admin: AdminListener | None = None
+        if config.server.admin_listen is not None:
+            self._admin = AdminListener(self._make_admin(admin_ring(keys)), config.server.admin_listen)
 
     async def start(self) -> None:
         """Listen. Raises StartupError when a port cannot be had, or a key or certificate not be used."""
         server = self._config.server
         self.port = bind(self._server, server.host, server.port, server_credentials(server))
-        if server.admin_listen is not None:
-            self._admin = self._make_admin()
-            self.admin_address = listen_admin(self._admin, server.admin_listen, server_credentials(server))
-            await self._admin.start()
+        if self._admin is not None:
+            self._admin.address = listen_admin(self._admin.server, self._admin.where, server_credentials(server))
+            await self._admin.server.start()
         if server.metrics_port is not None:
             collector = FrontCollector(self._front.metrics, self._config.engine, self.model.name)
             self._exporter = Exporter(collector, server.host, server.metrics_port)
@@ -82,6 +92,11 @@ class Daemon:
             self.port,
             extra={"model": self.model.name, "metrics": self.metrics_port, "admin": self.admin_address},
         )
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where AdminService is reached."""
+        return self._admin.address if self._admin else None
 
     @property
     def metrics_port(self) -> int | None:
@@ -107,7 +122,7 @@ class Daemon:
         """Stop listening and wait for the handlers; what still runs is cancelled."""
         self.health.close()
         self._runner.closing.set()
-        servers = [self._server] if self._admin is None else [self._server, self._admin]
+        servers = [self._server] if self._admin is None else [self._server, self._admin.server]
         await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
         if self._runner.tasks:
             await asyncio.wait(self._runner.tasks, timeout=STOP_GRACE_S)
@@ -128,7 +143,7 @@ class Daemon:
 
     def _add_services(self) -> None:
         inference = InferenceService(self._config, self.model, self._front, self._pool, self._checker)
-        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
+        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()), self._pool)
         services = {
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
                 **inference.handlers(),
@@ -138,8 +153,8 @@ class Daemon:
         }
         self._serve_on(self._server, services)
 
-    def _make_admin(self) -> grpc.aio.Server:
-        server = make_server(self._config.server, admin_ring(self._keys), self._runner, self._front.metrics)
+    def _make_admin(self, ring: KeyRing) -> grpc.aio.Server:
+        server = make_server(self._config.server, ring, self._runner, self._front.metrics)
         admin = AdminService(self._front, self.model.name)
         self._serve_on(server, {admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: admin.handlers()})
         return server

@@ -62,11 +62,6 @@ def parse_key(line: str) -> tuple[str, str]:
     return (scope, key.strip()) if colon and scope in SCOPES else (INFER, line)
 
 
-def main_ring(keys: list[tuple[str, str]]) -> KeyRing:
-    """For the listener of the data plane: every key is known there, so that a wrong scope is told from a wrong key."""
-    return KeyRing(keys)
-
-
 def admin_ring(keys: list[tuple[str, str]]) -> KeyRing:
     """For the admin listener, which is locked once there is a key for it."""
     return KeyRing(keys) if any(scope in (ADMIN, OBSERVE) for scope, _ in keys) else KeyRing([])

@@ -37,7 +37,10 @@ def add_port(server: grpc.aio.Server, address: str, credentials: grpc.ServerCred
 
 
 def listen_admin(server: grpc.aio.Server, where: str, credentials: grpc.ServerCredentials | None) -> str:
-    """Listen on HOST:PORT, or on unix:PATH, which is ours alone (mode 0600). Returns the address. Raises StartupError."""
+    """Listen on HOST:PORT, or on unix:PATH, which is ours alone (mode 0600). Returns the address.
+
+    Raises StartupError.
+    """
     if not where.startswith(UNIX):
         host, port = split_address(where)
         return f"{where.rpartition(':')[0]}:{bind(server, host, port, credentials)}"

@@ -61,5 +61,7 @@ def server_credentials(server: ServerConfig) -> grpc.ServerCredentials | None:
     except (OSError, ssl.SSLError) as error:
         raise StartupError(f"TLS files {server.tls_cert}, {server.tls_key}: {error}") from None
     return grpc.dynamic_ssl_server_credentials(
-        first, certificates.renewed, require_client_authentication=server.tls_client_ca is not None
+        first,
+        certificates.renewed,  # type: ignore[arg-type]  # the stubs do not know that None keeps the old one
+        require_client_authentication=server.tls_client_ca is not None,
     )

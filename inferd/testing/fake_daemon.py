@@ -41,6 +41,7 @@ def fake_model(names: tuple[str, ...] = ("fake", "alias")) -> ServedModel:
         created=1_700_000_000,
         chat_templates={"default": "{{ messages }}"},
         default_sampling={"top_k": 40.0},
+        tokenizer_files=lambda: {"tokenizer.json": b"{}" + b" " * (5 << 19), "empty.json": b""},
     )
 
 

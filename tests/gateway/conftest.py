@@ -290,6 +290,9 @@ class FakeHealth(health_pb2_grpc.HealthServicer):
     def Check(self, request: Any, context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=1 if self._daemon.serving else 2)
 
+    def Watch(self, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
 
 @dataclass(frozen=True)
 class RunningDaemon:

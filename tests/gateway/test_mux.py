@@ -44,6 +44,11 @@ async def tokens(backend: Backend, made: pb.GenerateRequest, within: CallContext
         return [token async for message in messages for delta in message.choices for token in delta.token_ids]
 
 
+async def drain(messages: AsyncIterator[object]) -> None:
+    async for _ in messages:
+        pass
+
+
 def streams(backend: Backend) -> list[mux.MuxStream]:
     return backend._mux._streams
 
@@ -116,8 +121,7 @@ def test_a_reader_that_stopped_is_cut_off(real: DaemonProcess, monkeypatch: pyte
                 await anext(messages)
                 await asyncio.to_thread(real.wait_metrics, requests_running=0)
                 with pytest.raises(grpc.aio.AioRpcError) as raised:
-                    while True:
-                        await anext(messages)
+                    await drain(messages)
             assert details_of(raised.value).reason == "SLOW_CONSUMER"
 
     asyncio.run(run())
@@ -140,19 +144,18 @@ def test_streams_of_a_killed_daemon_are_resumed_on_the_next(real: DaemonProcess)
     core = {"behaviour": {"step_s": 0.02}}
     under_way = threading.Event()
 
+    async def one(backend: Backend, seed: int) -> list[int]:
+        got: list[int] = []
+        async with aclosing(backend.generate(request(seed, 100), context(60))) as messages:
+            async for message in messages:
+                got += [token for delta in message.choices for token in delta.token_ids]
+                if len(got) > 10:
+                    under_way.set()
+        return got
+
     async def run() -> None:
         async for backend in opened(f"127.0.0.1:{port}"):
-
-            async def one(seed: int) -> list[int]:
-                got: list[int] = []
-                async with aclosing(backend.generate(request(seed, 100), context(60))) as messages:
-                    async for message in messages:
-                        got += [token for delta in message.choices for token in delta.token_ids]
-                        if len(got) > 10:
-                            under_way.set()
-                return got
-
-            found = await asyncio.gather(*(one(seed) for seed in range(8)))
+            found = await asyncio.gather(*(one(backend, seed) for seed in range(8)))
             assert found == [expected_tokens(100, seed=seed) for seed in range(8)]
 
     with DaemonProcess(config, core) as first:

@@ -129,11 +129,6 @@ def test_unknown_model_and_alias(stub: InferenceServiceStub) -> None:
     assert collect(stub.Generate(make_generate(model="alias")))
 
 
-def test_what_is_not_built_says_so(stub: InferenceServiceStub) -> None:
-    failure = fails(stub.Generate(make_generate(stream={"prefill_progress": True})))
-    assert (failure.code, failure.reason) == ("UNIMPLEMENTED", "UNSUPPORTED_FEATURE")
-
-
 def test_a_duplicate_of_a_running_request_is_refused(stub: InferenceServiceStub) -> None:
     running = stub.Generate(make_generate(max_tokens=2000, request_id="twin"))
     next(running)
@@ -171,7 +166,16 @@ def test_two_request_ids_in_the_metadata_are_refused(stub: InferenceServiceStub)
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("x-request-id",))
 
 
-BUILT = {"Generate", "GenerateMux", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
+BUILT = {
+    "Generate",
+    "GenerateMux",
+    "Tokenize",
+    "Detokenize",
+    "ListModels",
+    "GetModelInfo",
+    "GetServerInfo",
+    "DownloadTokenizer",
+}
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)
     for file in (inference_pb2, model_pb2)
