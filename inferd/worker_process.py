@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="the checkpoint's path here, where it is not the engine core's")
     options = parser.parse_args(argv)
     follow_parent()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # it warns of every address without a name
     try:
         sock = socket.socket(fileno=options.fd) if options.connect is None else join(options.connect, options.rank)
         setup = receive(sock, Setup)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from inferd.config import ParallelConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.executor.links import RankLinks
-from inferd.executor.wire import DumpStacks, RunStep, StepDone, StepTime, StepTimes, Stop
+from inferd.executor.wire import DumpStacks, Loaded, RunStep, StepDone, StepTime, StepTimes, Stop
 from inferd.parallel.placement import Placement
 from inferd.step import RankTimings, StepPlan, StepResult
 
@@ -35,21 +36,25 @@ class GroupExecutor:
     """Implements inferd.executor.base.Executor over links to workers that are ready."""
 
     def __init__(
-        self, info: ExecutorInfo, links: RankLinks, processes: Processes, tensor_size: int, step_timeout_s: float
+        self,
+        info: ExecutorInfo,
+        loaded: list[Loaded],
+        links: RankLinks,
+        processes: Processes,
+        parallel: ParallelConfig,
     ) -> None:
         self.info = info
+        self.loaded = loaded  # what each rank said of itself
         self.on_times: Callable[[int, list[StepTime]], None] = lambda rank, times: None  # for whoever draws a trace
         self._links = links
         self._processes = processes
-        self._tensor_size = tensor_size
-        self._timeout_s = step_timeout_s
-        self._submitted: deque[float] = deque()  # when, oldest first
+        self._tensor_size = parallel.tensor_parallel_size
+        self._timeout_s = parallel.step_timeout_s
         self._results: deque[StepResult] = deque()
         self._timings: dict[int, RankTimings] = {}
         self._is_running = True
 
     def submit(self, plan: StepPlan) -> None:
-        self._submitted.append(time.monotonic())
         self._links.broadcast(RunStep(plan))
 
     def collect(self) -> StepResult:
@@ -68,7 +73,6 @@ class GroupExecutor:
             endings = self._processes.endings()
             self._die()
             raise ExecutorDead(f"{error} ({endings})" if endings else str(error)) from None
-        self._submitted.popleft()
         return self._results.popleft()
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -49,7 +49,8 @@ def start_group(
         progress("workers", 0.0)
         seats = launcher.start(progress)
         links = RankLinks([seat.sock for seat in seats])
-        info = _bring_up(config, links, list(seats), environment, spec, progress)
+        loaded, plan = _bring_up(config, links, list(seats), environment, spec, progress)
+        info = _info(config, spec, loaded, plan)
     except ExecutorDead as error:
         endings = launcher.endings()
         _end(launcher, links)
@@ -57,7 +58,7 @@ def start_group(
     except BaseException:
         _end(launcher, links)
         raise
-    return GroupExecutor(info, links, launcher, parallel.tensor_parallel_size, parallel.step_timeout_s)
+    return GroupExecutor(info, loaded, links, launcher, parallel)
 
 
 def _end(launcher: Launcher, links: RankLinks | None) -> None:
@@ -73,7 +74,7 @@ def _bring_up(
     environment: Environment,
     spec: DecoderSpec,
     progress: Progress,
-) -> ExecutorInfo:
+) -> tuple[list[Loaded], KVPlan]:
     for rank, seat in enumerate(seats):
         links.send(rank, Setup(config, rank, seat.device_index, seat.num_local, seat.host))
     hellos = _collect(links, Hello, progress)
@@ -93,7 +94,7 @@ def _bring_up(
     progress("cache", 1.0)
     for rank, each in enumerate(loaded):
         logger.info("rank %d holds %d bytes of weights, read %d", rank, each.weight_bytes, each.bytes_read)
-    return _info(config, spec, loaded, plan)
+    return loaded, plan
 
 
 def _collect(links: RankLinks, kind: type[MessageT], progress: Progress) -> list[MessageT]:

@@ -33,6 +33,7 @@ logger = logging.getLogger("inferd.engine")
 CORE_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.core_process")
 MAX_DEATHS, DEATH_WINDOW_S = 5, 60.0
 BACKOFF_S = (0.0, 0.25, 0.5, 1.0)
+GROUP_GRACE_S = 5.0
 SHUTDOWN_GRACE_S = 3.0
 
 
@@ -161,8 +162,10 @@ class EngineClient:
             self._link_gone.set()
 
     async def _watch(self, link: CoreLink) -> None:
-        """Kill a core that owes output and has said nothing for step_timeout_s."""
-        limit = self._config.parallel.step_timeout_s
+        """Kill a core that owes output and has said nothing for step_timeout_s. One with several workers watches them
+        itself, and gets some time to say where they hang."""
+        parallel = self._config.parallel
+        limit = parallel.step_timeout_s + (GROUP_GRACE_S if parallel.world_size > 1 else 0.0)
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             if not (self.serving.is_set() and self._listener.busy):

@@ -9,6 +9,7 @@ from itertools import accumulate
 
 from inferd.messages import EngineStats, Ready
 from inferd.request import FinishReason
+from inferd.step import RankTimings
 
 LATENCY_BUCKETS = (
     *(0.0005, 0.001, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75),
@@ -95,6 +96,7 @@ class FrontMetrics:
     token_rate: RateMeter = field(default_factory=lambda: RateMeter(RATE_WINDOW_S))
     stats: EngineStats | None = None  # of the core of the moment
     engine: Ready | None = None
+    ranks: list[RankTimings] = field(default_factory=list)  # of the core of the moment, where it has several workers
     time_to_first_token: Histogram = field(default_factory=latency_histogram)
     inter_token_latency: Histogram = field(default_factory=latency_histogram)
     e2e_latency: Histogram = field(default_factory=latency_histogram)
@@ -143,6 +145,7 @@ class FrontMetrics:
         for name in self._before:
             self._before[name] = self.engine_total(name)
         self.stats = None
+        self.ranks = []
 
     def engine_total(self, name: str) -> int:
         """A total of EngineStats over all cores so far."""
