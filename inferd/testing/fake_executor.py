@@ -130,7 +130,8 @@ class FakeExecutor:
         started = time.monotonic()
         self._misbehave(plan)
         for seq_id in plan.dropped:
-            self._drop(seq_id)
+            _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
+            self._users.subtract(self._states.pop(seq_id).table)
         for new in plan.new:
             self._add(new)
         for copy in plan.copies:
@@ -150,10 +151,6 @@ class FakeExecutor:
             raise ExecutorDead("the fake worker died")
         if plan.step == self.behaviour.fail_at_step:
             raise RuntimeError("the fake step failed")
-
-    def _drop(self, seq_id: int) -> None:
-        _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
-        self._users.subtract(self._states.pop(seq_id).table)
 
     def _add(self, new: NewSequence) -> None:
         _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
