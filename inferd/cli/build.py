@@ -11,7 +11,7 @@ import msgspec
 from inferd.cli.arguments import Parsed
 from inferd.config import InferdConfig, ParallelConfig, ServerConfig
 from inferd.errors import StartupError
-from inferd.server.keys import admin_ring, load_keys
+from inferd.server.keys import admin_ring, data_ring, load_keys
 from inferd.server.options import UNIX, check_tls, split_address
 
 # What the configuration can say and this build cannot do yet: (holds, message).
@@ -61,7 +61,7 @@ def check_access(server: ServerConfig, insecure: bool) -> None:
     check_tls(server)
     keys = load_keys(server)
     is_public = not is_loopback(server.host)
-    if is_public and not (keys or server.tls_client_ca or insecure):
+    if is_public and not (data_ring(server, keys) or server.tls_client_ca or insecure):
         raise StartupError(
             f"--host {server.host} is reachable from other machines: give --api-key, --api-key-file or "
             "--tls-client-ca, or --insecure to mean it"

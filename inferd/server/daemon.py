@@ -24,7 +24,7 @@ from inferd.server.call import CallRunner, Handler
 from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
-from inferd.server.keys import KeyRing, admin_ring, load_keys
+from inferd.server.keys import KeyRing, admin_ring, data_ring, load_keys
 from inferd.server.listen import bind, listen_admin
 from inferd.server.model_service import ModelService
 from inferd.server.mux import mux_handler
@@ -67,7 +67,7 @@ class Daemon:
         self.model = model
         self.port = 0
         keys = load_keys(config.server)
-        self._server = make_server(config.server, KeyRing(keys), self._runner, front.metrics)
+        self._server = make_server(config.server, data_ring(config.server, keys), self._runner, front.metrics)
         self._add_services()
         self._admin: AdminListener | None = None
         if config.server.admin_listen is not None:

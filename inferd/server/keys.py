@@ -62,6 +62,12 @@ def parse_key(line: str) -> tuple[str, str]:
     return (scope, key.strip()) if colon and scope in SCOPES else (INFER, line)
 
 
+def data_ring(server: ServerConfig, keys: list[tuple[str, str]]) -> KeyRing:
+    """For the data port: locked once a key was given that is not AdminService's alone. It knows those too, so that a
+    wrong scope is told from a wrong key."""
+    return KeyRing(keys if server.api_keys or server.api_key_file is not None else [])
+
+
 def admin_ring(keys: list[tuple[str, str]]) -> KeyRing:
     """For the admin listener, which is locked once there is a key for it."""
     return KeyRing(keys) if any(scope in (ADMIN, OBSERVE) for scope, _ in keys) else KeyRing([])
