@@ -13,7 +13,17 @@ from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputDelta, OutputParams
-from inferd.messages import AbortChoice, AddRequest, ChoiceOutput, EngineStats, PromptOutput, Ready, StepOutputs, ToCore
+from inferd.messages import (
+    AbortChoice,
+    AddRequest,
+    ChoiceOutput,
+    EngineStats,
+    PromptOutput,
+    Ready,
+    StepOutputs,
+    ToCore,
+    Vocabulary,
+)
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
 from inferd.testing.byte_tokenizer import byte_tokenizer
 
@@ -45,8 +55,14 @@ class Front:
     def __init__(self, **scheduler: Any) -> None:
         self.sent: list[ToCore] = []
         self.engine = FrontEngine(SchedulerConfig(**scheduler), FrontMetrics())
-        self.engine.attach(self.sent.append, lambda: "weights 50%")
+        self.engine.attach(self)
         self.engine.on_ready(READY)
+
+    def send(self, message: ToCore) -> None:
+        self.sent.append(message)
+
+    def describe_phase(self) -> str:
+        return "weights 50%"
 
     def generate(self, request_id: str = "r", **fields: Any) -> Generation:
         values: dict[str, Any] = {"stop": StopParams(max_tokens=10), "sampling": SamplingParams(seed=3)} | fields
@@ -235,3 +251,17 @@ def test_totals_do_not_fall_when_the_core_restarts() -> None:
     assert (metrics.engine_total("preemptions"), metrics.engine_total("steps")) == (3, 10)
     front.engine.on_outputs(StepOutputs([], stats(preemptions=1, steps=2)))
     assert (metrics.engine_total("preemptions"), metrics.engine_total("steps")) == (4, 12)
+
+
+def test_every_core_hears_of_the_vocabulary_before_any_request() -> None:
+    front = Front()
+    vocabulary = Vocabulary([b"a"], [], [])
+    front.engine.introduce(vocabulary)
+    front.generate()
+    assert front.sent[0] == vocabulary
+
+    front.sent.clear()
+    front.engine.on_lost("died")
+    front.engine.on_ready(READY)
+    assert front.sent[0] == vocabulary
+    assert isinstance(front.sent[1], AddRequest)
