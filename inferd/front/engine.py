@@ -23,10 +23,7 @@ RESTART_RETRY_S = 1.0  # when to come back while the core starts
 class FrontEngine:
     """The listener of an EngineClient. Everything runs on one event loop; nothing here blocks."""
 
-    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics, *, resumes: bool = True) -> None:
-        """resumes: whether generations wait for the successor of a core that died. A group of ranks takes long to start
-        again, so its callers are told to try elsewhere."""
-        self._resumes = resumes
+    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics) -> None:
         self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
@@ -124,11 +121,11 @@ class FrontEngine:
         if outputs.ranks:
             self.metrics.ranks = outputs.ranks
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, may_resume: bool = True) -> None:
         self.ready = None
         self.metrics.on_lost()
         self._on_change()
-        if not self._resumes:
+        if not may_resume:
             self.fail_all(EngineDead(f"the engine {reason} and starts again", retry_after_s=RESTART_RETRY_S))
             return
         for tracker in list(self._trackers.values()):

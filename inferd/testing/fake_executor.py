@@ -130,7 +130,9 @@ class FakeExecutor:
         for seq_id in plan.dropped:
             self._drop(seq_id)
         for new in plan.new:
-            self._add(new)
+            _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
+            state = self._states[new.seq_id] = _State(new)
+            self._users.update(state.table)
         for copy in plan.copies:
             self._copy(copy)
         results = [self._compute(item) for item in plan.items]
@@ -152,11 +154,6 @@ class FakeExecutor:
     def _drop(self, seq_id: int) -> None:
         _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
         self._users.subtract(self._states.pop(seq_id).table)
-
-    def _add(self, new: NewSequence) -> None:
-        _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
-        state = self._states[new.seq_id] = _State(new)
-        self._users.update(state.table)
 
     def _copy(self, copy: BlockCopy) -> None:
         table = self._states[copy.seq_id].table

@@ -16,7 +16,8 @@ SERVE_TEXT = """
 config served-model-name revision dtype quantization max-model-len chat-template generation-config max-logprobs seed
 max-num-seqs max-num-batched-tokens enable-chunked-prefill max-num-queued-reqs queue-timeout
 block-size enable-prefix-caching gpu-memory-utilization kv-cache-memory-bytes num-kv-blocks
-tensor-parallel-size pipeline-parallel-size distributed-executor-backend step-timeout nnodes node-rank master-addr master-port
+tensor-parallel-size pipeline-parallel-size distributed-executor-backend step-timeout
+nnodes node-rank master-addr master-port
 device kernel-backend threads
 host port metrics-port api-key insecure enable-reflection drain-timeout
 log-level log-format
