@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from inferd.config import SchedulerConfig
+from inferd.config import EngineConfig, ModelConfig, SchedulerConfig
 from inferd.errors import Draining, DuplicateRequest, EngineDead, InferdError, NotReady, NumericError, QueueFull
 from inferd.front.engine import FrontEngine
+from inferd.front.exporter import FrontCollector
 from inferd.front.generation import Generation
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputDelta, OutputParams
@@ -25,6 +26,7 @@ from inferd.messages import (
     Vocabulary,
 )
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.step import RankTimings
 from inferd.testing.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -241,6 +243,37 @@ def test_states_refuse_with_their_own_error() -> None:
     with pytest.raises(Draining):
         front.generate()
     assert changes == [True, False, True, False, False]
+
+
+def test_what_is_not_worth_waiting_for_ends_at_once() -> None:
+    """A group of workers takes long to start again."""
+    front = Front()
+    generation = front.generate()
+    front.step(out(b"x"))
+    front.engine.on_lost("was killed", may_resume=False)
+    with pytest.raises(EngineDead, match="was killed and starts again") as caught:
+        read(generation)
+    assert caught.value.retry_after_s is not None
+    front.engine.on_ready(READY)
+    assert sum(isinstance(message, AddRequest) for message in front.sent) == 1, "it was not asked for again"
+
+
+def test_timings_of_ranks_are_counters_by_rank_and_stage() -> None:
+    front = Front()
+    ranks = [RankTimings(0, 0, 7, 1.5, 0.25), RankTimings(1, 1, 7, 1.0, 0.75)]
+    front.engine.on_outputs(StepOutputs([], stats(steps=7), ranks))
+    collector = FrontCollector(front.engine.metrics, EngineConfig(model=ModelConfig(source="m", path="m")), "m")
+    samples = {
+        (sample.name, sample.labels["rank"], sample.labels["stage"]): sample.value
+        for family in collector.collect()
+        for sample in family.samples
+        if "rank" in sample.labels
+    }
+    assert samples["inferd_rank_compute_seconds_total", "0", "0"] == 1.5
+    assert samples["inferd_rank_wait_seconds_total", "1", "1"] == 0.75
+    assert samples["inferd_rank_steps_total", "1", "1"] == 7
+    front.engine.on_lost("was killed")
+    assert front.engine.metrics.ranks == []
 
 
 def test_totals_do_not_fall_when_the_core_restarts() -> None:
