@@ -57,14 +57,8 @@ class Front:
     def __init__(self, **scheduler: Any) -> None:
         self.sent: list[ToCore] = []
         self.engine = FrontEngine(SchedulerConfig(**scheduler), FrontMetrics())
-        self.engine.attach(self)
+        self.engine.attach(self.sent.append, lambda: "weights 50%")
         self.engine.on_ready(READY)
-
-    def send(self, message: ToCore) -> None:
-        self.sent.append(message)
-
-    def describe_phase(self) -> str:
-        return "weights 50%"
 
     def generate(self, request_id: str = "r", **fields: Any) -> Generation:
         values: dict[str, Any] = {"stop": StopParams(max_tokens=10), "sampling": SamplingParams(seed=3)} | fields
