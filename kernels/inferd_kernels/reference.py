@@ -201,9 +201,11 @@ def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     return scaled.masked_fill(scaled < threshold, float("-inf"))
 
 
-def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24, at most 1 - 2^-24 (the sum may round to
-    2^24).
+def gumbel_noise(
+    vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor, first: int = 0
+) -> torch.Tensor:
+    """[S, vocab] float32 noise -log(-log(u)), u = ((word >> 9) + 0.5) / 2^23, of tokens first, first + 1, .. (first is
+    a multiple of 4). 23 bits, because with 24 the largest u rounds to 1 in float32 and its noise to infinity.
 
     word is lane (token & 3) of Philox-4x32-10 (Salmon et al. 2011) with counter (token >> 2, position, choice, 0) and
     key (low, high) 32 bits of the seed: any backend and any shard of the vocabulary computes the same noise.
@@ -211,11 +213,11 @@ def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positio
     groups = -(-vocab // 4)
     rows = seeds.shape[0]
     counter = torch.zeros((4, rows, groups), dtype=torch.int64, device=seeds.device)
-    counter[0] = torch.arange(groups, device=seeds.device)
+    counter[0] = torch.arange(first >> 2, (first >> 2) + groups, device=seeds.device)
     counter[1] = (positions & MASK32).unsqueeze(1)
     counter[2] = choices.long().unsqueeze(1)
     words = _philox(counter, (seeds & MASK32).unsqueeze(1), ((seeds >> 32) & MASK32).unsqueeze(1))
-    uniform = (((words >> 8).float() + 0.5) * 2.0**-24).clamp(max=1 - 2.0**-24)
+    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     noise = -torch.log(-torch.log(uniform))
     return noise.permute(1, 2, 0).reshape(rows, groups * 4)[:, :vocab]
 

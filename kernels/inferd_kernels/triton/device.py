@@ -83,5 +83,4 @@ def uniform(seed, choice, position, first, COUNT: tl.constexpr):
     high = ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32)
     w0, w1, w2, w3 = tl.philox_impl(group, where, which, zero, low, high, 10)
     words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [COUNT])
-    value = ((words >> 8).to(tl.float32) + 0.5) * 5.960464477539063e-08
-    return tl.minimum(value, 0.9999999403953552)  # 2^24 - 0.5 rounds up to 2^24, and log(1) would be no noise at all
+    return ((words >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07  # 2^-23: with 24 bits the largest rounds to 1
