@@ -31,10 +31,15 @@ def compile_case(case: Case, arch: str) -> list[Launch]:
 
 
 def measure(case: Case, arch: str) -> dict[str, Facts]:
-    """{"case: kernel": facts}; a kernel launched twice by a case appears once per distinct binary."""
+    """{"case: kernel": facts}; a kernel launched twice by a case appears once per distinct report."""
     rows: dict[str, Facts] = {}
+    binaries: dict[str, Facts] = {}
     for launch in compile_case(case, arch):
-        facts, name, number = report(launch.kernel), f"{case.name}: {launch.name}", 1
+        digest = launch.digest()
+        if digest in binaries:
+            continue
+        binaries[digest] = facts = report(launch.kernel)
+        name, number = f"{case.name}: {launch.name}", 1
         while (key := name if number == 1 else f"{name} ({number})") in rows and rows[key] != facts:
             number += 1
         rows[key] = facts
