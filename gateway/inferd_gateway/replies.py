@@ -48,6 +48,11 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {ENCODER.encode(value)}\n\n".encode()
 
 
+def named_event(name: str, value: dict[str, Any]) -> bytes:
+    """One server-sent event with its type, as Responses and Messages have them."""
+    return f"event: {name}\ndata: {ENCODER.encode({'type': name, **value})}\n\n".encode()
+
+
 def usage_of(usages: list[common_pb2.Usage], reasoning_tokens: int | None = None) -> dict[str, Any]:
     """Over the prompts of one call. reasoning_tokens: None when nothing is split, or they cannot be counted."""
     prompt = sum(usage.prompt_tokens for usage in usages)

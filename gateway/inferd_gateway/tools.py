@@ -41,11 +41,11 @@ def plan_tools(tools: Sequence[Tool] | None, choice: ToolChoice | None, parallel
         raise invalid("tool_choice", "tool_choice needs tools.")
     chosen = tuple(known.values())
     if isinstance(choice, NamedTool):
-        chosen = (find(known, choice.function.name, "tool_choice.function.name"),)
+        chosen = (find(known, choice.function.name),)
     elif isinstance(choice, AllowedTools):
         mode = choice.allowed_tools.mode
         names = [tool.function.name for tool in choice.allowed_tools.tools]
-        chosen = tuple(find(known, name, "tool_choice.allowed_tools") for name in dict.fromkeys(names))
+        chosen = tuple(find(known, name) for name in dict.fromkeys(names))
     named = isinstance(choice, NamedTool)
     return ToolPlan(tuple(known.values()), chosen, named or mode == "required", named or parallel is False)
 
@@ -61,9 +61,9 @@ def checked_tools(tools: Sequence[Tool]) -> dict[str, Tool]:
     return known
 
 
-def find(known: Mapping[str, Tool], name: str, param: str) -> Tool:
+def find(known: Mapping[str, Tool], name: str) -> Tool:
     if name not in known:
-        raise invalid(param, f"{param}: there is no tool named {name[:64]!r}.")
+        raise invalid("tool_choice", f"tool_choice: there is no tool named {name[:64]!r}.")
     return known[name]
 
 

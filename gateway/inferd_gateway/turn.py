@@ -50,7 +50,8 @@ async def prepare(generator: Generator, model: ServedModel, reply_id: str, body:
     runs = await generator.render(chat_conversation(body, tools))
     constraint = asked
     if tools.forced:
-        assert tool_format is not None and tool_format.frame is not None
+        assert tool_format is not None
+        assert tool_format.frame is not None
         constraint = calls_constraint(tools, tool_format.frame)
     start = reasoning_start(body, model, runs)
     if constraint is not None and start is not None:

@@ -334,9 +334,9 @@ def test_keys(start_gateway, tmp_path):
 
 def test_every_route_is_public_by_name_or_needs_a_key(start_gateway):
     gateway = start_gateway(api_key=("k",))
-    public = {"/health", "/ping", "/version", "/metrics", "/openapi.json"}
+    public = {"/health", "/ping", "/ready", "/load", "/version", "/metrics", "/openapi.json"}
     routes = [route for included in gateway.app.routes for route in included.original_router.routes]
-    assert len(routes) == 11
+    assert len(routes) == 16
     for route in routes:
         assert isinstance(route, APIRoute)
         assert isinstance(route, PublicRoute if route.path in public else KeyRoute), route.path

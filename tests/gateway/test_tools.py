@@ -121,7 +121,7 @@ def test_a_model_without_a_parser_can_be_forced(gateway, daemon):
     [
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nope"}}},
-            "tool_choice.function.name",
+            "tool_choice",
         ),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [CLOCK, CLOCK]}, "tools[1].function.name"),

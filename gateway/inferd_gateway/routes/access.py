@@ -13,6 +13,12 @@ from inferd_gateway.json_body import JsonRequest
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+def credential(request: Request) -> str | None:
+    """The Authorization header; Anthropic's clients send x-api-key instead."""
+    key = request.headers.get("x-api-key")
+    return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
+
+
 class PublicRoute(APIRoute):
     """Open to everyone: health, version, metrics. Takes no body."""
 
@@ -24,7 +30,7 @@ class KeyRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_authorized(request: Request) -> Response:
-            request.app.state.gateway.keys.check(request.headers.get("authorization"))
+            request.app.state.gateway.keys.check(credential(request))
             json_request = JsonRequest(request.scope, request.receive)
             if self.body_field is not None:
                 await json_request.load_json()
