@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -37,8 +37,9 @@ def service_handler(
 def _implemented(
     method: MethodDescriptor, implementation: Handler, runner: CallRunner
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    assert not method.client_streaming
     name = _path(method)
+    if method.client_streaming:
+        return _streaming(method, implementation, runner)
 
     async def checked(request: Message | None, call: Call) -> Message | None:
         if request is None:
@@ -51,6 +52,20 @@ def _implemented(
 
     shape = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
     return shape(run, request_deserializer=_parser(method), response_serializer=_serialize)
+
+
+def _streaming(
+    method: MethodDescriptor, implementation: Handler, runner: CallRunner
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The implementation gets an async iterator of messages, None for bytes that were none, and checks each."""
+    assert method.server_streaming
+
+    async def run(requests: AsyncIterator[Message | None], context: Context) -> None:
+        await runner.run(_path(method), implementation, requests, context)
+
+    return grpc.stream_stream_rpc_method_handler(
+        run, request_deserializer=_parser(method), response_serializer=_serialize
+    )
 
 
 def _unimplemented(method: MethodDescriptor, runner: CallRunner) -> grpc.RpcMethodHandler[Any, Any]:

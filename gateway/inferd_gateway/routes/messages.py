@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from inferd_gateway import convert
 from inferd_gateway.api_errors import anthropic_error
+from inferd_gateway.choice_parser import ParsePlan
 from inferd_gateway.context import CurrentCall
 from inferd_gateway.directory import ServedModel
 from inferd_gateway.errors import ApiError
@@ -19,6 +20,7 @@ from inferd_gateway.messages_input import FIELDS, chat_body
 from inferd_gateway.messages_reply import MessageReply
 from inferd_gateway.replies import named_event
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.messages import CountTokensRequest, MessagesRequest
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.tools import plan_tools
@@ -30,9 +32,10 @@ router = APIRouter(route_class=KeyRoute)
 @router.post("/v1/messages")
 async def create_message(body: MessagesRequest, call: CurrentCall) -> Response:
     call.accept(body)
-    model = await call.gateway.directory.resolve(body.model)
+    chat = chat_body(body)
+    model = await call.gateway.directory.resolve(body.model, call.affinity(chat, chat.messages))
     call.record.model = model.name
-    job = MessageJob(Generator(call, model, call.rpc_context(), FIELDS), model, body)
+    job = MessageJob(Generator(call, model, call.rpc_context(), FIELDS), model, chat)
     call.record.reply_id = job.reply_id
 
     def on_error(error: ApiError) -> bytes:
@@ -64,25 +67,26 @@ async def count_tokens(body: CountTokensRequest, call: CurrentCall) -> dict[str,
 class MessageJob:
     """One call."""
 
-    def __init__(self, generator: Generator, model: ServedModel, body: MessagesRequest) -> None:
+    def __init__(self, generator: Generator, model: ServedModel, chat: ChatRequest) -> None:
         self.reply_id = f"msg_{uuid.uuid4().hex}"
         self._generator = generator
         self._model = model
-        self._body = body
+        self._chat = chat
+
+    def _reply(self, plan: ParsePlan) -> MessageReply:
+        return MessageReply(self.reply_id, self._chat.model or self._model.name, plan)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        chat = chat_body(self._body)
-        turn = await prepare(self._generator, self._model, self.reply_id, chat)
-        reply = MessageReply(self.reply_id, self._body.model, turn.plan)
+        turn = await prepare(self._generator, self._model, self.reply_id, self._chat)
+        reply = self._reply(turn.plan)
         async with aclosing(self._generator.run(turn.request)) as messages:
             async for message in messages:
                 yield reply.events(message)
         yield reply.end()
 
     async def whole(self) -> Response:
-        chat = chat_body(self._body)
-        turn = await prepare(self._generator, self._model, self.reply_id, chat)
-        reply = MessageReply(self.reply_id, self._body.model, turn.plan)
+        turn = await prepare(self._generator, self._model, self.reply_id, self._chat)
+        reply = self._reply(turn.plan)
         async with aclosing(self._generator.run(turn.request)) as messages:
             async for message in messages:
                 reply.events(message)

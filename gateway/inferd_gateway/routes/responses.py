@@ -17,6 +17,7 @@ from inferd_gateway.generation import Generator
 from inferd_gateway.responses_input import FIELDS, chat_body
 from inferd_gateway.responses_reply import ResponseReply, new_id
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.responses import ResponsesRequest
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.turn import prepare
@@ -27,9 +28,11 @@ router = APIRouter(route_class=KeyRoute)
 @router.post("/v1/responses")
 async def create_response(body: ResponsesRequest, call: CurrentCall) -> Response:
     call.accept(body)
-    model = await call.gateway.directory.resolve(body.model)
+    chat = chat_body(body)
+    convert.check_chat(chat)
+    model = await call.gateway.directory.resolve(body.model, call.affinity(chat, chat.messages))
     call.record.model = model.name
-    job = ResponseJob(Generator(call, model, call.rpc_context(), FIELDS), model, body)
+    job = ResponseJob(Generator(call, model, call.rpc_context(), FIELDS), model, body, chat)
     call.record.reply_id = job.reply_id
     if body.stream:
         keepalive = call.gateway.settings.sse_keepalive
@@ -40,11 +43,12 @@ async def create_response(body: ResponsesRequest, call: CurrentCall) -> Response
 class ResponseJob:
     """One call."""
 
-    def __init__(self, generator: Generator, model: ServedModel, body: ResponsesRequest) -> None:
+    def __init__(self, generator: Generator, model: ServedModel, body: ResponsesRequest, chat: ChatRequest) -> None:
         self.reply_id = new_id("resp")
         self._generator = generator
         self._model = model
         self._body = body
+        self._chat = chat
         self._reply: ResponseReply | None = None
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -69,9 +73,7 @@ class ResponseJob:
         return ResponseReply(self.reply_id, self._body.model or self._model.public_names[0], self._body, plan)
 
     async def _run(self) -> AsyncGenerator[bytes, None]:
-        chat = chat_body(self._body)
-        convert.check_chat(chat)
-        turn = await prepare(self._generator, self._model, self.reply_id, chat)
+        turn = await prepare(self._generator, self._model, self.reply_id, self._chat)
         self._reply = self._new_reply(turn.plan)
         async with aclosing(self._generator.run(turn.request)) as messages:
             async for message in messages:

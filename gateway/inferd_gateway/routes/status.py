@@ -1,4 +1,4 @@
-"""GET /health, /ping, /ready, /load, /version, /metrics and /openapi.json: open to everyone."""
+"""GET /health, /ping, /ready, /version and /openapi.json: open to everyone; /metrics and /load until there is a key."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from inferd_gateway.context import CurrentCall
-from inferd_gateway.routes.access import PublicRoute
+from inferd_gateway.routes.access import ObserveRoute, PublicRoute
 
 router = APIRouter(route_class=PublicRoute)
+observed = APIRouter(route_class=ObserveRoute)
 
 
 @router.get("/health")
@@ -33,7 +34,7 @@ async def ready(call: CurrentCall) -> Response:
     return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
 
 
-@router.get("/load", include_in_schema=False)
+@observed.get("/load", include_in_schema=False)
 async def load(call: CurrentCall) -> dict[str, int]:
     """vLLM's shape: the generations that run through this gateway."""
     return {"server_load": sum(backend.open_streams for backend in call.gateway.directory.backends)}
@@ -44,7 +45,7 @@ async def version(request: Request) -> dict[str, str]:
     return {"version": request.app.version}
 
 
-@router.get("/metrics")
+@observed.get("/metrics")
 async def metrics(call: CurrentCall) -> Response:
     return Response(call.gateway.metrics.exposition(), media_type="text/plain; version=0.0.4")
 
