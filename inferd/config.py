@@ -21,7 +21,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # the local folder or .gguf file it resolved to
     revision: str | None = None
     dtype: Dtype = "auto"
-    quantization: str | None = None  # q4, q8: quantize float weights at load
+    quantization: Literal["q4", "q8"] | None = None  # quantize float matrices at load
     max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
 
 

@@ -22,6 +22,8 @@ from inferd.request import StopParams
 from inferd.testing.processes import children_of, peak_memory
 from inferd.testing.requests import Driver, make_request
 
+STEPS_DRAWN = 12
+
 
 def engine_config(path: str, tensor: int, stages: int, blocks: int) -> EngineConfig:
     return EngineConfig(
@@ -98,17 +100,23 @@ def measure_bubble(options: argparse.Namespace) -> None:
 
 
 def draw(times: dict[int, list[StepTime]], begin: float, path: str) -> None:
-    """A second of each stage as bars; what a stage waited for its predecessor is drawn light, at the step's start."""
+    """Some steps of each stage as bars; what a stage waited for its predecessor is drawn light, at the step's start."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(12, 1 + len(times)))
+    until = [each.ended for each in times[0] if each.began >= begin][:STEPS_DRAWN][-1]
     for rank, steps in times.items():
-        shown = [each for each in steps if begin <= each.began <= begin + 1.0]
+        shown = [each for each in steps if begin <= each.began <= until]
         starts = [(each.began - begin, each.wait_s, each.ended - each.began) for each in shown]
-        axes.broken_barh([(start + wait, full - wait) for start, wait, full in starts], (rank - 0.4, 0.8), color="C0")
+        axes.broken_barh(
+            [(start + wait, full - wait) for start, wait, full in starts],
+            (rank - 0.4, 0.8),
+            facecolor="C0",
+            edgecolor="w",
+        )
         axes.broken_barh([(start, wait) for start, wait, _ in starts], (rank - 0.4, 0.8), color="0.85")
     axes.set_yticks(sorted(times), [f"stage {rank}" for rank in sorted(times)])
     axes.set_xlabel("seconds; blue: compute, light: waiting for the stage before")

@@ -166,7 +166,7 @@ class GatewayMiddleware:
         if record.ignored:
             self._metrics.ignored_params.labels(route).inc(len(record.ignored))
         if self._settings.access_log:
-            quiet = getattr(inner.get("route"), "quiet", False) and record.status < 400
+            quiet = getattr(inner.get("route"), "quiet", False) and record.status in (200, 503)
             client = scope.get("client") or ("-", 0)
             fields = {
                 "status": record.status, "ms": round(seconds * 1000, 1), "request_id": record.request_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,11 +12,6 @@ from inferd.config import InferdConfig, ParallelConfig, ServerConfig
 from inferd.errors import StartupError
 from inferd.server.keys import admin_ring, data_ring, load_keys
 from inferd.server.options import UNIX, check_tls, split_address
-
-# What the configuration can say and this build cannot do yet: (holds, message).
-NOT_BUILT: tuple[tuple[Callable[[InferdConfig], bool], str], ...] = (
-    (lambda config: config.engine.model.quantization is not None, "--quantization (a quantized checkpoint works)"),
-)
 
 
 def build_config(parsed: Parsed) -> InferdConfig:
@@ -35,9 +29,6 @@ def build_config(parsed: Parsed) -> InferdConfig:
 
 def check_config(config: InferdConfig, insecure: bool) -> None:
     """Refuse what cannot work. Raises StartupError."""
-    for holds, message in NOT_BUILT:
-        if holds(config):
-            raise StartupError(f"{message}: not built yet in this version")
     scheduler = config.engine.scheduler
     if scheduler.max_num_batched_tokens < scheduler.max_num_seqs:
         raise StartupError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
+from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint
 from inferd.config import DeviceConfig, EngineConfig
@@ -32,6 +33,7 @@ from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZE_BITS = {"q4": 4, "q8": 8}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -83,21 +85,21 @@ def load_model(
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
     kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype)
     ops = resolve_ops(config.device, device)
-    shard = rank_shard(checkpoint, spec, context.placement)
+    shard = rank_shard(checkpoint, spec, context.placement, GROUP if config.model.quantization else 1)
     held = shard if context.placement.world_size > 1 else None
-    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor)
+    bits = None if config.model.quantization is None else QUANTIZE_BITS[config.model.quantization]
+    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, bits)
     try:
         weights = loader.load(requested_context(spec, config.model.max_model_len))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     stored = dominant_format(checkpoint)
-    quantization = "none" if stored in CHECKPOINT_DTYPES else stored
+    quantization = (config.model.quantization or "none") if stored in CHECKPOINT_DTYPES else stored
     return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 
-def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement) -> ModelShard:
-    """What a rank holds; the MLP is cut between quantized blocks where there are any."""
-    unit = 1
+def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, unit: int = 1) -> ModelShard:
+    """What a rank holds; the MLP is cut between quantized blocks where there are any, and at multiples of unit."""
     for rule in weight_rules(spec):
         if rule.split == "inner_columns":
             for layer in range(spec.num_layers):

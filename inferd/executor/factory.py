@@ -6,7 +6,6 @@ from pathlib import Path
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
-from inferd.errors import StartupError
 from inferd.executor.base import Executor, Progress
 from inferd.executor.group_start import start_group
 from inferd.executor.seats import choose_backend
@@ -20,8 +19,6 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     Raises StartupError.
     """
     backend = choose_backend(config)
-    if config.model.quantization is not None:
-        raise StartupError(f"quantization {config.model.quantization!r} at load is not supported")
     progress("checkpoint", 0.0)
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)

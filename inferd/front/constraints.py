@@ -79,13 +79,9 @@ class ConstraintChecker:
     async def _run(self, key: bytes, spec: ConstraintSpec, vocab_size: int) -> Checked:
         async with self._slots:
             worker = self._idle.pop() if self._idle else Worker(self._command)
-            if worker.died:
-                await worker.kill()
             self._busy.add(worker)
             try:
-                if not worker.started:
-                    await worker.start(Setup(self._vocabulary, vocab_size, MEMORY_BYTES))
-                outcome = await worker.check(spec)
+                outcome = await self._ask(worker, spec, vocab_size)
             except BaseException:
                 await worker.kill()
                 raise
@@ -95,6 +91,16 @@ class ConstraintChecker:
             self._idle.append(worker)
             self._outcomes.put(key, outcome)  # what took too much might take less on another day
         return outcome
+
+    async def _ask(self, worker: Worker, spec: ConstraintSpec, vocab_size: int) -> Checked:
+        """The outcome. A process that dies over a question may have been about to die: a fresh one is asked too."""
+        for _ in range(2):
+            if not worker.started:
+                await worker.start(Setup(self._vocabulary, vocab_size, MEMORY_BYTES))
+            outcome = await worker.check(spec)
+            if outcome is not None:
+                return outcome
+        return Checked(error="it needs too much memory to compile")
 
 
 class Worker:
@@ -108,11 +114,6 @@ class Worker:
     def started(self) -> bool:
         return self._process is not None
 
-    @property
-    def died(self) -> bool:
-        """Whether somebody else ended the process."""
-        return self._process is not None and self._process.returncode is not None
-
     async def start(self, setup: Setup) -> None:
         """Raises InternalError when the process does not come up."""
         self._process = await asyncio.create_subprocess_exec(
@@ -125,15 +126,16 @@ class Worker:
             logger.error("the constraint process did not start: %r", error)
             raise InternalError("constraints cannot be compiled") from error
 
-    async def check(self, spec: ConstraintSpec) -> Checked:
-        """The outcome. The process is gone when that is that it took too much."""
+    async def check(self, spec: ConstraintSpec) -> Checked | None:
+        """The outcome; None when the process died. It is gone, too, when the check took too long."""
+        outcome = None
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 return await self._ask(Check(spec))
         except TimeoutError:
             outcome = Checked(error=f"it takes more than {CHECK_TIMEOUT_S:g} s to compile")
-        except (OSError, asyncio.IncompleteReadError):
-            outcome = Checked(error="it needs too much memory to compile")
+        except (OSError, asyncio.IncompleteReadError) as error:
+            logger.warning("a constraint process died: %r", error)
         await self.kill()
         return outcome
 

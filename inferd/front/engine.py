@@ -24,10 +24,7 @@ from inferd.text.tokenizer import Tokenizer
 class FrontEngine:
     """The listener of an EngineClient. Everything runs on one event loop; nothing here blocks."""
 
-    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics, *, resumes: bool = True) -> None:
-        """resumes: whether generations wait for the successor of a core that died. A group of ranks takes long to start
-        again, so its callers are told to try elsewhere."""
-        self._resumes = resumes
+    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics) -> None:
         self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
@@ -110,12 +107,12 @@ class FrontEngine:
     def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
         self.core.on_answer(answer)
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, may_resume: bool = True) -> None:
         self.ready = None
         self.metrics.on_lost()
         self.gate.set_ready(False)
         self.core.on_lost()
-        if not self._resumes:
+        if not may_resume:
             self.live.fail_all(EngineDead(f"the engine {reason} and starts again", retry_after_s=RETRY_S))
             return
         for tracker in self.live:

@@ -57,8 +57,11 @@ class EngineListener(Protocol):
     def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
         """To a question of the front's."""
 
-    def on_lost(self, reason: str) -> None:
-        """The core is gone; a new one is on its way."""
+    def on_lost(self, reason: str, may_resume: bool) -> None:
+        """The core is gone; a new one is on its way. may_resume: it is worth waiting for.
+
+        A group of workers takes long to start again, so its callers are better told to try elsewhere.
+        """
 
     def on_dead(self, reason: str) -> None:
         """The core is gone for good."""
@@ -117,7 +120,7 @@ class EngineClient:
                 self._listener.on_dead(gone)
                 raise EngineDead(gone)
             logger.error("the engine core %s, restarting it", reason)
-            self._listener.on_lost(reason)
+            self._listener.on_lost(reason, may_resume=self._config.parallel.world_size == 1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(BACKOFF_S[min(len(deaths), len(BACKOFF_S)) - 1]):
                     await self._stopping.wait()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
+from inferd_kernels.quantize import quantize
 from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight
 
 from inferd.checkpoint import Checkpoint
@@ -38,6 +39,7 @@ class Loader:
     notify: Callable[[float], None]
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
+    quantize_bits: int | None = None  # of float matrices; the embedding and the head get 8 at least
     _files: WeightReader = field(default_factory=TensorFiles)
     _parts_read: int = 0
     _bytes_held: int = 0
@@ -142,6 +144,8 @@ class Loader:
         if isinstance(weight, torch.Tensor):
             weight = weight.to(self.dtype)
         try:
+            if self.quantize_bits is not None and isinstance(weight, torch.Tensor):
+                weight = quantize(weight, self.quantize_bits if rule.per_layer else 8).weight
             prepared = self.ops.prepare_weight(weight, self.dtype)
         except ValueError as error:
             raise StartupError(f"{self.checkpoint.path}: tensor {rule.source}: {error}") from None

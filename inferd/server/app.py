@@ -83,8 +83,7 @@ async def run_daemon(
 ) -> None:
     """serve() for a checked checkpoint; load_model is called while the core starts."""
     started = time.monotonic()
-    resumes = config.engine.parallel.world_size == 1
-    front = FrontEngine(config.engine.scheduler, FrontMetrics(), resumes=resumes)
+    front = FrontEngine(config.engine.scheduler, FrontMetrics())
     client = EngineClient(config.engine, front, command=core_command)
     front.attach(client.send, client.describe_phase)
     await client.start()

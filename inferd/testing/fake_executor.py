@@ -133,7 +133,9 @@ class FakeExecutor:
             _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
             self._users.subtract(self._states.pop(seq_id).table)
         for new in plan.new:
-            self._add(new)
+            _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
+            state = self._states[new.seq_id] = _State(new)
+            self._users.update(state.table)
         for copy in plan.copies:
             self._copy(copy)
         results = [self._compute(item, plan.masks.get(item.seq_id)) for item in plan.items]
@@ -151,11 +153,6 @@ class FakeExecutor:
             raise ExecutorDead("the fake worker died")
         if plan.step == self.behaviour.fail_at_step:
             raise RuntimeError("the fake step failed")
-
-    def _add(self, new: NewSequence) -> None:
-        _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
-        state = self._states[new.seq_id] = _State(new)
-        self._users.update(state.table)
 
     def _copy(self, copy: BlockCopy) -> None:
         table = self._states[copy.seq_id].table

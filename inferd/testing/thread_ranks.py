@@ -13,6 +13,7 @@ import torch
 
 from inferd.checkpoint import Checkpoint, open_checkpoint
 from inferd.config import EngineConfig
+from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.executor.build import build_worker, executor_info, kv_room, load_model
 from inferd.executor.kv_plan import plan_kv
@@ -25,6 +26,7 @@ from inferd.step import RankTimings, StepPlan, StepResult
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
+FAILURES = (RuntimeError, ValueError, AssertionError, StartupError)
 
 
 class ThreadExecutor:
@@ -93,7 +95,7 @@ class ThreadExecutor:
     ) -> None:
         try:
             worker, info = self._build(placement, checkpoint, spec)
-        except Exception as error:
+        except FAILURES as error:
             report(error)
             return
         report(info)
@@ -102,7 +104,7 @@ class ThreadExecutor:
                 result = worker.execute(plan)
                 if placement.answers:
                     self._results.put(result)
-        except Exception as error:
+        except FAILURES as error:
             self._results.put(error)
 
     def _build(self, placement: Placement, checkpoint: Checkpoint, spec: DecoderSpec) -> tuple[Worker, ExecutorInfo]:

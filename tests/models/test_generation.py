@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig
+from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead
 from inferd.executor.factory import create_executor
@@ -225,8 +225,6 @@ def test_a_dead_executor_stays_dead(tiny_llama: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": ParallelConfig(tensor_parallel_size=2)}, "2 workers"),
-        ({"parallel": ParallelConfig(backend="ray")}, "1 workers \\(ray\\)"),
         ({"device": DeviceConfig(kernel_backend="magic")}, "kernel backend 'magic'"),
         ({"cache": CacheConfig(dtype="int3")}, "KV cache dtype 'int3' is not one of auto, float32"),
         ({"cache": CacheConfig(num_blocks=10**12)}, "cannot be allocated"),
@@ -237,6 +235,29 @@ def test_what_cannot_be_built_is_refused(changes: dict[str, Any], message: str, 
         build(tiny_llama, **changes)
 
 
-def test_online_quantization_is_refused(tiny_llama: Path) -> None:
-    with pytest.raises(StartupError, match="quantization 'q4' at load is not supported"):
-        build(tiny_llama, model=ModelConfig(source="m", path=str(tiny_llama), quantization="q4"))
+@pytest.mark.parametrize(("kind", "error"), [("q8", 0.2), ("q4", 1.5)])
+def test_quantized_at_load(kind: str, error: float, tiny_llama: Path) -> None:
+    """Log probabilities of all tokens stay within `error` of the float model's; the weights shrink."""
+    options = LogprobParams(token_ids=tuple(range(120)))
+    new = NewSequence(1, [3, 4], GREEDY, options, None, [], 0, 0, ())
+    plan = StepPlan(1, [PlanItem(1, 0, PROMPT, [], (0,))], [new])
+    float_model = build(tiny_llama)
+    quantized = build(
+        tiny_llama,
+        model=ModelConfig(source="m", path=str(tiny_llama), quantization=kind),
+        device=DeviceConfig(device="cpu", kernel_backend="auto"),
+    )
+    expected, got = (model.execute(plan).results[0].samples[0].logprobs for model in (float_model, quantized))
+    assert got.top_logprobs == pytest.approx(expected.top_logprobs, abs=error)
+    assert got.top_logprobs != expected.top_logprobs
+    assert quantized.info.quantization == kind
+    assert quantized.info.weight_bytes < float_model.info.weight_bytes / 2
+
+
+def test_a_matrix_that_has_no_groups_of_32_is_not_quantized(tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(StartupError, match="no multiple of the group size 32"):
+        build(tmp_path, model=ModelConfig(source="m", path=str(tmp_path), quantization="q8"))

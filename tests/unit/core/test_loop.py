@@ -296,3 +296,12 @@ def test_a_front_that_does_not_read_is_gone_after_the_send_timeout(monkeypatch):
         channel.send(StateDump(1, {"x": bytes(32 << 20)}))
     ours.close()
     theirs.close()
+
+
+def test_a_worker_that_dies_while_nothing_runs_ends_the_loop():
+    with engine() as core:
+        core.front.send(AddRequest(make_request(1, range(5), max_tokens=1)))
+        core.front.receive_until_end(1)
+        core.executor.on_death(ExecutorDead("rank 1 died"))
+        core.join()
+    assert isinstance(core.failure, ExecutorDead)

@@ -49,6 +49,14 @@ def test_a_stop_tokens_text_is_shown_when_asked(include_stop: bool, expected: st
     assert text.push(list(b"ab"), [], FinishReason.STOP_TOKEN).text == expected
 
 
+def test_what_a_complete_constraint_ends_is_shown_whole() -> None:
+    delta = choice(eos_token_ids=(EOS,)).push(list(b"ab"), [], FinishReason.EOS)
+
+    assert delta.text == "ab"
+    assert delta.finish is not None
+    assert delta.finish.stop_token_id is None
+
+
 def test_a_stop_string_cuts_tokens_logprobs_and_reason() -> None:
     text = choice(stop_strings=("cd",))
     logprobs = [TokenLogprobs(-1.0, 1, [], [])] * 6

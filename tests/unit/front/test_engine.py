@@ -7,14 +7,26 @@ from typing import Any
 
 import pytest
 
-from inferd.config import SchedulerConfig
+from inferd.config import EngineConfig, ModelConfig, SchedulerConfig
 from inferd.errors import Draining, DuplicateRequest, EngineDead, InferdError, NotReady, NumericError, QueueFull
 from inferd.front.engine import FrontEngine
+from inferd.front.exporter import FrontCollector
 from inferd.front.generation import Generation
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputDelta, OutputParams
-from inferd.messages import AbortChoice, AddRequest, ChoiceOutput, EngineStats, PromptOutput, Ready, StepOutputs, ToCore
+from inferd.messages import (
+    AbortChoice,
+    AddRequest,
+    ChoiceOutput,
+    EngineStats,
+    PromptOutput,
+    Ready,
+    StepOutputs,
+    ToCore,
+    Vocabulary,
+)
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.step import RankTimings
 from inferd.testing.byte_tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -45,8 +57,14 @@ class Front:
     def __init__(self, **scheduler: Any) -> None:
         self.sent: list[ToCore] = []
         self.engine = FrontEngine(SchedulerConfig(**scheduler), FrontMetrics())
-        self.engine.attach(self.sent.append, lambda: "weights 50%")
+        self.engine.attach(self)
         self.engine.on_ready(READY)
+
+    def send(self, message: ToCore) -> None:
+        self.sent.append(message)
+
+    def describe_phase(self) -> str:
+        return "weights 50%"
 
     def generate(self, request_id: str = "r", **fields: Any) -> Generation:
         values: dict[str, Any] = {"stop": StopParams(max_tokens=10), "sampling": SamplingParams(seed=3)} | fields
@@ -227,6 +245,37 @@ def test_states_refuse_with_their_own_error() -> None:
     assert changes == [True, False, True, False, False]
 
 
+def test_what_is_not_worth_waiting_for_ends_at_once() -> None:
+    """A group of workers takes long to start again."""
+    front = Front()
+    generation = front.generate()
+    front.step(out(b"x"))
+    front.engine.on_lost("was killed", may_resume=False)
+    with pytest.raises(EngineDead, match="was killed and starts again") as caught:
+        read(generation)
+    assert caught.value.retry_after_s is not None
+    front.engine.on_ready(READY)
+    assert sum(isinstance(message, AddRequest) for message in front.sent) == 1, "it was not asked for again"
+
+
+def test_timings_of_ranks_are_counters_by_rank_and_stage() -> None:
+    front = Front()
+    ranks = [RankTimings(0, 0, 7, 1.5, 0.25), RankTimings(1, 1, 7, 1.0, 0.75)]
+    front.engine.on_outputs(StepOutputs([], stats(steps=7), ranks))
+    collector = FrontCollector(front.engine.metrics, EngineConfig(model=ModelConfig(source="m", path="m")), "m")
+    samples = {
+        (sample.name, sample.labels["rank"], sample.labels["stage"]): sample.value
+        for family in collector.collect()
+        for sample in family.samples
+        if "rank" in sample.labels
+    }
+    assert samples["inferd_rank_compute_seconds_total", "0", "0"] == 1.5
+    assert samples["inferd_rank_wait_seconds_total", "1", "1"] == 0.75
+    assert samples["inferd_rank_steps_total", "1", "1"] == 7
+    front.engine.on_lost("was killed")
+    assert front.engine.metrics.ranks == []
+
+
 def test_totals_do_not_fall_when_the_core_restarts() -> None:
     front = Front()
     metrics = front.engine.metrics
@@ -235,3 +284,17 @@ def test_totals_do_not_fall_when_the_core_restarts() -> None:
     assert (metrics.engine_total("preemptions"), metrics.engine_total("steps")) == (3, 10)
     front.engine.on_outputs(StepOutputs([], stats(preemptions=1, steps=2)))
     assert (metrics.engine_total("preemptions"), metrics.engine_total("steps")) == (4, 12)
+
+
+def test_every_core_hears_of_the_vocabulary_before_any_request() -> None:
+    front = Front()
+    vocabulary = Vocabulary([b"a"], [], [])
+    front.engine.introduce(vocabulary)
+    front.generate()
+    assert front.sent[0] == vocabulary
+
+    front.sent.clear()
+    front.engine.on_lost("died")
+    front.engine.on_ready(READY)
+    assert front.sent[0] == vocabulary
+    assert isinstance(front.sent[1], AddRequest)

@@ -43,7 +43,7 @@ class Listener:
     def on_outputs(self, outputs: StepOutputs) -> None:
         self.events.append("outputs")
 
-    def on_lost(self, reason: str) -> None:
+    def on_lost(self, reason: str, may_resume: bool) -> None:
         self.events.append(f"lost: {reason}")
 
     def on_dead(self, reason: str) -> None:
