@@ -13,15 +13,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from inferd_gateway.api_errors import error_body
 from inferd_gateway.auth import load_keys
 from inferd_gateway.backend import Backend
 from inferd_gateway.channel import channel_credentials
-from inferd_gateway.context import Gateway
+from inferd_gateway.context import Gateway, record_of
 from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.errors import ApiError
 from inferd_gateway.metrics import Metrics
 from inferd_gateway.middleware import GatewayMiddleware
-from inferd_gateway.routes import chat, completions, models, status, tokenize
+from inferd_gateway.routes import chat, completions, messages, models, responses, status, tokenize
 from inferd_gateway.settings import Settings, SettingsError
 from inferd_gateway.templates.renderer import Renderer
 
@@ -50,7 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="inferd gateway", version=status.package_version(), lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
     )  # fmt: skip
-    for module in (chat, completions, models, tokenize, status):
+    for module in (chat, completions, responses, messages, models, tokenize, status):
         app.include_router(module.router)
     app.include_router(status.observed)
     app.add_exception_handler(ApiError, on_api_error)
@@ -69,29 +70,30 @@ def read_template(path: str | None) -> str | None:
         raise SettingsError(f"chat-template: {error}") from None
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, error.status, headers=error.headers)
+def error_response(request: Request, error: ApiError) -> JSONResponse:
+    body = error_body(error, request.url.path, record_of(request.scope).request_id)
+    return JSONResponse(body, error.status, headers=error.headers)
 
 
-async def on_api_error(_: Request, error: Exception) -> JSONResponse:
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return error_response(error)
+    return error_response(request, error)
 
 
-async def on_http_exception(_: Request, error: Exception) -> JSONResponse:
+async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Routing's own: 404 and 405."""
     assert isinstance(error, HTTPException)
     found = ApiError(error.status_code, str(error.detail), headers=error.headers)
-    return error_response(found)
+    return error_response(request, found)
 
 
-async def on_validation_error(_: Request, error: Exception) -> JSONResponse:
+async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # Of a union's members, the one that got furthest into the body is the one that was meant.
     found = [(resolved_path(item["loc"][1:], error.body), item) for item in error.errors()]
     param, first = max(found, key=lambda one: len(one[0] or ""))
     got = "" if first["type"] == "missing" else f" (got {shown(first.get('input'))})"
-    return error_response(ApiError(400, f"{param or 'body'}: {first['msg']}{got}", param=param))
+    return error_response(request, ApiError(400, f"{param or 'body'}: {first['msg']}{got}", param=param))
 
 
 def resolved_path(location: tuple[int | str, ...], body: Any) -> str | None:

@@ -6,7 +6,9 @@ from typing import Any
 
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
+from inferd_gateway.choice_parser import ChoiceParser, ParsePlan
 from inferd_gateway.logprobs import TokenNames, chat_logprobs, prompt_logprobs
+from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Piece, Reasoning
 from inferd_gateway.replies import DONE, ChoiceText, Head, event, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.chat import ChatRequest
 
@@ -14,14 +16,15 @@ from inferd_gateway.schemas.chat import ChatRequest
 class ChatStream:
     """The events of one streamed chat completion."""
 
-    def __init__(self, head: Head, body: ChatRequest) -> None:
+    def __init__(self, head: Head, body: ChatRequest, plan: ParsePlan) -> None:
         self._head = head.fields()
+        self._plan = plan
         self._names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._token_ids = bool(body.return_token_ids)
         options = body.stream_options
         self._with_usage = bool(options and options.include_usage)
         self._continuous = bool(self._with_usage and options and options.continuous_usage_stats)
-        self._started: set[int] = set()
+        self._parsers: dict[int, ChoiceParser] = {}
         self._usage: common_pb2.Usage | None = None
 
     def events(self, message: pb.GenerateResponse) -> bytes:
@@ -30,27 +33,40 @@ class ChatStream:
             self._usage = message.usage
         out = []
         for delta in message.choices:
-            if delta.index not in self._started:
-                self._started.add(delta.index)
+            if delta.index not in self._parsers:
+                self._parsers[delta.index] = self._plan.parser()
                 out.append(self._chunk(delta.index, {"role": "assistant", "content": ""}, **self._prompt_ids(message)))
-            if delta.text or delta.HasField("logprobs") or (self._token_ids and delta.token_ids):
-                out.append(self._content(delta))
+            parser = self._parsers[delta.index]
+            parser.count(delta.token_ids)
+            pieces = parser.push(delta.text) + (parser.finish() if delta.HasField("finish") else [])
+            out += self._deltas(delta, pieces)
             if delta.HasField("finish"):
-                reason = finish_reason(delta.finish)
+                reason = chat_finish(delta.finish, parser)
                 out.append(self._chunk(delta.index, {}, finish_reason=reason, stop_reason=stop_reason(delta.finish)))
         return b"".join(out)
 
     def end(self) -> bytes:
         if not self._with_usage or self._usage is None:
             return DONE
-        return event({**self._head, "choices": [], "usage": usage_of([self._usage])}) + DONE
+        return event({**self._head, "choices": [], "usage": self._usage_now()}) + DONE
 
-    def _content(self, delta: pb.ChoiceDelta) -> bytes:
-        logprobs = None
+    def _deltas(self, delta: pb.ChoiceDelta, pieces: list[Piece]) -> list[bytes]:
+        """One chunk a piece; what is told per token goes with the first."""
+        extra: dict[str, Any] = {}
         if delta.HasField("logprobs"):
-            logprobs = {"content": chat_logprobs(delta.logprobs, self._names), "refusal": None}
-        extra = {"token_ids": list(delta.token_ids)} if self._token_ids else {}
-        return self._chunk(delta.index, {"content": delta.text}, logprobs=logprobs, **extra)
+            extra["logprobs"] = {"content": chat_logprobs(delta.logprobs, self._names), "refusal": None}
+        if self._token_ids and delta.token_ids:
+            extra["token_ids"] = list(delta.token_ids)
+        if extra and not pieces:
+            pieces = [Content("")]
+        chunks = []
+        for piece in pieces:
+            chunks.append(self._chunk(delta.index, delta_of(piece), **extra))
+            extra = {}
+        return chunks
+
+    def _usage_now(self) -> dict[str, Any] | None:
+        return None if self._usage is None else usage_of([self._usage], reasoning_tokens(self._plan, self._parsers))
 
     def _prompt_ids(self, message: pb.GenerateResponse) -> dict[str, Any]:
         return {"prompt_token_ids": list(message.prompt.token_ids)} if self._token_ids else {}
@@ -63,15 +79,17 @@ class ChatStream:
         if prompt_token_ids is not None:
             chunk["prompt_token_ids"] = prompt_token_ids
         if self._with_usage:
-            chunk["usage"] = usage_of([self._usage]) if self._continuous and self._usage is not None else None
+            chunk["usage"] = self._usage_now() if self._continuous else None
         return event(chunk)
 
 
 class ChatWhole:
     """One chat completion that is sent whole."""
 
-    def __init__(self, head: Head, body: ChatRequest) -> None:
+    def __init__(self, head: Head, body: ChatRequest, plan: ParsePlan) -> None:
         self._head = head
+        self._plan = plan
+        self._parsers = {index: plan.parser() for index in range(body.n or 1)}
         self._names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._body = body
         self._choices = [ChoiceText() for _ in range(body.n or 1)]
@@ -85,6 +103,8 @@ class ChatWhole:
             self._usage = message.usage
         for delta in message.choices:
             choice = self._choices[delta.index]
+            parser = self._parsers[delta.index]
+            parser.count(delta.token_ids)
             choice.add(delta, delta.text)
             if delta.HasField("logprobs"):
                 choice.logprobs += chat_logprobs(delta.logprobs, self._names)
@@ -93,7 +113,7 @@ class ChatWhole:
         reply = {
             **self._head.fields(),
             "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
-            "usage": usage_of([self._usage]),
+            "usage": usage_of([self._usage], reasoning_tokens(self._plan, self._parsers)),
         }
         if self._body.return_token_ids:
             reply["prompt_token_ids"] = list(self._prompt.token_ids)
@@ -103,13 +123,69 @@ class ChatWhole:
 
     def _choice(self, index: int, choice: ChoiceText) -> dict[str, Any]:
         assert choice.finish is not None
+        parser = self._parsers[index]
+        message = message_of(parser.push(choice.text) + parser.finish())
         fields: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": {"content": choice.logprobs, "refusal": None} if self._body.logprobs else None,
-            "finish_reason": finish_reason(choice.finish),
+            "finish_reason": chat_finish(choice.finish, parser),
             "stop_reason": stop_reason(choice.finish),
         }
         if self._body.return_token_ids:
             fields["token_ids"] = choice.token_ids
         return fields
+
+
+def delta_of(piece: Piece) -> dict[str, Any]:
+    match piece:
+        case Reasoning(text):
+            return {"reasoning": text}
+        case CallStart(name, index, call_id):
+            function = {"name": name, "arguments": ""}
+            return {"tool_calls": [{"index": index, "id": call_id, "type": "function", "function": function}]}
+        case Arguments(text, index):
+            return {"tool_calls": [{"index": index, "function": {"arguments": text}}]}
+    return {"content": piece.text}
+
+
+def message_of(pieces: list[Piece]) -> dict[str, Any]:
+    """`content` is null beside tool calls when there is none."""
+    arguments = arguments_of(pieces)
+    calls = [
+        {
+            "id": piece.call_id,
+            "type": "function",
+            "function": {"name": piece.name, "arguments": arguments.get(piece.index, "")},
+        }
+        for piece in pieces
+        if isinstance(piece, CallStart)
+    ]
+    content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
+    reasoning = "".join(piece.text for piece in pieces if isinstance(piece, Reasoning))
+    message: dict[str, Any] = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
+    if reasoning:
+        message["reasoning"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def arguments_of(pieces: list[Piece]) -> dict[int, str]:
+    """The JSON text of each call's arguments."""
+    parts: dict[int, list[str]] = {}
+    for piece in pieces:
+        if isinstance(piece, Arguments):
+            parts.setdefault(piece.index, []).append(piece.text)
+    return {index: "".join(texts) for index, texts in parts.items()}
+
+
+def chat_finish(finish: pb.Finish, parser: ChoiceParser) -> str:
+    reason = finish_reason(finish)
+    return "tool_calls" if reason == "stop" and parser.calls else reason
+
+
+def reasoning_tokens(plan: ParsePlan, parsers: dict[int, ChoiceParser]) -> int | None:
+    """Over all choices; None when nothing is split, or the tokens are not known."""
+    counts = [parser.reasoning_tokens for parser in parsers.values()]
+    return None if plan.reasoning is None or None in counts else sum(filter(None, counts))

@@ -31,7 +31,9 @@ MAX_KWARGS = 32
 MAX_PARTS = 256
 
 
-def conversation(body: ChatFields, kwargs: dict[str, Any] | None = None) -> Conversation:
+def conversation(
+    body: ChatFields, kwargs: dict[str, Any] | None = None, tools: list[dict[str, Any]] | None = None
+) -> Conversation:
     """`kwargs`: further template variables that other fields of the body set. Raises a 400 ApiError."""
     continued = bool(body.continue_final_message)
     wanted = body.add_generation_prompt
@@ -40,7 +42,7 @@ def conversation(body: ChatFields, kwargs: dict[str, Any] | None = None) -> Conv
     return Conversation(
         messages=[template_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
         kwargs={**(kwargs or {}), **checked_kwargs(body.chat_template_kwargs or {})},
-        tools=None,
+        tools=tools,
         add_generation_prompt=not continued if wanted is None else wanted,
         continue_final_message=continued,
     )

@@ -65,7 +65,7 @@ def fields_of(body: GenerationBody) -> Mapping[str, str]:
 def generate_request(
     body: GenerationBody, model: str, prompt: common_pb2.Prompt, request_id: str
 ) -> pb.GenerateRequest:
-    """Everything but the log probabilities, which the two routes ask for differently."""
+    """Everything but the log probabilities and the constraint, which the two routes set differently."""
     request = pb.GenerateRequest(
         model=model,
         prompt=prompt,
@@ -89,9 +89,6 @@ def generate_request(
         request.cache.CopyFrom(pb.CacheOptions(salt=body.cache_salt or "", session_id=body.session_id or ""))
     if body.truncate_prompt_tokens == -1:
         request.truncation = keep_side(body)
-    constraint = constraint_of(body)
-    if constraint is not None:
-        request.constraint.CopyFrom(constraint)
     return request
 
 

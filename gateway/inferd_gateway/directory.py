@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import grpc
 
-from inferd.v1 import model_pb2
+from inferd.v1 import common_pb2, inference_pb2, model_pb2
 from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.errors import ApiError, invalid, model_not_found
+from inferd_gateway.parsers.reasoning import CLOSE
+from inferd_gateway.parsers.registry import FORMATS, REASONING_FORMATS, ToolFormat
 from inferd_gateway.routing import choose
 from inferd_gateway.settings import Settings
 from inferd_gateway.templates.renderer import ChatTemplate, Renderer
@@ -34,6 +36,10 @@ class ServedModel:
     backend: Backend
     info: model_pb2.GetModelInfoResponse
     chat_template: ChatTemplate | None
+    tool_template: ChatTemplate | None = None  # a variant for conversations with tools
+    tool_format: ToolFormat | None = None
+    reasoning_format: str = ""
+    reasoning_end: int | None = None  # the token that ends the reasoning, where it is one token
 
     @property
     def fingerprint(self) -> str:
@@ -162,8 +168,19 @@ class ModelDirectory:
 
     async def _load(self, backend: Backend, info: model_pb2.GetModelInfoResponse) -> ServedModel:
         own = (info.card.name, *info.card.aliases)
+        wanted = self._settings
+        tools = info.tool_call_format if wanted.tool_call_parser == "auto" else wanted.tool_call_parser
+        reasoning = info.reasoning_format if wanted.reasoning_parser == "auto" else wanted.reasoning_parser
         model = ServedModel(
-            info.card.name, self._settings.served_model_name or own, backend, info, self._chat_template(info)
+            info.card.name,
+            self._settings.served_model_name or own,
+            backend,
+            info,
+            self._chat_template(info),
+            self._chat_template(info, "tool_use"),
+            FORMATS.get(tools),
+            reasoning if reasoning in REASONING_FORMATS else "",
+            await token_of(backend, info.card.name, CLOSE) if reasoning in REASONING_FORMATS else None,
         )
         log.info("serving a model", extra={"model": info.card.name, "backend": backend.target})
         if model.chat_template is not None:
@@ -172,9 +189,11 @@ class ModelDirectory:
                 log.warning("the chat template does not compile", extra={"model": model.name, "problem": problem})
         return model
 
-    def _chat_template(self, info: model_pb2.GetModelInfoResponse) -> ChatTemplate | None:
+    def _chat_template(self, info: model_pb2.GetModelInfoResponse, name: str = "default") -> ChatTemplate | None:
         sources = {template.name: template.source for template in info.chat_templates}
-        source = self._template_override or sources.get("default") or next(iter(sources.values()), None)
+        source = self._template_override or sources.get(name)
+        if name == "default":
+            source = source or next(iter(sources.values()), None)
         if source is None:
             return None
         return ChatTemplate(
@@ -183,3 +202,12 @@ class ModelDirectory:
             self._settings.chat_template_content_format,
             tuple(sorted(info.template_variables.items())),
         )
+
+
+async def token_of(backend: Backend, model: str, text: str) -> int | None:
+    """The id of a text that is a token of its own. Raises grpc.aio.AioRpcError."""
+    prompt = common_pb2.Prompt(text=text, add_special_tokens=False)
+    request = inference_pb2.TokenizeRequest(model=model, inputs=[prompt])
+    context = CallContext("directory", time.monotonic() + CALL_S)
+    ids = (await backend.unary(backend.inference.Tokenize, request, context)).inputs[0].token_ids
+    return ids[0] if len(ids) == 1 else None

@@ -32,7 +32,8 @@ class Generator:
 
     async def render(self, conversation: Conversation) -> list[tuple[str, bool]]:
         """The prompt of a chat as (text, trusted) runs."""
-        template = self._model.chat_template
+        model = self._model
+        template = model.tool_template if conversation.tools and model.tool_template else model.chat_template
         if template is None:
             message = f"The model {self._model.name} has no chat template; start the gateway with --chat-template."
             raise ApiError(400, message, code="chat_template_error", param="messages")

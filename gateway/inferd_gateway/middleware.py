@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from inferd_gateway.api_errors import error_body, is_anthropic
 from inferd_gateway.context import RECORD, RequestRecord
 from inferd_gateway.errors import ApiError, internal_error
 from inferd_gateway.metrics import Metrics
@@ -33,6 +34,7 @@ class Exchange:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.headers = Headers(scope=scope)
+        self._path = scope["path"]
         self.record = RequestRecord(request_id(self.headers.get("x-request-id")))
         self.record.trace_id = trace_id(self.headers.get("traceparent"))
         self._receive = receive
@@ -73,7 +75,7 @@ class Exchange:
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
-        body = json.dumps(error.body).encode()
+        body = json.dumps(error_body(error, self._path, self.record.request_id)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
         if not self._body_complete and error.status in (408, 413, 415):
@@ -83,6 +85,8 @@ class Exchange:
 
     def _complete(self, headers: MutableHeaders) -> None:
         headers["x-request-id"] = self.record.request_id
+        if is_anthropic(self._path):
+            headers["request-id"] = self.record.request_id
         headers["openai-version"] = API_VERSION
         headers["openai-processing-ms"] = str(int((time.monotonic() - self.record.started) * 1000))
         if self.record.ignored:

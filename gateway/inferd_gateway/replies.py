@@ -48,17 +48,25 @@ def event(value: dict[str, Any]) -> bytes:
     return f"data: {ENCODER.encode(value)}\n\n".encode()
 
 
-def usage_of(usages: list[common_pb2.Usage]) -> dict[str, Any]:
-    """Over the prompts of one call."""
+def named_event(name: str, value: dict[str, Any]) -> bytes:
+    """One server-sent event with its type, as Responses and Messages have them."""
+    return f"event: {name}\ndata: {ENCODER.encode({'type': name, **value})}\n\n".encode()
+
+
+def usage_of(usages: list[common_pb2.Usage], reasoning_tokens: int | None = None) -> dict[str, Any]:
+    """Over the prompts of one call. reasoning_tokens: None when nothing is split, or they cannot be counted."""
     prompt = sum(usage.prompt_tokens for usage in usages)
     completion = sum(usage.completion_tokens for usage in usages)
     cached = sum(usage.cached_prompt_tokens for usage in usages)
-    return {
+    usage: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    if reasoning_tokens is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning_tokens}
+    return usage
 
 
 def finish_reason(finish: pb.Finish) -> str:

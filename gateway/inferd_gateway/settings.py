@@ -47,6 +47,14 @@ class Settings:
     chat_template_content_format: Literal["auto", "string", "openai"] = option(
         "auto", "how the template wants message content: one string, or a list of parts"
     )
+    enable_auto_tool_choice: bool = option(True, "accepted: tools may always be called where a parser is known")
+    tool_call_parser: Literal[
+        "auto", "none", "hermes", "qwen3_json", "qwen3_xml", "qwen3_coder", "llama3_json", "mistral", "pythonic",
+        "deepseek_v3",
+    ] = option("auto", "parser of the model's tool calls; auto: as the daemon says")  # fmt: skip
+    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = option(
+        "auto", "splits reasoning from the answer; auto: as the daemon says"
+    )
     served_model_name: tuple[str, ...] = option((), "names to serve the daemon's only model under")
     model_alias: tuple[str, ...] = option((), "ALIAS=MODEL: another name for a served model; repeatable")
     strict_params: bool = option(False, "refuse unknown body fields instead of reporting them")

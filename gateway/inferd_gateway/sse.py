@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -47,18 +47,33 @@ async def _disconnected(receive: Receive) -> None:
 class EventStream(Response):
     """Sends events as they come. The first is awaited by `opened`, so that an early error is a status of its own."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], first: asyncio.Future[bytes], keepalive_s: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        first: asyncio.Future[bytes],
+        keepalive_s: float,
+        on_error: Callable[[ApiError], bytes],
+    ) -> None:
         super().__init__(media_type="text/event-stream", headers=HEADERS)
         # Starlette computes a length for the empty body.
         del self.headers["content-length"]
         self._events = events
         self._first = first
         self._keepalive_s = keepalive_s
+        self._on_error = on_error
         self._last_sent = 0.0
 
     @classmethod
-    async def opened(cls, request: Request, events: AsyncGenerator[bytes, None], keepalive_s: float) -> EventStream:
-        """Waits for the first event, but not longer than a client should wait for headers."""
+    async def opened(
+        cls,
+        request: Request,
+        events: AsyncGenerator[bytes, None],
+        keepalive_s: float,
+        on_error: Callable[[ApiError], bytes] = lambda error: event(error.body),
+    ) -> EventStream:
+        """Waits for the first event, but not longer than a client should wait for headers.
+
+        on_error: what tells of an error once the stream has begun."""
         first: asyncio.Future[bytes] = asyncio.ensure_future(anext(events))
         try:
             await until_disconnect(request, _wait(first, keepalive_s))
@@ -68,7 +83,7 @@ class EventStream(Response):
                 await first
             await events.aclose()
             raise
-        return cls(events, first, keepalive_s)
+        return cls(events, first, keepalive_s, on_error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -91,7 +106,7 @@ class EventStream(Response):
             async for data in self._events:
                 await self._send(send, data)
         except ApiError as error:
-            await self._send(send, event(error.body))
+            await self._send(send, self._on_error(error))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Send, data: bytes) -> None:

@@ -14,6 +14,12 @@ from inferd_gateway.json_body import JsonRequest
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
+def credential(request: Request) -> str | None:
+    """The Authorization header; Anthropic's clients send x-api-key instead."""
+    key = request.headers.get("x-api-key")
+    return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
+
+
 class PublicRoute(APIRoute):
     """Open to everyone: health, version. Takes no body."""
 
@@ -35,7 +41,7 @@ class KeyRoute(APIRoute):
         async def handle_authorized(request: Request) -> Response:
             keys = request.app.state.gateway.keys
             if not self.is_open(keys):
-                keys.check(request.headers.get("authorization"), self.scopes)
+                keys.check(credential(request), self.scopes)
             json_request = JsonRequest(request.scope, request.receive)
             if self.body_field is not None:
                 await json_request.load_json()

@@ -85,6 +85,9 @@ class Completion:
             cut_left = body.truncation_side != "right"
             prompt = await self._generator.truncated(prompt, body.truncate_prompt_tokens or 0, cut_left=cut_left)
         request = convert.generate_request(body, self._model.name, prompt, request_id)
+        constraint = convert.constraint_of(body)
+        if constraint is not None:
+            request.constraint.CopyFrom(constraint)
         if body.logprobs is not None:
             options = convert.logprob_options(body.logprobs, body)
             request.output.logprobs.CopyFrom(options)

@@ -1,4 +1,4 @@
-"""GET /health, /ping, /version, /metrics and /openapi.json: open to everyone; metrics until there is a key for them."""
+"""GET /health, /ping, /ready, /version and /openapi.json: open to everyone; /metrics and /load until there is a key."""
 
 from __future__ import annotations
 
@@ -23,6 +23,21 @@ async def health(call: CurrentCall) -> Response:
     serving = await asyncio.gather(*(backend.is_serving() for backend in call.gateway.directory.backends))
     status = "ok" if any(serving) else "unavailable"
     return JSONResponse({"status": status}, 200 if any(serving) else 503)
+
+
+@router.get("/ready", include_in_schema=False)
+async def ready(call: CurrentCall) -> Response:
+    """200 when a model can be asked: a daemon serves, and what it serves is known. Else 503."""
+    directory = call.gateway.directory
+    serving = await asyncio.gather(*(backend.is_serving() for backend in directory.backends))
+    able = any(serving) and bool(directory.all())
+    return JSONResponse({"status": "ready" if able else "not ready"}, 200 if able else 503)
+
+
+@observed.get("/load", include_in_schema=False)
+async def load(call: CurrentCall) -> dict[str, int]:
+    """vLLM's shape: the generations that run through this gateway."""
+    return {"server_load": sum(backend.open_streams for backend in call.gateway.directory.backends)}
 
 
 @router.get("/version")

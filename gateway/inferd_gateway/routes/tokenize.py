@@ -8,11 +8,12 @@ from fastapi import APIRouter
 
 from inferd_gateway import convert
 from inferd_gateway.context import CurrentCall
-from inferd_gateway.conversation import conversation
 from inferd_gateway.generation import Generator
 from inferd_gateway.routes.access import KeyRoute
 from inferd_gateway.schemas.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest
 from inferd_gateway.sse import until_disconnect
+from inferd_gateway.tools import plan_tools
+from inferd_gateway.turn import chat_conversation
 
 router = APIRouter(route_class=KeyRoute)
 
@@ -27,7 +28,8 @@ async def tokenize(body: TokenizeChatRequest | TokenizeTextRequest, call: Curren
 
     async def work() -> dict[str, Any]:
         if isinstance(body, TokenizeChatRequest):
-            prompt = convert.segments_prompt(await generator.render(conversation(body)), body.add_special_tokens)
+            runs = await generator.render(chat_conversation(body, plan_tools(body.tools, None, None)))
+            prompt = convert.segments_prompt(runs, body.add_special_tokens)
         else:
             prompt = convert.plain_prompt(body.prompt, body.add_special_tokens)
         found = await generator.tokenize(prompt, pieces=bool(body.return_token_strs))

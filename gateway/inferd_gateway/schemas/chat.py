@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from inferd_gateway.schemas.common import Body, GenerationBody, UInt32
+from inferd_gateway.schemas.tools import Tool, ToolChoice
 
 
 class ContentPart(Body):
@@ -46,6 +47,8 @@ class ChatFields(Body):
     """What shapes the prompt; /tokenize takes it too."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    tools: list[Tool] | None = None
+    reasoning_effort: str | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -55,9 +58,9 @@ class ChatRequest(ChatFields, GenerationBody):
     max_completion_tokens: UInt32 | None = None
     logprobs: bool | None = None
     top_logprobs: UInt32 | None = None
-    reasoning_effort: str | None = None
-    # Accepted: they change nothing that comes back.
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
+    # Accepted: they change nothing that comes back.
     prediction: dict[str, Any] | None = None
     verbosity: str | None = None

@@ -41,8 +41,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "media_io_kwargs": (None, {}),
     "mm_processor_kwargs": (None, {}),
     "return_prompt_text": (None, False),
-    "tools": (None,),
-    "tool_choice": (None, "none"),
 }
 
 

@@ -1,0 +1,177 @@
+"""Tools and reasoning through the gateway: what reaches the template and the daemon, and what comes back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+TOOLS = [WEATHER, CLOCK]
+TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+CALLS = (
+    'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+)
+
+
+@pytest.fixture
+def tool_gateway(start_gateway, daemon):
+    daemon.template = TEMPLATE
+    daemon.reply = CALLS
+    return start_gateway(tool_call_parser="hermes", reasoning_parser="qwen3")
+
+
+def prompt_of(daemon) -> str:
+    return "".join(segment.text for segment in daemon.requests[-1].prompt.segments.segments)
+
+
+def events(response) -> list[dict]:
+    assert response.status_code == 200, response.text
+    return [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+
+
+def test_calls_of_a_whole_reply(tool_gateway, daemon):
+    choice = tool_gateway.chat(tools=TOOLS).json()["choices"][0]
+    message = choice["message"]
+    assert message["content"] == "I look."
+    assert [call["function"] for call in message["tool_calls"]] == [
+        {"name": "weather", "arguments": '{"city": "Köln"}'},
+        {"name": "clock", "arguments": "{}"},
+    ]
+    assert all(call["type"] == "function" and call["id"] for call in message["tool_calls"])
+    assert choice["finish_reason"] == "tool_calls"
+    assert '"name": "weather"' in prompt_of(daemon)
+    assert not daemon.requests[-1].HasField("constraint")
+
+
+def test_a_stream_is_as_openai_cuts_it(tool_gateway):
+    chunks = events(tool_gateway.chat(tools=TOOLS, stream=True))
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+    starts = [call for call in calls if "id" in call]
+    assert [call["index"] for call in starts] == [0, 1]
+    assert all(call["type"] == "function" and call["function"]["arguments"] == "" for call in starts)
+    assert all(set(call) == {"index", "function"} for call in calls if "id" not in call)
+    assert json.loads("".join(c["function"]["arguments"] for c in calls if c["index"] == 0)) == {"city": "Köln"}
+    assert "".join(delta.get("content") or "" for delta in deltas) == "I look."
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-1] == "tool_calls"
+
+
+def test_the_sdk_reads_streamed_calls(tool_gateway):
+    messages = [{"role": "user", "content": "x"}]
+    with tool_gateway.sdk().chat.completions.stream(model="toy", messages=messages, tools=TOOLS) as stream:
+        calls = stream.get_final_completion().choices[0].message.tool_calls
+    assert [call.function.name for call in calls] == ["weather", "clock"]
+
+
+def test_one_call_when_parallel_calls_are_off(tool_gateway):
+    message = tool_gateway.chat(tools=TOOLS, parallel_tool_calls=False).json()["choices"][0]["message"]
+    assert len(message["tool_calls"]) == 1
+
+
+def test_none_leaves_the_tools_out(tool_gateway, daemon):
+    choice = tool_gateway.chat(tools=TOOLS, tool_choice="none").json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (CALLS, "stop")
+    assert "weather" not in prompt_of(daemon)
+    assert tool_gateway.chat(tools=[], tool_choice="auto").json()["choices"][0]["finish_reason"] == "stop"
+
+
+def test_required_and_named_calls_are_constrained(tool_gateway, daemon):
+    choice = tool_gateway.chat(tools=TOOLS, tool_choice="required", reasoning_effort="none").json()["choices"][0]
+    assert choice["finish_reason"] == "tool_calls"
+    tag = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"][0]
+    assert (tag["type"], tag["at_least_one"], tag["stop_after_first"]) == ("tags_with_separator", True, False)
+    first = tag["tags"][0]
+    assert first["begin"] == '<tool_call>\n{"name": "weather", "arguments": '
+    assert first["content"]["json_schema"] == WEATHER["function"]["parameters"]
+    assert first["end"] == "}\n</tool_call>"
+    named = {"type": "function", "function": {"name": "clock"}}
+    tool_gateway.chat(tools=TOOLS, tool_choice=named)
+    tag = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"][0]
+    assert ([each["begin"] for each in tag["tags"]], tag["stop_after_first"]) == (
+        ['<tool_call>\n{"name": "clock", "arguments": '],
+        True,
+    )
+
+
+def test_a_model_without_a_parser_can_be_forced(gateway, daemon):
+    daemon.reply = '[{"name": "weather", "parameters": {"city": "Rome"}}]'
+    message = gateway.chat(tools=TOOLS, tool_choice="required").json()["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
+    elements = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"]
+    assert [element.get("value") for element in elements] == ["[", None, "]"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "nope"}}},
+            "tool_choice",
+        ),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [CLOCK, CLOCK]}, "tools[1].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": TOOLS, "tool_choice": "sometimes"}, "tool_choice"),
+        ({"tools": [{"type": "web_search", "function": {"name": "x"}}]}, "tools[0].type"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tool_choice"),
+    ],
+)
+def test_what_cannot_be_is_named(tool_gateway, fields, param):
+    response = tool_gateway.chat(**fields)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+def test_tokenize_counts_the_tools(tool_gateway):
+    body = {"messages": [{"role": "user", "content": "x"}]}
+    without, with_tools = (tool_gateway.post("/tokenize", {**body, **tools}).json() for tools in ({}, {"tools": TOOLS}))
+    assert with_tools["count"] > without["count"] + 50
+
+
+def test_reasoning_is_a_field_of_its_own(tool_gateway, daemon):
+    daemon.reply = "<think>\nWell.\n</think>\n\nYes."
+    message = tool_gateway.chat().json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Well.", "Yes.")
+    deltas = [chunk["choices"][0]["delta"] for chunk in events(tool_gateway.chat(stream=True))]
+    assert "".join(delta.get("reasoning", "") for delta in deltas) == "Well."
+    assert "".join(delta.get("content", "") for delta in deltas) == "Yes."
+    hidden = tool_gateway.chat(include_reasoning=False).json()["choices"][0]["message"]
+    assert ("reasoning" in hidden, hidden["content"]) == (False, "Yes.")
+
+
+def test_switching_reasoning_off(tool_gateway, daemon):
+    daemon.reply = "<think> is a word."
+    for fields in ({"reasoning_effort": "none"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        message = tool_gateway.chat(**fields).json()["choices"][0]["message"]
+        assert (message.get("reasoning"), message["content"]) == (None, "<think> is a word.")
+        assert prompt_of(daemon).endswith("<think>\n\n</think>\n\n")
+
+
+def test_a_constraint_waits_for_the_reasoning(tool_gateway, daemon):
+    daemon.reply = "Well.</think>{}"
+    message = tool_gateway.chat(response_format={"type": "json_object"}).json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Well.", "{}")
+    assert daemon.requests[-1].constraint.starts_after == "</think>"
+    assert prompt_of(daemon).endswith("assistant\n<think>\n")
+    tool_gateway.chat(response_format={"type": "json_object"}, reasoning_effort="none")
+    assert daemon.requests[-1].constraint.starts_after == ""
+
+
+def test_deepseek_reasons_without_a_mark(start_gateway, daemon):
+    daemon.reply = "Well.</think>Yes."
+    message = start_gateway(reasoning_parser="deepseek_r1").chat().json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Well.", "Yes.")
