@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Pooling = Literal["auto", "mean", "cls", "last"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -22,6 +23,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantization: str | None = None  # q4, q8: quantize float weights at load
+    pooling: Pooling = "auto"  # of embeddings; auto: as the checkpoint says, and a decoder that says nothing has none
     max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
 
 
@@ -92,6 +94,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_bad_words: int = 64
     max_bad_word_tokens: int = 512
     max_batch_inputs: int = 256
+    max_stream_items: int = 64  # of a bulk stream, in work at the same time
     max_message_bytes: int = 4 * 1024 * 1024
     max_salt_chars: int = 128
     max_request_id_chars: int = 128

@@ -73,7 +73,9 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
     executor = create(config, reporter.progress)
     try:
         info = executor.info
-        capacity = Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size)
+        capacity = Capacity(
+            info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, info.whole_prompts
+        )
         scheduler = Scheduler(config.scheduler, config.cache, capacity)
         channel.describe = partial(describe, scheduler)
         reporter.finish()

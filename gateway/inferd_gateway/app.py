@@ -20,7 +20,7 @@ from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.errors import ApiError
 from inferd_gateway.metrics import Metrics
 from inferd_gateway.middleware import GatewayMiddleware
-from inferd_gateway.routes import chat, completions, models, status, tokenize
+from inferd_gateway.routes import chat, completions, embeddings, models, score, status, tokenize
 from inferd_gateway.settings import Settings, SettingsError
 from inferd_gateway.templates.renderer import Renderer
 
@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="inferd gateway", version=status.package_version(), lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
     )  # fmt: skip
-    for module in (chat, completions, models, tokenize, status):
+    for module in (chat, completions, embeddings, score, models, tokenize, status):
         app.include_router(module.router)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)

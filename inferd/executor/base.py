@@ -29,6 +29,7 @@ class ExecutorInfo:
     weight_bytes: int
     kv_bytes: int
     backends: Mapping[str, str]
+    whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
 
 
 class Executor(Protocol):

@@ -8,6 +8,7 @@ from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import Executor, Progress
+from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import check_checkpoint
 
 
@@ -28,6 +29,9 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     progress("checkpoint", 1.0)
     progress("torch", 0.0)
     from inferd.executor.build import build_local_executor  # torch: seconds
+    from inferd.executor.encoder_build import build_encoder_executor
 
     progress("torch", 1.0)
+    if isinstance(spec, EncoderSpec):
+        return build_encoder_executor(config, checkpoint, spec, progress)
     return build_local_executor(config, checkpoint, spec, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inferd.executor.base import ExecutorDead, ExecutorInfo
+from inferd.executor.encoder_worker import EncoderWorker
 from inferd.executor.worker import Worker
 from inferd.step import StepPlan, StepResult
 
@@ -10,8 +11,8 @@ from inferd.step import StepPlan, StepResult
 class LocalExecutor:
     """Implements inferd.executor.base.Executor."""
 
-    def __init__(self, worker: Worker, info: ExecutorInfo) -> None:
-        self._worker: Worker | None = worker
+    def __init__(self, worker: Worker | EncoderWorker, info: ExecutorInfo) -> None:
+        self._worker: Worker | EncoderWorker | None = worker
         self.info = info
 
     def execute(self, plan: StepPlan) -> StepResult:

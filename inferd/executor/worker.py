@@ -8,6 +8,7 @@ import torch
 
 from inferd.executor.batch import build_batch
 from inferd.executor.memory import rows_per_slice
+from inferd.executor.pooling import float32_bytes
 from inferd.executor.sequence_state import SequenceState
 from inferd.models.decoder import Decoder
 from inferd.request import LogprobParams
@@ -55,8 +56,22 @@ class Worker:
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
         ]
+        vectors = [
+            self._vector(item, stream[start : start + len(item.token_ids)])
+            for item, start in zip(items, batch.row_starts, strict=True)
+        ]
         samples = self._sample(items, batch.row_starts, stream)
-        return [SequenceResult(item.seq_id, samples[index], prompt_logprobs[index]) for index, item in enumerate(items)]
+        return [
+            SequenceResult(item.seq_id, samples[index], prompt_logprobs[index], vectors[index])
+            for index, item in enumerate(items)
+        ]
+
+    def _vector(self, item: PlanItem, stream: torch.Tensor) -> bytes:
+        pooled = self._states[item.seq_id].pooled
+        if pooled is None:
+            return b""
+        vector = pooled.add(item, self._decoder.hidden(pooled.needed(stream)))
+        return b"" if vector is None else float32_bytes(vector)
 
     def _sample(self, items: list[PlanItem], row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
         """The samples of each item; logits only for rows that sample, a bounded number at a time."""

@@ -53,7 +53,10 @@ class Decoder:
             self.ops.copy_blocks(cache.k, sources, destinations)
             self.ops.copy_blocks(cache.v, sources, destinations)
 
+    def hidden(self, stream: torch.Tensor) -> torch.Tensor:
+        """Rows [S, E] of the residual stream -> the last hidden states [S, E], which embeddings are pooled from."""
+        return self.ops.rms_norm(stream, self.weights.norm, self.spec.norm_eps)
+
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Rows [S, E] of the residual stream -> [S, V]."""
-        normed = self.ops.rms_norm(stream, self.weights.norm, self.spec.norm_eps)
-        return self.weights.lm_head(self.ops, normed)
+        return self.weights.lm_head(self.ops, self.hidden(stream))

@@ -49,10 +49,13 @@ class Committer:
             live.prompt_logprobs += answer.prompt_logprobs
         if sequence.num_computed_tokens < sequence.num_tokens:
             return
+        live.vector = answer.vector
         prompt = prompt_output(live, sequence, now)
         if not item.choices:
+            failed = live.request.pooling is not None and not answer.vector
+            finish, error = (None, "NUMERIC_ERROR") if failed else (length_reason(sequence), None)
             for choice in list(live.choices):
-                outputs.append(ending(live, choice, length_reason(sequence), prompt=prompt))
+                outputs.append(ending(live, choice, finish, error, prompt))
                 self._registry.end(live, choice)
                 prompt = None
         elif len(item.choices) == 1:

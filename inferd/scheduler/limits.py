@@ -15,6 +15,7 @@ class Capacity:
     block_size: int
     max_context_tokens: int
     vocab_size: int
+    whole_prompts: bool = False  # attention looks both ways: no chunks, and no prefix that could be reused
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
     return StepLimits(
         token_budget=config.max_num_batched_tokens,
         seats=min(config.max_num_seqs, config.max_num_batched_tokens),
-        chunked_prefill=config.chunked_prefill,
+        chunked_prefill=config.chunked_prefill and not capacity.whole_prompts,
         max_context=min(capacity.max_context_tokens, capacity.num_blocks * capacity.block_size),
         vocab_size=capacity.vocab_size,
     )

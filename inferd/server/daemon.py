@@ -21,7 +21,9 @@ from inferd.server.call import CallRunner
 from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
+from inferd.server.inputs import Serving
 from inferd.server.model_service import ModelService
+from inferd.server.pooling_service import PoolingService
 from inferd.server.reflection import reflection_handlers
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
@@ -109,13 +111,22 @@ class Daemon:
 
     def _add_services(self) -> None:
         inference = InferenceService(self._config, self.model, self._front, self._pool)
+        serving = Serving(self._config, self.model, self._front, self._pool)
+        pooling = PoolingService(serving, inference.tokenize)
         models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
         services = {
-            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: inference.handlers(),
+            inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
+                **inference.handlers(),
+                **pooling.handlers(),
+            },
             model_pb2.DESCRIPTOR.services_by_name["ModelService"]: models.handlers(),
             admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: {},
         }
-        handlers = [service_handler(service, built, self._runner) for service, built in services.items()]
+        bulk = pooling.bulk_handlers()
+        handlers = [
+            service_handler(service, built, self._runner, bulk if service.name == "InferenceService" else {})
+            for service, built in services.items()
+        ]
         handlers.append(self.health.handler())
         if self._config.server.reflection:
             built = [service.full_name for service, handlers in services.items() if handlers]

@@ -13,6 +13,8 @@ import msgspec
 from inferd.checkpoint import Checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
+from inferd.models.pooling import GENERATES, Capabilities, capabilities
+from inferd.models.registry import model_spec
 from inferd.request import SamplingParams
 from inferd.text.tokenizer import Tokenizer
 
@@ -37,6 +39,7 @@ class ServedModel:
     created: int  # Unix seconds
     chat_templates: Mapping[str, str]
     default_sampling: Mapping[str, float]
+    capabilities: Capabilities = GENERATES
 
     @property
     def name(self) -> str:
@@ -95,6 +98,7 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
         created=int(time.time()),
         chat_templates=templates,
         default_sampling=default_sampling(checkpoint.generation_config),
+        capabilities=capabilities(checkpoint, model_spec(checkpoint.config), config.engine.model.pooling),
     )
 
 

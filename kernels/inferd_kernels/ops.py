@@ -105,6 +105,9 @@ class Ops:
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
     copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
+    add_layer_norm  (x [T,E], residual [T,E] | None, weight [E], bias [E], eps) -> [T,E]
+    activate        (x [T,I], name) -> [T,I]; name is gelu, gelu_tanh or relu
+    self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
     """
 
     backends: Mapping[str, str]
@@ -118,6 +121,9 @@ class Ops:
     silu_mul: Callable[..., torch.Tensor]
     sample: Callable[..., torch.Tensor]
     copy_blocks: Callable[..., None]
+    add_layer_norm: Callable[..., torch.Tensor]
+    activate: Callable[..., torch.Tensor]
+    self_attention: Callable[..., torch.Tensor]
 
 
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name != "backends")

@@ -338,7 +338,7 @@ def test_every_route_is_public_by_name_or_needs_a_key(start_gateway):
     gateway = start_gateway(api_key=("k",))
     public = {"/health", "/ping", "/version", "/metrics", "/openapi.json"}
     routes = [route for included in gateway.app.routes for route in included.original_router.routes]
-    assert len(routes) == 11
+    assert len(routes) == 19
     for route in routes:
         assert isinstance(route, APIRoute)
         assert isinstance(route, PublicRoute if route.path in public else KeyRoute), route.path

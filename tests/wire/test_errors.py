@@ -175,6 +175,7 @@ def test_two_request_ids_in_the_metadata_are_refused(stub: InferenceServiceStub)
 
 
 BUILT = {"Generate", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
+BUILT |= {"Embed", "Score", "EmbedStream", "ScoreStream", "TokenizeStream"}
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)
     for file in (inference_pb2, model_pb2, admin_pb2)
