@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import DeviceConfig, EngineConfig, ModelConfig
@@ -180,3 +189,24 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     del checkpoint.tensors["classifier.bias"]
     with pytest.raises(StartupError, match=r"classifier\.bias is missing"):
         check_checkpoint(checkpoint)
+
+
+def test_a_decoder_saved_without_its_head_embeds_and_generates(tmp_path: Path) -> None:
+    """As the embedding models of the Qwen3 family are published: tied embeddings, tensors without `model.`."""
+    torch.manual_seed(2)
+    config = Qwen3Config(
+        vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen3Model(config).eval()
+    model.save_pretrained(tmp_path)
+    stated = json.loads((tmp_path / "config.json").read_text()) | {"architectures": ["Qwen3ForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    assert "embed_tokens.weight" in load_file(tmp_path / "model.safetensors")
+    prompt = [5, 9, 33]
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).last_hidden_state[0, -1].numpy()
+    params = PoolingParams(kind="last", num_tokens=3)
+    new = NewSequence(1, [0], SamplingParams(), None, None, [], 0, 0, (), params)
+    (answer,) = executor_of(tmp_path).execute(StepPlan(1, [PlanItem(1, 0, prompt, [], ())], [new])).results
+    np.testing.assert_allclose(np.frombuffer(answer.vector, "<f4"), expected, atol=1e-5)
