@@ -18,7 +18,7 @@ SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard s
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow bench \
+.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench \
         docker-lint wheel clean
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make proto        regenerate the stubs;        make docs         the flag tables;  make breaking     compare the contract with main's"
 	@echo "make fmt          format;                      make lint type contracts budget docker-lint: one check"
 	@echo "make slow         tests too long for CI;       make test-gpu     tests that need a CUDA device"
+	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
 
 run: $(VENV)/.run.stamp
@@ -86,6 +87,14 @@ docker-lint: $(VENV)/.dev.stamp
 
 test-gpu: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m gpu
+
+# Every number of ranks against one process, the two nodes, memory and bubbles. Minutes; tools/two_nodes.sh needs root.
+parallel-full: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
+	$(BIN)/python tools/measure_parallel.py load
+	$(BIN)/python tools/measure_parallel.py bubble $(MODEL_FILE) --plot bubble.png
+	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
+	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
 
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow

@@ -93,6 +93,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_allowed_token_ids: int = 1024
     max_bad_words: int = 64
     max_bad_word_tokens: int = 512
+    max_schema_bytes: int = 64 * 1024  # of a JSON schema, grammar, structural tag or list of choices
+    max_regex_bytes: int = 4096
     max_batch_inputs: int = 256
     max_stream_items: int = 64  # of a bulk stream, in work at the same time
     max_message_bytes: int = 4 * 1024 * 1024
@@ -112,6 +114,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True):
     generation_config: Literal["auto", "none"] = "auto"  # sampling defaults: the checkpoint's, or the neutral ones
     seed: Annotated[int, msgspec.Meta(ge=0)] | None = None  # of the generator that draws seeds for requests without one
     api_keys: tuple[str, ...] = ()
+    api_key_file: str | None = None  # lines `key` or `scope:key`
+    tls_cert: str | None = None  # PEM files
+    tls_key: str | None = None
+    tls_client_ca: str | None = None  # callers must show a certificate of this authority
+    admin_listen: str | None = None  # HOST:PORT or unix:PATH of AdminService; None: not served
+    admin_api_keys: tuple[str, ...] = ()
     reflection: bool = True
     drain_timeout_s: Seconds = 30.0
     drain_settle_s: Seconds = 2.0

@@ -12,7 +12,8 @@
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
     ├── NotReady, Draining        UNAVAILABLE          carry a retry time
     ├── EngineDead                UNAVAILABLE
-    ├── RequestAborted            ABORTED              by an administrator, a stalled reader, a numeric failure
+    ├── RequestAborted            ABORTED              by an administrator, a stalled reader, a numeric failure,
+    │                                                  a constraint that leaves no token
     ├── MissingToken, BadToken    UNAUTHENTICATED
     ├── Forbidden                 PERMISSION_DENIED
     └── InternalError             INTERNAL             our bug; the message stays opaque
@@ -123,6 +124,10 @@ class SlowConsumer(RequestAborted):
 
 class NumericError(RequestAborted):
     reason = "NUMERIC_ERROR"
+
+
+class ConstraintFailed(RequestAborted):
+    reason = "CONSTRAINT_FAILED"
 
 
 class MissingToken(InferdError):

@@ -12,7 +12,7 @@ import msgspec
 
 from inferd.config import EngineConfig
 from inferd.request import FinishReason, Request
-from inferd.step import TokenLogprobs
+from inferd.step import RankTimings, TokenLogprobs
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 HEADER = struct.Struct(">I")
@@ -32,6 +32,17 @@ class AbortChoice(msgspec.Struct, frozen=True, tag="abort"):
 class ClearPrefixCache(msgspec.Struct, frozen=True, tag="clear"):
     token: int
     salt: str | None = None
+
+
+class Vocabulary(msgspec.Struct, frozen=True, tag="vocabulary"):
+    """What constraints are matched against: the bytes of every token, empty for ids that no text has.
+
+    Control tokens end a text (eos_token_ids) or stand in none unless a grammar names them (special_token_ids).
+    """
+
+    token_bytes: list[bytes]
+    eos_token_ids: list[int]
+    special_token_ids: list[int]
 
 
 class DumpState(msgspec.Struct, frozen=True, tag="dump"):
@@ -93,6 +104,7 @@ class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish: FinishReason | None = None
     error: str | None = None
     prompt: PromptOutput | None = None
+    prefilled: int = 0  # prompt tokens computed so far, where the request asked; then there is nothing else
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -113,10 +125,11 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="outputs"):
-    """Everything one step produced, for all requests."""
+    """Everything one step produced, for all requests. ranks comes now and then, where there are several workers."""
 
     outputs: list[ChoiceOutput]
     stats: EngineStats
+    ranks: list[RankTimings] = []
 
 
 class PrefixCacheCleared(msgspec.Struct, frozen=True, tag="cleared"):
@@ -129,7 +142,7 @@ class StateDump(msgspec.Struct, frozen=True, tag="state"):
     sections: dict[str, bytes]  # name -> JSON
 
 
-ToCore: TypeAlias = AddRequest | AbortChoice | ClearPrefixCache | DumpState | Shutdown
+ToCore: TypeAlias = AddRequest | AbortChoice | Vocabulary | ClearPrefixCache | DumpState | Shutdown
 ToFront: TypeAlias = Phase | Ready | Failed | StepOutputs | PrefixCacheCleared | StateDump
 
 _encoder = msgspec.msgpack.Encoder()

@@ -20,6 +20,17 @@ class FinishReason(enum.IntEnum):
     ABORTED = 7
 
 
+class ConstraintKind(enum.IntEnum):
+    """What an output is constrained by; the numbers are those of inferd.v1.ConstraintKind."""
+
+    JSON_SCHEMA = 1
+    JSON_OBJECT = 2
+    REGEX = 3
+    EBNF = 4
+    CHOICES = 5
+    STRUCTURAL_TAG = 6
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How tokens are drawn. temperature 0: greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1: off."""
 
@@ -80,6 +91,24 @@ class CacheParams(msgspec.Struct, frozen=True, kw_only=True):
     write: bool = True
 
 
+class ConstraintSpec(msgspec.Struct, frozen=True):
+    """A constraint as the caller wrote it. source: the schema, regex or grammar; a JSON list for choices.
+
+    lenient: schema keywords that cannot be enforced are left out rather than refused.
+    """
+
+    kind: ConstraintKind
+    source: str
+    lenient: bool = False
+
+
+class Constraint(msgspec.Struct, frozen=True):
+    """A checked constraint: a grammar in the form of the matching library, and the text after which it starts."""
+
+    grammar: str
+    starts_after: str = ""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One admitted generation: n choices that share a prompt. Times: CLOCK_MONOTONIC seconds, one clock per host."""
 
@@ -97,4 +126,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     arrival: float = 0.0
     deadline: float | None = None
     queue_deadline: float | None = None
+    constraint: Constraint | None = None
+    prefill_progress: bool = False  # report each chunk of the prompt
     resumed_tokens: int = 0  # the last N prompt tokens were generated before: they count as output

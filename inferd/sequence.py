@@ -6,10 +6,28 @@ from __future__ import annotations
 import enum
 import sys
 from dataclasses import dataclass, field
+from typing import Protocol, Self
 
 from inferd.request import Request
 
 NEVER = sys.maxsize
+
+
+class Matcher(Protocol):
+    """A choice's place in what its output must match."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output matches, and nothing may follow."""
+
+    def advance(self, token_id: int) -> None:
+        """Take the next token of the output."""
+
+    def mask(self) -> bytes:
+        """The tokens that may come next, as in StepPlan.masks."""
+
+    def fork(self) -> Self:
+        """Another one at the same place."""
 
 
 class SequenceStatus(enum.Enum):
@@ -43,6 +61,8 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the first full blocks; may run ahead
     publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
     announced: bool = False  # the executor knows it
+    matcher: Matcher | None = None  # at the end of token_ids
+    in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
     num_preemptions: int = 0
     first_scheduled: float | None = None
 

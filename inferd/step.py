@@ -6,6 +6,9 @@ import msgspec
 
 from inferd.request import LogprobParams, PoolingParams, SamplingParams
 
+NOT_FINITE = -1  # in place of a token id: the logits were not finite
+NO_TOKEN = -2  # the masks of the request left nothing to draw
+
 
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     """A sequence the executor has not seen, or has dropped since: all it needs until the sequence is dropped again.
@@ -55,13 +58,18 @@ class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, array_like=True):
-    """One step. Applied in order: dropped, new, copies, items."""
+    """One step. Applied in order: dropped, new, copies, items.
+
+    masks: for the items that sample under a constraint, the tokens that may be drawn: bit i of byte b stands for token
+    8 b + i, tokens beyond the end may not. Only the ranks that sample need them.
+    """
 
     step: int
     items: list[PlanItem]
     new: list[NewSequence] = []
     copies: list[BlockCopy] = []
     dropped: list[int] = []
+    masks: dict[int, bytes] = {}  # by seq_id
 
     @property
     def num_tokens(self) -> int:
@@ -82,7 +90,7 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """token_id is -1 when the logits were not finite: the choice fails, its batch mates do not."""
+    """token_id is NOT_FINITE or NO_TOKEN when none could be drawn: the choice fails, its batch mates do not."""
 
     token_id: int
     logprobs: TokenLogprobs | None = None
@@ -108,3 +116,13 @@ class StepResult(msgspec.Struct, frozen=True, array_like=True):
     step: int
     results: list[SequenceResult]
     compute_s: float
+
+
+class RankTimings(msgspec.Struct, frozen=True, array_like=True):
+    """Where the time of one worker went since it started. Waiting is for peers: collectives and the previous stage."""
+
+    rank: int
+    stage: int
+    steps: int
+    compute_s: float
+    wait_s: float

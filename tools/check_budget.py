@@ -21,7 +21,8 @@ KERNEL_LINES = 150  # functions that a GPU compiler takes as one
 BRANCHES = 15
 CLASS_LINES = 250
 METHODS = 15
-ATTRIBUTES = 12
+ATTRIBUTES = 14
+TESTING = "inferd/testing/"  # fakes hand every error on
 BROAD_EXCEPTS = 3  # the top of a thread, of an RPC, of a worker
 
 BRANCH_NODES = (
@@ -43,8 +44,8 @@ class Package:
 
 
 PACKAGES = (
-    Package("inferd", (".py",), 17_000, excluded="inferd/v1"),
-    Package("gateway/inferd_gateway", (".py",), 6_500),
+    Package("inferd", (".py",), 23_000, excluded="inferd/v1"),
+    Package("gateway/inferd_gateway", (".py",), 9_000),
     Package("kernels/inferd_kernels", (".py",), 6_500),
     Package("kernels/inferd_kernels", (".cpp", ".h"), 4_000),
 )
@@ -80,7 +81,8 @@ def check_tree(root: Path, packages: tuple[Package, ...] = PACKAGES) -> list[str
             if path.suffix == ".py":
                 text = path.read_text(encoding="utf-8")
                 problems += [f"{name}:{problem}" for problem in check_source(text)]
-                broad += [f"{name}:{line}" for line in broad_excepts(ast.parse(text))]
+                if not name.startswith(TESTING):
+                    broad += [f"{name}:{line}" for line in broad_excepts(ast.parse(text))]
     if len(broad) > BROAD_EXCEPTS:
         problems.append(f"{len(broad)} `except Exception`, at most {BROAD_EXCEPTS}: {', '.join(broad)}")
     return problems

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import ssl
 import sys
 
 import uvicorn
 
 from inferd_gateway.app import create_app
-from inferd_gateway.http_protocol import server_options
+from inferd_gateway.http_protocol import server_options, tls_options
 from inferd_gateway.log import configure_logging
-from inferd_gateway.settings import SettingsError, load
+from inferd_gateway.settings import SettingsError, check, load
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 2 for an option that cannot be used."""
     try:
         settings = load(sys.argv[1:] if argv is None else argv, os.environ)
+        check(settings)
         app = create_app(settings)
     except SettingsError as error:
         sys.stderr.write(f"inferd-gateway: {error}\n")
@@ -28,9 +31,16 @@ def main(argv: list[str] | None = None) -> int:
         port=settings.port,
         log_level=settings.uvicorn_log_level,
         timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        **tls_options(settings),
         **server_options(),
     )
-    uvicorn.Server(config).run()
+    try:
+        config.load()  # reads the certificate
+    except (OSError, ssl.SSLError) as error:
+        sys.stderr.write(f"inferd-gateway: ssl-certfile: {error}\n")
+        return 2
+    with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
+        uvicorn.Server(config).run()
     return 0
 
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from inferd_gateway.auth import load_keys
 from inferd_gateway.backend import Backend
+from inferd_gateway.channel import channel_credentials
 from inferd_gateway.context import Gateway
 from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.errors import ApiError
@@ -28,10 +29,11 @@ from inferd_gateway.templates.renderer import Renderer
 def create_app(settings: Settings) -> FastAPI:
     """Raises SettingsError for files that cannot be read."""
     keys, template, metrics = load_keys(settings), read_template(settings.chat_template), Metrics()
+    credentials = channel_credentials(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backends = [Backend(target, settings.backend_api_key) for target in settings.backend]
+        backends = [Backend(target, settings.backend_api_key, credentials) for target in settings.backend]
         renderer = Renderer()
         directory = ModelDirectory(backends, settings, template, renderer)
         app.state.gateway = Gateway(settings, keys, metrics, renderer, directory)
@@ -50,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     for module in (chat, completions, embeddings, score, models, tokenize, status):
         app.include_router(module.router)
+    app.include_router(status.observed)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)

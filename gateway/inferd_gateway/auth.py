@@ -10,24 +10,41 @@ from pathlib import Path
 from inferd_gateway.errors import ApiError
 from inferd_gateway.settings import Settings, SettingsError
 
+INFER, ADMIN, OBSERVE = "infer", "admin", "observe"
+SCOPES = (INFER, ADMIN, OBSERVE)
+
 
 class KeyRing:
-    """The keys that open the protected routes. Empty: every caller passes."""
+    """The keys, as hashes, and what each may do. Empty: every caller passes."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = tuple(digest(key) for key in keys)
+    def __init__(self, keys: Iterable[tuple[str, str]]) -> None:
+        """Pairs (scope, key); a key may come with several scopes."""
+        self._scopes: dict[bytes, frozenset[str]] = {}
+        for scope, key in keys:
+            known = digest(key)
+            self._scopes[known] = self._scopes.get(known, frozenset()) | {scope}
 
-    def check(self, authorization: str | None) -> None:
-        """`authorization` is the header's value. Raises a 401 ApiError."""
-        if not self._digests:
+    def has(self, scope: str) -> bool:
+        """Whether some key has the scope."""
+        return any(scope in scopes for scopes in self._scopes.values())
+
+    def check(self, authorization: str | None, needed: frozenset[str] = frozenset({INFER})) -> None:
+        """`authorization` is the header's value; a key needs one of the scopes. Raises a 401 or 403 ApiError."""
+        if not self._scopes:
             return
         scheme, _, token = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not token.strip():
             raise unauthorized("You didn't provide an API key: send the header 'Authorization: Bearer KEY'.")
-        given = digest(token.strip())
+        given, found = digest(token.strip()), None
         # Every key is compared, so that the time does not tell which one is near.
-        if not sum(hmac.compare_digest(given, known) for known in self._digests):
+        for known, scopes in self._scopes.items():
+            if hmac.compare_digest(given, known):
+                found = scopes
+        if found is None:
             raise unauthorized("Incorrect API key provided.")
+        if not found & needed:
+            message = f"The key has the scope {' and '.join(sorted(found))}, not {' or '.join(sorted(needed))}."
+            raise ApiError(403, message, error_type="permission_error", code="forbidden")
 
 
 def digest(key: str) -> bytes:
@@ -40,16 +57,23 @@ def unauthorized(message: str) -> ApiError:
 
 
 def load_keys(settings: Settings) -> KeyRing:
-    keys = list(settings.api_key)
+    """Raises SettingsError."""
+    keys = [(INFER, key) for key in settings.api_key]
     if settings.api_key_file is not None:
         try:
             lines = Path(settings.api_key_file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"api-key-file: {error}") from None
-        found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+        found = [parse_key(line.strip()) for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not found:
             raise SettingsError(f"api-key-file: no key in {settings.api_key_file}")
         keys += found
-    if not all(key.strip() for key in keys):
+    if not all(key.strip() for _, key in keys):
         raise SettingsError("api-key: a key must not be empty")
     return KeyRing(keys)
+
+
+def parse_key(line: str) -> tuple[str, str]:
+    """`observe:abc` -> ("observe", "abc"), `abc` -> ("infer", "abc")."""
+    scope, colon, key = line.partition(":")
+    return (scope, key.strip()) if colon and scope in SCOPES else (INFER, line)

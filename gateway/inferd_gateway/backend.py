@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,23 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from inferd.v1 import inference_pb2 as pb
 from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
+from inferd_gateway.channel import open_channel
+from inferd_gateway.mux import MuxPool, MuxUnsupported
 from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
 DEADLINE_MARGIN_S = 0.05
-
-CHANNEL_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 * 2**20),
-    ("grpc.max_send_message_length", 64 * 2**20),
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A small window, so that a client that stops reading stops its generation and not our memory.
-    ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 65_536),
-    ("grpc.default_authority", "localhost"),
-)
+READINESS = "inferd.v1.InferenceService"
 
 M = TypeVar("M", bound=Message)
 
@@ -51,17 +41,20 @@ class CallContext:
 class Backend:
     """Owns the channel to one daemon. Made inside the event loop that uses it."""
 
-    def __init__(self, target: str, token: str | None) -> None:
+    def __init__(self, target: str, token: str | None, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.target = target
         self.open_streams = 0
         self.times_chosen = 0
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self.serving: bool | None = None  # as far as known
+        self._channel = open_channel(target, credentials)
         self._token = (("authorization", f"Bearer {token}"),) if token else ()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._mux = MuxPool(self.inference, self._token)
         self.models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def close(self) -> None:
+        await self._mux.close()
         await self._channel.close(None)
 
     async def unary(
@@ -78,44 +71,82 @@ class Backend:
         raise AssertionError("the last attempt returns or raises")
 
     async def generate(
-        self, request: pb.GenerateRequest, context: CallContext
+        self,
+        request: pb.GenerateRequest,
+        context: CallContext,
+        elsewhere: Callable[[Backend], Backend] | None = None,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that.
+        """The messages of one generation. UNAVAILABLE is retried until the first has come, and resumed from after that,
+        at elsewhere(the daemon that failed).
 
         Close the iterator (contextlib.aclosing): that is what cancels the call. Raises grpc.aio.AioRpcError.
         """
-        progress = Progress(request)
+        progress, backend = Progress(request), self
+        while True:
+            try:
+                async with aclosing(backend.attempt(progress.next_request(), context)) as messages:
+                    async for message in messages:
+                        yield progress.seen(message)
+                return
+            except MuxUnsupported:
+                continue
+            except grpc.aio.AioRpcError as error:
+                if not progress.may_go_on(error):
+                    raise
+            if elsewhere is not None:
+                backend = elsewhere(backend)
+            await asyncio.sleep(progress.pause())
+
+    async def attempt(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """One try at this daemon."""
+        way = self._multiplexed if self._mux.supported else self._alone
         self.open_streams += 1
         try:
-            while True:
-                call = self.inference.Generate(
-                    progress.next_request(), timeout=context.remaining(), metadata=self._metadata(context)
-                )
-                try:
-                    async for message in call:
-                        yield progress.seen(message)
-                    return
-                except grpc.aio.AioRpcError as error:
-                    if not progress.may_go_on(error):
-                        raise
-                finally:
-                    # An abandoned call is never cancelled by the library.
-                    call.cancel()
-                await asyncio.sleep(progress.pause())
+            async with aclosing(way(request, context)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             self.open_streams -= 1
+
+    def _multiplexed(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        metadata = (("x-request-id", context.request_id), *context.metadata)
+        return self._mux.generate(request, context.remaining(), metadata)
+
+    async def _alone(
+        self, request: pb.GenerateRequest, context: CallContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """On a call of its own."""
+        call = self.inference.Generate(request, timeout=context.remaining(), metadata=self._metadata(context))
+        try:
+            async for message in call:
+                yield message
+        finally:
+            call.cancel()  # the library never cancels an abandoned call
 
     async def is_serving(self) -> bool:
         """What grpc.health.v1 says, within a second."""
         try:
             reply = await self._health.Check(
-                health_pb2.HealthCheckRequest(service="inferd.v1.InferenceService"),
+                health_pb2.HealthCheckRequest(service=READINESS),
                 timeout=1.0,
                 metadata=self._token,
             )
         except grpc.aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def watch(self) -> AsyncGenerator[bool, None]:
+        """Whether the daemon serves, now and whenever that changes. Raises grpc.aio.AioRpcError."""
+        call = self._health.Watch(health_pb2.HealthCheckRequest(service=READINESS), metadata=self._token)
+        try:
+            async for reply in call:
+                yield reply.status == health_pb2.HealthCheckResponse.SERVING
+        finally:
+            call.cancel()
 
     def _metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         return (("x-request-id", context.request_id), *context.metadata, *self._token)

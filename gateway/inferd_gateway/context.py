@@ -16,6 +16,7 @@ from inferd_gateway.auth import KeyRing
 from inferd_gateway.backend import CallContext
 from inferd_gateway.errors import invalid
 from inferd_gateway.metrics import Metrics
+from inferd_gateway.routing import affinity_key
 from inferd_gateway.schemas.common import ignored_fields
 from inferd_gateway.settings import Settings
 from inferd_gateway.templates.renderer import Renderer
@@ -49,6 +50,7 @@ class RequestRecord:
     model: str | None = None
     reply_id: str | None = None  # the request id of the daemon's log
     status: int = 0
+    trace_id: str | None = None
 
 
 def record_of(scope: Scope) -> RequestRecord:
@@ -69,6 +71,10 @@ class Call:
         if unknown and self.gateway.settings.strict_params:
             raise invalid(unknown[0][:128], f"Unknown field {unknown[0][:128]}.")
         self.record.ignored = unknown
+
+    def affinity(self, body: BaseModel, prompt: object) -> bytes | None:
+        """For routing: requests with the same key had better meet the same daemon."""
+        return affinity_key(self.request.headers, vars(body), prompt)
 
     def rpc_context(self) -> CallContext:
         """Deadline and metadata for this call's RPCs."""

@@ -227,7 +227,8 @@ def response_format_constraint(wanted: ResponseFormat) -> pb.Constraint | None:
         return pb.Constraint(structural_tag=json.dumps(wanted.model_dump(by_alias=True, exclude_none=True)))
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
         raise invalid("response_format.json_schema", "response_format.json_schema.schema is required.")
-    return pb.Constraint(json_schema=json.dumps(wanted.json_schema.schema_))
+    # Without `strict`, OpenAI's promise is a best effort: what cannot be enforced is left out. With it, refused.
+    return pb.Constraint(json_schema=json.dumps(wanted.json_schema.schema_), lenient=not wanted.json_schema.strict)
 
 
 def structured_constraint(wanted: StructuredOutputs) -> pb.Constraint:
@@ -238,6 +239,8 @@ def structured_constraint(wanted: StructuredOutputs) -> pb.Constraint:
     if name == "choice":
         return pb.Constraint(choices=pb.StringChoices(values=value))
     if name == "json_object":
+        if not value:
+            raise invalid("structured_outputs.json_object", "structured_outputs.json_object must be true.")
         return pb.Constraint(json_object=pb.AnyJsonObject())
     text = value if isinstance(value, str) else json.dumps(value)
     constraint = pb.Constraint()

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import grpc
@@ -14,10 +15,12 @@ import grpc
 from inferd.v1 import model_pb2
 from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.errors import ApiError, invalid, model_not_found
+from inferd_gateway.routing import choose
 from inferd_gateway.settings import Settings
 from inferd_gateway.templates.renderer import ChatTemplate, Renderer
 
 REFRESH_S = 5.0
+RETRY_S = 1.0
 CALL_S = 5.0
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,13 @@ class ServedModel:
         return "fp_" + hashlib.sha256(self.info.etag.encode()).hexdigest()[:12]
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """Equal for two daemons that give the same tokens for the same request."""
+        info = self.info
+        return (info.card.name, info.architecture, info.revision, info.dtype, info.quantization,
+                info.tokenizer.fingerprint)  # fmt: skip
+
+    @property
     def context_tokens(self) -> int:
         return self.info.card.max_context_tokens
 
@@ -51,6 +61,7 @@ class ModelDirectory:
         self._settings = settings
         self._template_override = template
         self._renderer = renderer
+        self._aliases = dict(alias.split("=", 1) for alias in settings.model_alias)
         self._models: dict[Backend, dict[str, ServedModel]] = {backend: {} for backend in backends}
         self._refreshing = asyncio.Lock()
         self._refreshed = -REFRESH_S
@@ -62,16 +73,21 @@ class ModelDirectory:
             for model in models.values():
                 for name in model.public_names:
                     found.setdefault(name, model)
+        for alias, name in self._aliases.items():
+            if name in found:
+                found.setdefault(alias, found[name])
         return list(found.items())
 
-    async def resolve(self, name: str | None) -> ServedModel:
-        """The least busy daemon with this model. None: the only model. Raises a 400, 404 or 503 ApiError."""
+    async def resolve(self, name: str | None, affinity: bytes | None = None) -> ServedModel:
+        """The model at the daemon that suits best (routing.choose). None: the only model. Raises a 400, 404 or 503
+        ApiError."""
+        name = self._aliases.get(name, name) if name is not None else None
         candidates = self._candidates(name)
         if not candidates:
             await self.refresh(not_older_than_s=1.0)
             candidates = self._candidates(name)
         if candidates:
-            chosen = min(candidates, key=lambda model: (model.backend.open_streams, model.backend.times_chosen))
+            chosen = choose(candidates, affinity)
             chosen.backend.times_chosen += 1
             return chosen
         if not any(self._models.values()):
@@ -83,6 +99,16 @@ class ModelDirectory:
             raise invalid("model", "you must provide a model parameter")
         raise model_not_found(name)
 
+    def elsewhere(self, model: ServedModel, avoid: Backend) -> Backend:
+        """Where a request to `model` that `avoid` dropped may go on: a daemon with the same weights, else `avoid`."""
+        others = [
+            other
+            for models in self._models.values()
+            for other in models.values()
+            if other.backend is not avoid and other.weights == model.weights and other.backend.serving is not False
+        ]
+        return choose(others, None).backend if others else avoid
+
     def _candidates(self, name: str | None) -> list[ServedModel]:
         models = [model for by_name in self._models.values() for model in by_name.values()]
         if name is None:
@@ -91,9 +117,22 @@ class ModelDirectory:
 
     async def keep_fresh(self) -> None:
         """Runs until cancelled."""
+        await asyncio.gather(*(self._follow(backend) for backend in self.backends))
+
+    async def _follow(self, backend: Backend) -> None:
+        """Ask a daemon what it serves whenever its health changes; one without health is asked now and then."""
         while True:
-            await self.refresh()
-            await asyncio.sleep(REFRESH_S if all(self._models.values()) else 1.0)
+            try:
+                async with aclosing(backend.watch()) as statuses:
+                    async for serving in statuses:
+                        await self._refresh_backend(backend)
+                        backend.serving = serving
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    await self._refresh_backend(backend)
+                else:
+                    backend.serving = False
+            await asyncio.sleep(REFRESH_S if backend.serving and self._models[backend] else RETRY_S)
 
     async def refresh(self, not_older_than_s: float = 0.0) -> None:
         async with self._refreshing:
@@ -116,8 +155,10 @@ class ModelDirectory:
                 found[card.name] = old if unchanged and old else await self._load(backend, info)
         except grpc.aio.AioRpcError as error:
             log.debug("a daemon does not answer", extra={"backend": backend.target, "status": error.code().name})
+            backend.serving = False
             return
         self._models[backend] = found
+        backend.serving = True
 
     async def _load(self, backend: Backend, info: model_pb2.GetModelInfoResponse) -> ServedModel:
         own = (info.card.name, *info.card.aliases)

@@ -11,7 +11,7 @@ import grpc
 
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
-from inferd_gateway.backend import CallContext
+from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.context import Call
 from inferd_gateway.directory import ServedModel
 from inferd_gateway.errors import ApiError, from_rpc, internal_error, invalid
@@ -70,7 +70,7 @@ class Generator:
         between = self._metrics.inter_token_seconds.labels(name)
         self._metrics.open_streams.inc()
         try:
-            async with aclosing(self._model.backend.generate(request, self._context)) as messages:
+            async with aclosing(self._model.backend.generate(request, self._context, self._elsewhere)) as messages:
                 async for message in messages:
                     now = time.monotonic()
                     if previous:
@@ -129,6 +129,9 @@ class Generator:
                 while not news.empty():
                     news.get_nowait()
                 await asyncio.wait({task}, timeout=0.01)
+
+    def _elsewhere(self, failed: Backend) -> Backend:
+        return self._call.gateway.directory.elsewhere(self._model, failed)
 
     def _translate(self, error: grpc.aio.AioRpcError) -> ApiError:
         return from_rpc(error, self._fields, client_deadline=self._context.client_deadline)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from inferd_gateway.errors import ApiError
+from inferd_gateway.settings import Settings
 
 MAX_URL = 8 * 1024
 MAX_HEADERS = 100
@@ -90,4 +92,17 @@ def server_options() -> dict[str, Any]:
         "server_header": False,
         "access_log": False,
         "log_config": None,
+    }
+
+
+def tls_options(settings: Settings) -> dict[str, Any]:
+    """What uvicorn.Config is given for HTTPS, and for callers' certificates."""
+    if settings.ssl_certfile is None:
+        return {}
+    required = ssl.CERT_NONE if settings.ssl_ca_certs is None else ssl.CERT_REQUIRED
+    return {
+        "ssl_certfile": settings.ssl_certfile,
+        "ssl_keyfile": settings.ssl_keyfile,
+        "ssl_ca_certs": settings.ssl_ca_certs,
+        "ssl_cert_reqs": int(required),
     }

@@ -20,6 +20,7 @@ from inferd_gateway.settings import Settings
 from inferd_gateway.sse import ClientGone
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 BODY_IDLE_S = 30.0
 API_VERSION = "2020-10-01"
 CORS_HEADERS = "authorization, content-type, x-request-id, x-request-timeout-ms, openai-organization, openai-project"
@@ -33,6 +34,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
         self.headers = Headers(scope=scope)
         self.record = RequestRecord(request_id(self.headers.get("x-request-id")))
+        self.record.trace_id = trace_id(self.headers.get("traceparent"))
         self._receive = receive
         self._send = send
         self._settings = settings
@@ -160,16 +162,27 @@ class GatewayMiddleware:
         if record.ignored:
             self._metrics.ignored_params.labels(route).inc(len(record.ignored))
         if self._settings.access_log:
+            quiet = getattr(inner.get("route"), "quiet", False) and record.status < 400
             client = scope.get("client") or ("-", 0)
             fields = {
                 "status": record.status, "ms": round(seconds * 1000, 1), "request_id": record.request_id,
                 "client": client[0], "model": record.model, "reply": record.reply_id,
             }  # fmt: skip
-            log.info("%s %s", scope["method"], scope["path"][:256], extra=fields)
+            if record.trace_id is not None:
+                fields["trace_id"] = record.trace_id
+            log.log(
+                logging.DEBUG if quiet else logging.INFO, "%s %s", scope["method"], scope["path"][:256], extra=fields
+            )
 
 
 def request_id(wanted: str | None) -> str:
     return wanted if wanted and REQUEST_ID.fullmatch(wanted) else f"req_{uuid.uuid4().hex}"
+
+
+def trace_id(traceparent: str | None) -> str | None:
+    """Of a W3C trace context."""
+    found = TRACE_PARENT.fullmatch(traceparent or "")
+    return found[1] if found else None
 
 
 def allowed_origin(origin: str | None, allowed: tuple[str, ...]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -30,13 +31,24 @@ class Settings:
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(8000, "port to listen on")
     api_key: tuple[str, ...] = option((), "key that callers must send as a bearer token; repeatable")
-    api_key_file: str | None = option(None, "file with one key a line; '#' starts a comment")
+    api_key_file: str | None = option(
+        None, "file of keys, one a line: KEY or SCOPE:KEY, SCOPE being infer, admin or observe; '#' starts a comment"
+    )
+    ssl_certfile: str | None = option(None, "PEM certificate chain; HTTPS only then")
+    ssl_keyfile: str | None = option(None, "PEM private key of --ssl-certfile")
+    ssl_ca_certs: str | None = option(None, "PEM authority; callers must show a certificate that it signed")
+    insecure: bool = option(False, "listen on a public address without a key")
     backend_api_key: str | None = option(None, "bearer token sent to the daemon")
+    backend_tls: bool = option(False, "speak TLS to the daemons")
+    backend_ca_certs: str | None = option(None, "PEM authority of the daemons' certificates (the system's)")
+    backend_certfile: str | None = option(None, "PEM certificate chain shown to the daemons")
+    backend_keyfile: str | None = option(None, "PEM private key of --backend-certfile")
     chat_template: str | None = option(None, "file with the chat template to use instead of the model's")
     chat_template_content_format: Literal["auto", "string", "openai"] = option(
         "auto", "how the template wants message content: one string, or a list of parts"
     )
     served_model_name: tuple[str, ...] = option((), "names to serve the daemon's only model under")
+    model_alias: tuple[str, ...] = option((), "ALIAS=MODEL: another name for a served model; repeatable")
     strict_params: bool = option(False, "refuse unknown body fields instead of reporting them")
     allowed_origins: tuple[str, ...] = option((), "origins that browsers may call from; '*' for any")
     max_body_bytes: int = option(4 * 2**20, "largest request body")
@@ -46,6 +58,35 @@ class Settings:
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "log level")
     log_format: Literal["text", "json"] = option("text", "shape of a log line")
     access_log: bool = option(True, "log one line per request")
+
+
+def check(settings: Settings) -> None:
+    """Refuse what cannot be meant. Raises SettingsError."""
+    if bool(settings.ssl_certfile) != bool(settings.ssl_keyfile):
+        raise SettingsError("ssl-certfile and ssl-keyfile come together")
+    if settings.ssl_ca_certs and not settings.ssl_certfile:
+        raise SettingsError("ssl-ca-certs needs ssl-certfile and ssl-keyfile")
+    if bool(settings.backend_certfile) != bool(settings.backend_keyfile):
+        raise SettingsError("backend-certfile and backend-keyfile come together")
+    if (settings.backend_ca_certs or settings.backend_certfile) and not settings.backend_tls:
+        raise SettingsError("backend-ca-certs and backend-certfile need backend-tls")
+    for alias in settings.model_alias:
+        if not all(alias.partition("=")):
+            raise SettingsError(f"model-alias: expected ALIAS=MODEL, got {alias!r}")
+    is_guarded = settings.api_key or settings.api_key_file or settings.ssl_ca_certs or settings.insecure
+    if not (is_guarded or is_loopback(settings.host)):
+        raise SettingsError(
+            f"host: {settings.host} is reachable from other machines: give --api-key, --api-key-file or "
+            "--ssl-ca-certs, or --insecure to mean it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address to listen on is this machine's alone; names but localhost count as public."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 FIELDS = {item.name: item for item in fields(Settings)}

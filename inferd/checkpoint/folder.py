@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from inferd.checkpoint.fingerprint import fingerprint
 from inferd.checkpoint.json_file import read_bounded, read_json_object, read_optional_json_object
-from inferd.checkpoint.records import Checkpoint, TensorRecord, TokenizerFiles
+from inferd.checkpoint.records import Checkpoint, TokenizerFiles
 from inferd.checkpoint.safetensors_file import read_folder_tensors
 from inferd.checkpoint.sentence_modules import read_sentence_modules
 from inferd.errors import StartupError
@@ -27,7 +26,7 @@ def open_folder(folder: Path) -> Checkpoint:
     tokenizer = read_tokenizer_files(folder)
     if config.get("auto_map") or tokenizer.tokenizer_config.get("auto_map"):
         logger.warning("%s: auto_map names code, which is ignored: checkpoint code is never executed", folder)
-    tensors = with_model_prefix(read_folder_tensors(folder))
+    tensors = read_folder_tensors(folder)
     return Checkpoint(
         path=folder,
         format="safetensors",
@@ -39,13 +38,6 @@ def open_folder(folder: Path) -> Checkpoint:
         fingerprint=fingerprint(config, tensors),
         sentence=read_sentence_modules(folder),
     )
-
-
-def with_model_prefix(tensors: dict[str, TensorRecord]) -> dict[str, TensorRecord]:
-    """A decoder that was saved without its head, as embedding models are, names its tensors without `model.`."""
-    if "embed_tokens.weight" not in tensors:
-        return tensors
-    return {f"model.{name}": replace(record, name=f"model.{name}") for name, record in tensors.items()}
 
 
 def read_tokenizer_files(folder: Path) -> TokenizerFiles:

@@ -9,20 +9,13 @@ from typing import Any
 import msgspec
 
 from inferd.cli.arguments import Parsed
-from inferd.config import InferdConfig
+from inferd.config import InferdConfig, ParallelConfig, ServerConfig
 from inferd.errors import StartupError
+from inferd.server.keys import admin_ring, data_ring, load_keys
+from inferd.server.options import UNIX, check_tls, split_address
 
 # What the configuration can say and this build cannot do yet: (holds, message).
 NOT_BUILT: tuple[tuple[Callable[[InferdConfig], bool], str], ...] = (
-    (
-        lambda config: config.engine.parallel.world_size > 1,
-        "--tensor-parallel-size and --pipeline-parallel-size above 1",
-    ),
-    (lambda config: config.engine.parallel.nnodes > 1, "--nnodes above 1"),
-    (
-        lambda config: config.engine.parallel.backend not in ("auto", "local"),
-        "--distributed-executor-backend but local",
-    ),
     (lambda config: config.engine.model.quantization is not None, "--quantization (a quantized checkpoint works)"),
 )
 
@@ -51,13 +44,36 @@ def check_config(config: InferdConfig, insecure: bool) -> None:
             f"--max-num-batched-tokens ({scheduler.max_num_batched_tokens}) must be at least "
             f"--max-num-seqs ({scheduler.max_num_seqs}): every running sequence computes one token a step"
         )
-    check_exposure(config.server.host, bool(config.server.api_keys), insecure)
+    check_nodes(config.engine.parallel)
+    check_access(config.server, insecure)
 
 
-def check_exposure(host: str, has_key: bool, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without a key. Raises StartupError."""
-    if not (has_key or insecure or is_loopback(host)):
-        raise StartupError(f"--host {host} is reachable from other machines: give --api-key, or --insecure to mean it")
+def check_nodes(parallel: ParallelConfig) -> None:
+    """Refuse a node that cannot be part of the group. Raises StartupError."""
+    if parallel.node_rank >= parallel.nnodes:
+        raise StartupError(f"--node-rank {parallel.node_rank} must be below --nnodes {parallel.nnodes}")
+    if parallel.nnodes > 1 and is_loopback(parallel.master_addr):
+        raise StartupError("--nnodes above 1 needs --master-addr, an address of node 0 that the other machines reach")
+
+
+def check_access(server: ServerConfig, insecure: bool) -> None:
+    """Refuse to listen beyond this machine for everybody. Raises StartupError."""
+    check_tls(server)
+    keys = load_keys(server)
+    is_public = not is_loopback(server.host)
+    if is_public and not (data_ring(server, keys) or server.tls_client_ca or insecure):
+        raise StartupError(
+            f"--host {server.host} is reachable from other machines: give --api-key, --api-key-file or "
+            "--tls-client-ca, or --insecure to mean it"
+        )
+    if server.admin_listen is None or server.admin_listen.startswith(UNIX):
+        return
+    host, _ = split_address(server.admin_listen)
+    if not (is_loopback(host) or admin_ring(keys) or server.tls_client_ca or insecure):
+        raise StartupError(
+            f"--admin-listen {server.admin_listen} is reachable from other machines: give --admin-api-key or "
+            "--tls-client-ca, or --insecure to mean it"
+        )
 
 
 def is_loopback(host: str) -> bool:

@@ -170,6 +170,11 @@ SERVE_FLAGS = (
         synonyms={"mp": "multiprocess", "uni": "local"},
         help="who starts the workers",
     ),
+    Flag(
+        name="step-timeout",
+        field="engine.parallel.step_timeout_s",
+        help="seconds after which a step counts as hung; the workers are then ended and started again",
+    ),
     Flag(name="nnodes", field="engine.parallel.nnodes", help="machines of this model"),
     Flag(name="node-rank", field="engine.parallel.node_rank", help="this machine's number among them"),
     Flag(name="master-addr", field="engine.parallel.master_addr", help="address of machine 0"),
@@ -183,6 +188,29 @@ SERVE_FLAGS = (
     Flag(name="port", aliases=("--grpc-port",), field="server.port", help="gRPC port; 0: the system chooses"),
     Flag(name="metrics-port", field="server.metrics_port", synonyms={"off": None}, help="Prometheus port; off: none"),
     Flag(name="api-key", field="server.api_keys", secret=True, help="keys callers must send; better in INFERD_API_KEY"),
+    Flag(
+        name="api-key-file",
+        field="server.api_key_file",
+        help="file of keys, one a line: KEY or SCOPE:KEY, SCOPE being infer, admin or observe; # starts a comment",
+    ),
+    Flag(name="tls-cert", field="server.tls_cert", help="PEM certificate chain; the gRPC ports then speak TLS only"),
+    Flag(name="tls-key", field="server.tls_key", help="PEM private key of --tls-cert"),
+    Flag(
+        name="tls-client-ca",
+        field="server.tls_client_ca",
+        help="PEM authority; callers must show a certificate that it signed",
+    ),
+    Flag(
+        name="admin-listen",
+        field="server.admin_listen",
+        help="where AdminService listens: HOST:PORT or unix:PATH; unset: nowhere",
+    ),
+    Flag(
+        name="admin-api-key",
+        field="server.admin_api_keys",
+        secret=True,
+        help="keys of AdminService; better in INFERD_ADMIN_API_KEY",
+    ),
     Flag(name="insecure", type=bool, default=False, help="listen on a public address without a key"),
     Flag(name="enable-reflection", field="server.reflection", help="gRPC server reflection"),
     Flag(
@@ -229,7 +257,14 @@ GATEWAY_FLAGS = (
 
 # Flags of the daemon that the gateway has too, and what it calls them. Keys go by environment.
 SHARED_WITH_GATEWAY = MappingProxyType(
-    {"host": "host", "drain-timeout": "shutdown-timeout", "log-level": "uvicorn-log-level", "log-format": "log-format"}
+    {
+        "host": "host",
+        "api-key-file": "api-key-file",
+        "insecure": "insecure",
+        "drain-timeout": "shutdown-timeout",
+        "log-level": "uvicorn-log-level",
+        "log-format": "log-format",
+    }
 )
 
 UP_FLAGS = (

@@ -19,7 +19,7 @@ COMMANDS = {
     "health": Command("health", "Ask a daemon whether it serves; exit status 0 if so.", HEALTH_FLAGS),
     "version": Command("version", "Print versions.", ()),
 }
-BENCH = "bench"  # has subcommands, and a table of flags of its own
+BENCH, CLUSTER = "bench", "cluster"  # have subcommands, and flags of their own
 USAGE_STATUS = 2
 
 
@@ -44,6 +44,10 @@ def run(arguments: Sequence[str]) -> int:
         from inferd.cli.bench import run_bench
 
         return run_bench(arguments[1:])
+    if name == CLUSTER:
+        from inferd.cli.cluster import run_cluster
+
+        return run_cluster(arguments[1:])
     if name not in COMMANDS:
         raise UsageError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
     parsed = parse(COMMANDS[name], arguments[1:])
@@ -58,7 +62,10 @@ def fail(message: str, status: int) -> int:
 
 
 def usage() -> str:
-    summaries = {name: command.summary for name, command in COMMANDS.items()} | {BENCH: "Load a running server."}
+    summaries = {name: command.summary for name, command in COMMANDS.items()} | {
+        BENCH: "Load a running server.",
+        CLUSTER: "Join this machine to a Ray cluster, or leave it.",
+    }
     width = max(map(len, summaries))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in summaries.items()]
     return "\n".join(["usage: inferd COMMAND [flags]", "", *lines, "", "inferd COMMAND --help lists its flags."])

@@ -5,11 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
 from inferd.cli.arguments import Parsed
 from inferd.cli.build import build_config, check_config
+from inferd.config import EngineConfig
 from inferd.log import configure_logging
 
 logger = logging.getLogger(__name__)
+
+
+def join_node(config: EngineConfig) -> int:
+    """Run this machine's ranks for the engine of node 0. Raises StartupError."""
+    from inferd.checkpoint.source import resolve_source
+    from inferd.executor.node import run_node
+
+    path = resolve_source(config.model.source, config.model.revision, lambda phase, fraction: None)
+    return run_node(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(path))))
 
 
 def run(parsed: Parsed) -> int:
@@ -19,6 +31,8 @@ def run(parsed: Parsed) -> int:
     check_config(config, bool(parsed.get("insecure")))
     for answer in parsed.answers:
         logger.warning(answer)
+    if config.engine.parallel.node_rank > 0:
+        return join_node(config.engine)
     from inferd.server.app import serve  # after the checks: it takes a good part of a second to load
 
     asyncio.run(serve(config))

@@ -15,6 +15,8 @@ from inferd.cli.flags import GATEWAY_FLAGS, SHARED_WITH_GATEWAY
 from inferd.cli.supervisor import Supervisor
 from inferd.cli.values import ENV_PREFIX, Raw, UsageError
 from inferd.log import configure_logging
+from inferd.server.keys import read_key_file
+from inferd.server.scopes import INFER
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
 QUESTION = "What is the capital of France? Answer in one sentence."
@@ -52,11 +54,14 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
     host = str(parsed.get("host"))
     address = WILDCARDS.get(host, host)
     metrics_port = parsed.get("metrics-port")
-    keys = parsed.get("api-key")
+    keys = infer_keys(parsed)
     own = {ENV_PREFIX + flag.name.upper().replace("-", "_") for flag in parsed.command.all_flags}
     child_environment = {name: value for name, value in environment.items() if name not in own}
+    if typed := parsed.get("api-key"):
+        child_environment[ENV_PREFIX + "API_KEY"] = child_environment["INFERD_GATEWAY_API_KEY"] = ",".join(typed)
+    if admin := parsed.get("admin-api-key"):
+        child_environment[ENV_PREFIX + "ADMIN_API_KEY"] = ",".join(admin)
     if keys:
-        child_environment[ENV_PREFIX + "API_KEY"] = child_environment["INFERD_GATEWAY_API_KEY"] = ",".join(keys)
         child_environment["INFERD_GATEWAY_BACKEND_API_KEY"] = keys[0]
     daemon, gateway = split_flags(parsed)
     python = (sys.executable, "-m")
@@ -70,6 +75,18 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
         api_key=keys[0] if keys else None,
         patience_s=float(parsed.get("drain-timeout")) + 15,
     )
+
+
+def infer_keys(parsed: Parsed) -> list[str]:
+    """The keys that the gateway may use at the daemon. Raises UsageError for a combination that `up` cannot serve."""
+    if parsed.get("tls-cert"):
+        raise UsageError("--tls-cert: run `inferd serve` and `inferd-gateway` apart, each has TLS options of its own")
+    keys = list(parsed.get("api-key"))
+    if file := parsed.get("api-key-file"):
+        keys += [key for scope, key in read_key_file(file) if scope == INFER]
+        if not keys:
+            raise UsageError("--api-key-file: the gateway needs a key of scope infer, and the file has none")
+    return keys
 
 
 def split_flags(parsed: Parsed) -> tuple[list[str], list[str]]:

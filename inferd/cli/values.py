@@ -131,10 +131,7 @@ def from_environment(environment: Mapping[str, str], flags: Sequence[Flag]) -> d
         if not text:
             continue
         if text.startswith("tcp://"):
-            raise UsageError(
-                f"{name}={text} looks like a Kubernetes service link: "
-                "set enableServiceLinks: false or rename the Service"
-            )
+            continue  # Kubernetes injects INFERD_PORT=tcp://... for a Service named inferd: that is no value
         values[flag.name] = Given(text.split(",") if flag.is_list else text, name)
     return values
 

@@ -8,11 +8,13 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import msgspec
 
 from inferd.config import EngineConfig
+from inferd.core.constraints import MatcherBuilt
 from inferd.messages import (
     HEADER,
     MAX_FRAME_BYTES,
@@ -32,6 +34,13 @@ SEND_TIMEOUT_S = 60.0
 Describe = Callable[[bool], dict[str, bytes]]  # include_tokens -> sections
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """In the inbox when the executor dies while the loop waits for messages."""
+
+    error: Exception
+
+
 class FrontGone(Exception):
     """The front closed the socket, or has not read for SEND_TIMEOUT_S: nobody is left to work for."""
 
@@ -40,7 +49,7 @@ class FrontChannel:
     """inbox holds the front's messages in order, then None when it is gone. State dumps are answered by the reader."""
 
     def __init__(self, sock: socket.socket, describe: Describe, on_eof: Callable[[], None] | None = None) -> None:
-        self.inbox: SimpleQueue[ToCore | None] = SimpleQueue()
+        self.inbox: SimpleQueue[ToCore | MatcherBuilt | WorkerLost | None] = SimpleQueue()
         self.describe = describe
         self._socket = sock
         self._on_eof = on_eof

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import Empty
 
-from inferd.core.channel import FrontChannel, FrontGone
+from inferd.core.channel import FrontChannel, FrontGone, WorkerLost
+from inferd.core.constraints import ConstraintBuilder, MatcherBuilt
 from inferd.executor.base import Executor
 from inferd.messages import (
     AbortChoice,
@@ -18,12 +20,18 @@ from inferd.messages import (
     Shutdown,
     StepOutputs,
     ToCore,
+    Vocabulary,
 )
+from inferd.request import Request
 from inferd.scheduler.scheduler import Scheduler
+from inferd.sequence import Matcher
+from inferd.step import RankTimings, StepPlan
 
 logger = logging.getLogger(__name__)
 
 AUDIT_AFTER_IDLE_S = 1.0
+TIMINGS_INTERVAL_S = 1.0
+NO_TIMINGS: list[RankTimings] = []
 
 
 class EngineLoop:
@@ -38,28 +46,44 @@ class EngineLoop:
         self._executor = executor
         self._channel = channel
         self._clock = clock
+        self._constraints = ConstraintBuilder(scheduler.limits.vocab_size, self._deliver)
+        self._in_flight: deque[StepPlan] = deque()  # submitted, oldest first
+        self._timings_sent = clock()
         self._stats_due = False  # something changed that no step will report
         self._audited = True  # nothing ran since the last audit
 
     def run(self) -> None:
         """Serve until the front says Shutdown or is gone. Raises ExecutorDead, AuditError, or what a bug raises."""
+        self._executor.watch(lambda error: self._channel.inbox.put(WorkerLost(error)))
         try:
             while self._receive():
                 self._step()
         except FrontGone as error:
             logger.info("the front is gone: %s", error)
+        finally:
+            self._constraints.shutdown()
 
     def _step(self) -> None:
         now = self._clock()
         outputs = self._scheduler.expired(now)
-        plan = self._scheduler.schedule(now)
-        if plan is not None:
+        self._submit(now)
+        if self._in_flight:
             self._audited = False
-            result = self._executor.execute(plan)
-            outputs += self._scheduler.commit(plan, result, self._clock())
-        if plan is not None or outputs or self._stats_due:
+            result = self._executor.collect()
+            outputs += self._scheduler.commit(self._in_flight.popleft(), result, self._clock())
+            self._stats_due = True
+        if outputs or self._stats_due:
             self._stats_due = False
             self._send(outputs)
+
+    def _submit(self, now: float) -> None:
+        """Keep the executor's pipeline full, as far as there is something to compute."""
+        while len(self._in_flight) < self._executor.info.pipeline_depth:
+            plan = self._scheduler.schedule(now)
+            if plan is None:
+                return
+            self._in_flight.append(plan)
+            self._executor.submit(plan)
 
     def _receive(self) -> bool:
         """Handle all that has arrived, waiting for something when there is nothing else to do. False: leave."""
@@ -72,10 +96,10 @@ class EngineLoop:
                 return False
             self._handle(message)
 
-    def _next_message(self) -> ToCore | None:
+    def _next_message(self) -> ToCore | MatcherBuilt | WorkerLost | None:
         """Raises Empty when the loop has better to do than to wait."""
         inbox = self._channel.inbox
-        if self._scheduler.has_work or self._stats_due:
+        if self._scheduler.has_work or self._in_flight or self._stats_due:
             return inbox.get_nowait()
         if not self._audited:
             try:
@@ -85,25 +109,52 @@ class EngineLoop:
                 self._audited = True
         return inbox.get()
 
-    def _handle(self, message: ToCore) -> None:
+    def _handle(self, message: ToCore | MatcherBuilt | WorkerLost) -> None:
         match message:
+            case WorkerLost(error):
+                raise error
+            case AddRequest(request) if request.constraint is not None:
+                self._constraints.build(request)
             case AddRequest(request):
-                try:
-                    self._scheduler.add(request)
-                except ValueError as error:
-                    logger.error("request refused: %s", error, extra={"request_id": request.request_id})
+                self._add(request, None)
+            case MatcherBuilt(request, matcher):
+                self._add_built(request, matcher)
             case AbortChoice(key, choice):
-                self._scheduler.abort(key, choice)
+                if not self._constraints.abort(key, choice):
+                    self._scheduler.abort(key, choice)
                 self._stats_due = True
+            case Vocabulary():
+                self._constraints.set_vocabulary(message)
             case ClearPrefixCache(token, salt):
                 self._channel.send(PrefixCacheCleared(token, self._scheduler.clear_prefix_cache(salt)))
             case _:
                 logger.error("message %s is not for the loop", type(message).__name__)
 
+    def _add(self, request: Request, matcher: Matcher | None) -> None:
+        try:
+            self._scheduler.add(request, matcher)
+        except ValueError as error:
+            logger.error("request refused: %s", error, extra={"request_id": request.request_id})
+
+    def _deliver(self, built: MatcherBuilt) -> None:
+        """Called on the builder's threads."""
+        self._channel.inbox.put(built)
+
+    def _add_built(self, request: Request, matcher: Matcher | None) -> None:
+        """Take a request whose matcher was made, and what was aborted of it meanwhile."""
+        aborts = self._constraints.take_aborts(request.key)
+        if matcher is None:
+            self._scheduler.refuse(request, "INVALID_CONSTRAINT")
+            return
+        if None not in aborts:
+            self._add(request, matcher)
+        for choice in aborts:
+            self._scheduler.abort(request.key, choice)
+
     def _send(self, outputs: list[ChoiceOutput]) -> None:
         """One frame; more when the outputs do not fit one. An output that fits none fails its choice alone."""
         try:
-            self._channel.send(StepOutputs(outputs, self._scheduler.stats()))
+            self._channel.send(StepOutputs(outputs, self._scheduler.stats(), self._timings()))
         except ValueError as error:
             if len(outputs) > 1:
                 half = len(outputs) // 2
@@ -114,3 +165,11 @@ class EngineLoop:
             key, choice = outputs[0].key, outputs[0].choice
             self._scheduler.abort(key, choice)
             self._send([ChoiceOutput(key, choice, [], [], error="INTERNAL")])
+
+    def _timings(self) -> list[RankTimings]:
+        """The ranks' timings, now and then; else nothing."""
+        now = self._clock()
+        if now - self._timings_sent < TIMINGS_INTERVAL_S:
+            return NO_TIMINGS
+        self._timings_sent = now
+        return self._executor.timings()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from inferd.step import StepPlan, StepResult
+from inferd.step import RankTimings, StepPlan, StepResult
 
 Progress: TypeAlias = Callable[[str, float], None]  # phase name, fraction 0..1
 
@@ -29,14 +29,29 @@ class ExecutorInfo:
     weight_bytes: int
     kv_bytes: int
     backends: Mapping[str, str]
+    pipeline_depth: int = 1  # plans worth having in flight
     whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
 
 
 class Executor(Protocol):
+    """Runs plans strictly in the order of their submission, however many are in flight."""
+
     info: ExecutorInfo
 
+    def submit(self, plan: StepPlan) -> None:
+        """Hand over the next step. At most info.pipeline_depth are handed over and not collected."""
+
+    def collect(self) -> StepResult:
+        """The result of the oldest step that is not collected. Raises ExecutorDead when the executor cannot go on."""
+
     def execute(self, plan: StepPlan) -> StepResult:
-        """Run one step. Raises ExecutorDead when the executor cannot go on."""
+        """submit and collect, for callers with one step at a time."""
+
+    def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
+        """Call on_death, from whatever thread, when a worker dies that has nothing to do."""
+
+    def timings(self) -> list[RankTimings]:
+        """How the ranks spent their time so far; nothing where there is one."""
 
     def shutdown(self) -> None:
         """Release workers and memory; idempotent."""

@@ -69,4 +69,7 @@ def _block_tables(
 
 
 def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values).to(device, non_blocking=True)
+    tensor = torch.from_numpy(values)
+    if device.type == "cuda":  # a copy from pinned memory does not hold up the step (not run here: no GPU was at hand)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,27 +1,58 @@
-"""Builds the one-device executor: device, dtype, ops, weights, KV memory, in this order."""
+"""Builds a worker: device, dtype, ops, weights, then, once the number of KV blocks is known, its KV memory.
+
+The same steps for the one worker of this process and for each of many; what differs comes in a ParallelContext.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 
 from inferd.checkpoint import Checkpoint
 from inferd.config import DeviceConfig, EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
+from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
 from inferd.executor.local import LocalExecutor
-from inferd.executor.memory import KVPlan, cache_budget, plan_kv, requested_context
+from inferd.executor.memory import cache_budget
 from inferd.executor.worker import Worker
 from inferd.layers.decoder_layer import KVCache
-from inferd.models.decoder import Decoder
+from inferd.models.decoder import Decoder, DecoderWeights
 from inferd.models.loader import Loader
+from inferd.models.registry import find_tensor, weight_rules
+from inferd.models.shard import ModelShard, shard_model
 from inferd.models.spec import DecoderSpec
+from inferd.parallel.context import ParallelContext
+from inferd.parallel.placement import Placement
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One rank's weights and all that is decided about computing with them."""
+
+    spec: DecoderSpec
+    shard: ModelShard
+    weights: DecoderWeights
+    ops: Ops
+    dtype: torch.dtype
+    kv_dtype: torch.dtype
+    device: torch.device
+    context: ParallelContext
+    quantization: str
+    bytes_read: int
+
+    @property
+    def kv_size(self) -> int:
+        return len(self.shard.kv_heads) * self.spec.head_dim
 
 
 @torch.inference_mode()
@@ -30,30 +61,78 @@ def build_local_executor(
 ) -> LocalExecutor:
     """Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
     device = resolve_device(config.device)
+    model = load_model(config, checkpoint, spec, device, lambda done: progress("weights", done))
+    progress("cache", 0.0)
+    plan = plan_kv(spec, config, [kv_room(model, config)])
+    worker = build_worker(model, plan.num_blocks, plan.block_size)
+    progress("cache", 1.0)
+    return LocalExecutor(worker, executor_info(model, plan))
+
+
+@torch.inference_mode()
+def load_model(
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    spec: DecoderSpec,
+    device: torch.device,
+    notify: Callable[[float], None],
+    context: ParallelContext | None = None,
+) -> LoadedModel:
+    """The weights of a rank, on its device. Raises StartupError like build_local_executor."""
+    context = context or ParallelContext()
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
+    kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype)
     ops = resolve_ops(config.device, device)
+    shard = rank_shard(checkpoint, spec, context.placement)
+    held = shard if context.placement.world_size > 1 else None
+    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor)
     try:
-        loader = Loader(checkpoint, spec, ops, dtype, device, lambda done: progress("weights", done))
         weights = loader.load(requested_context(spec, config.model.max_model_len))
-        progress("cache", 0.0)
-        kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype)
-        plan = plan_kv(spec, config, kv_dtype.itemsize, cache_budget(spec, config, device, dtype.itemsize))
-        decoder = Decoder(spec, weights, allocate_caches(spec, plan, kv_dtype, device), ops, dtype)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
-    progress("cache", 1.0)
-    info = executor_info(checkpoint, decoder, plan)
-    return LocalExecutor(Worker(decoder, plan.block_size, device), info)
+    stored = dominant_format(checkpoint)
+    quantization = "none" if stored in CHECKPOINT_DTYPES else stored
+    return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 
-def resolve_device(config: DeviceConfig) -> torch.device:
-    """auto: the accelerator if there is one. On a CPU torch gets config.threads or every core of the affinity mask."""
-    has_cuda = torch.cuda.is_available()
-    if config.device == "cuda" and not has_cuda:
+def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement) -> ModelShard:
+    """What a rank holds; the MLP is cut between quantized blocks where there are any."""
+    unit = 1
+    for rule in weight_rules(spec):
+        if rule.split == "inner_columns":
+            for layer in range(spec.num_layers):
+                stored = find_tensor(checkpoint.tensors, rule.source.format(layer=layer)).format.upper()
+                if stored in GGMLQuantizationType.__members__:
+                    unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[stored]][0])
+    return shard_model(spec, placement, unit)
+
+
+def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
+    """What the KV pool of this rank may take, now that its weights are in memory."""
+    size = block_bytes(len(model.shard.layers), model.kv_size, config.cache.block_size, model.kv_dtype.itemsize)
+    return KVRoom(size, cache_budget(model.spec, config, model.device, model.dtype.itemsize, num_neighbours))
+
+
+@torch.inference_mode()
+def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker:
+    """Allocates the KV pool. Raises StartupError when there is no memory for it."""
+    shape = (num_blocks, block_size, len(model.shard.kv_heads), model.spec.head_dim)
+    caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device)
+    decoder = Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
+    return Worker(decoder, block_size, model.device, model.context)
+
+
+def resolve_device(config: DeviceConfig, local_rank: int = 0, num_local: int = 1) -> torch.device:
+    """auto: the accelerator if there is one, that of the local rank. On a CPU torch gets this rank's share of
+    config.threads, or of the cores of the affinity mask."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "cuda" and not count:
         raise StartupError("device cuda was asked for, but torch finds none")
-    if config.device != "cpu" and has_cuda:
-        return torch.device("cuda")
-    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    if config.device != "cpu" and count:
+        if local_rank >= count:
+            raise StartupError(f"{num_local} ranks on a machine with {count} CUDA devices: one device each is needed")
+        return torch.device("cuda", local_rank)
+    torch.set_num_threads(max((config.threads or len(os.sched_getaffinity(0))) // num_local, 1))
     return torch.device("cpu")
 
 
@@ -77,9 +156,12 @@ def resolve_cache_dtype(stated: str, model_dtype: torch.dtype) -> torch.dtype:
 
 def resolve_ops(config: DeviceConfig, device: torch.device) -> Ops:
     try:
-        return load_ops(device.type, config.kernel_backend)
+        ops = load_ops(device.type, config.kernel_backend, config.threads)
     except ValueError as error:
         raise StartupError(str(error)) from None
+    if ops.decoder_stack is not None:
+        torch.set_num_threads(1)  # the backend has threads of its own; two teams would spin against each other
+    return ops
 
 
 def dominant_format(checkpoint: Checkpoint) -> str:
@@ -90,30 +172,31 @@ def dominant_format(checkpoint: Checkpoint) -> str:
     return sizes.most_common(1)[0][0]
 
 
-def allocate_caches(spec: DecoderSpec, plan: KVPlan, dtype: torch.dtype, device: torch.device) -> tuple[KVCache, ...]:
+def allocate_caches(
+    shape: tuple[int, int, int, int], num_layers: int, dtype: torch.dtype, device: torch.device
+) -> tuple[KVCache, ...]:
     """K and V of each layer, [blocks, page, kv_heads, head_dim]; memory is taken when first written."""
-    shape = (plan.num_blocks, plan.block_size, spec.num_kv_heads, spec.head_dim)
     try:
         return tuple(
             KVCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(spec.num_layers)
+            for _ in range(num_layers)
         )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise StartupError(f"the KV cache of {plan.total_bytes} bytes cannot be allocated: {reason}") from None
+        raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
 
 
-def executor_info(checkpoint: Checkpoint, decoder: Decoder, plan: KVPlan) -> ExecutorInfo:
-    stored = dominant_format(checkpoint)
+def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> ExecutorInfo:
     return ExecutorInfo(
-        architecture=decoder.spec.architecture,
-        dtype=str(decoder.dtype).removeprefix("torch."),
-        quantization="none" if stored in CHECKPOINT_DTYPES else stored,
-        vocab_size=decoder.spec.vocab_size,
+        architecture=model.spec.architecture,
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=model.quantization,
+        vocab_size=model.spec.vocab_size,
         max_context_tokens=plan.max_context,
         block_size=plan.block_size,
         num_blocks=plan.num_blocks,
-        weight_bytes=decoder.weights.num_bytes,
+        weight_bytes=model.weights.num_bytes,
         kv_bytes=plan.total_bytes,
-        backends=dict(decoder.ops.backends),
+        backends=dict(model.ops.backends),
+        pipeline_depth=pipeline_depth,
     )

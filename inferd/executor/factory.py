@@ -8,6 +8,8 @@ from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import Executor, Progress
+from inferd.executor.group_start import start_group
+from inferd.executor.seats import choose_backend
 from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import check_checkpoint
 
@@ -15,18 +17,20 @@ from inferd.models.registry import check_checkpoint
 def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     """Open and check the checkpoint, load the weights, size and allocate the KV pool.
 
-    progress gets the phases checkpoint, torch, weights and cache, each from 0 to 1. Raises StartupError.
+    progress gets the phases checkpoint, torch (workers, where there are several), weights and cache, each from 0 to 1.
+    Raises StartupError.
     """
-    if config.parallel.world_size > 1 or config.parallel.backend not in ("auto", "local"):
-        raise StartupError(
-            f"{config.parallel.world_size} workers ({config.parallel.backend}): this build runs one, local"
-        )
+    backend = choose_backend(config)
     if config.model.quantization is not None:
         raise StartupError(f"quantization {config.model.quantization!r} at load is not supported")
     progress("checkpoint", 0.0)
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
+    if isinstance(spec, EncoderSpec) and backend != "local":
+        raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons instead")
+    if backend != "local":
+        return start_group(config, backend, checkpoint, spec, progress)
     progress("torch", 0.0)
     from inferd.executor.build import build_local_executor  # torch: seconds
     from inferd.executor.encoder_build import build_encoder_executor

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.executor.encoder_worker import EncoderWorker
 from inferd.executor.worker import Worker
-from inferd.step import StepPlan, StepResult
+from inferd.step import RankTimings, StepPlan, StepResult
 
 
 class LocalExecutor:
@@ -14,6 +17,13 @@ class LocalExecutor:
     def __init__(self, worker: Worker | EncoderWorker, info: ExecutorInfo) -> None:
         self._worker: Worker | EncoderWorker | None = worker
         self.info = info
+        self._submitted: deque[StepPlan] = deque()
+
+    def submit(self, plan: StepPlan) -> None:
+        self._submitted.append(plan)
+
+    def collect(self) -> StepResult:
+        return self.execute(self._submitted.popleft())
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Raises ExecutorDead after shutdown and when the device fails, out of memory included: its state is lost."""
@@ -24,6 +34,12 @@ class LocalExecutor:
         except (RuntimeError, MemoryError) as error:
             self._worker = None
             raise ExecutorDead(f"step {plan.step} failed: {error}") from error
+
+    def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
+        """The worker dies with this process."""
+
+    def timings(self) -> list[RankTimings]:
+        return []
 
     def shutdown(self) -> None:
         self._worker = None

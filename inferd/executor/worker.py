@@ -1,4 +1,6 @@
-"""Owns one device's model, KV memory and sequence states; turns a StepPlan into a StepResult. Schedules nothing."""
+"""Owns one device's part of a model, its KV memory and the sequence states; turns a StepPlan into a StepResult.
+
+The same class for one worker and for many; schedules nothing."""
 
 from __future__ import annotations
 
@@ -6,36 +8,50 @@ import time
 
 import torch
 
-from inferd.executor.batch import build_batch
+from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.pooling import float32_bytes
 from inferd.executor.sequence_state import SequenceState
 from inferd.models.decoder import Decoder
+from inferd.parallel.context import ParallelContext
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow
 from inferd.sampling.logprobs import token_logprobs
 from inferd.sampling.sampler import sample_tokens
+from inferd.sampling.sharded import VocabShard, sample_sharded, sharded_logprobs
 from inferd.step import BlockCopy, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
 
 
 class Worker:
-    def __init__(self, decoder: Decoder, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, decoder: Decoder, block_size: int, device: torch.device, context: ParallelContext | None = None
+    ) -> None:
         self._decoder = decoder
         self._block_size = block_size
         self._device = device
+        self._context = context or ParallelContext()
         self._states: dict[int, SequenceState] = {}
         self._slice_rows = rows_per_slice(decoder.spec.vocab_size)
+        self._vocab = VocabShard(decoder.weights.first_token, decoder.spec.vocab_size, decoder.group)
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent on peers so far."""
+        return self._context.waited_s
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
-        """Apply dropped, new and copies, then compute the items; results in the order of plan.items."""
+        """Apply dropped, new and copies, then compute the items.
+
+        On the last pipeline stage the results are in the order of plan.items; on others there are none.
+        """
         started = time.perf_counter()
         for seq_id in plan.dropped:
             del self._states[seq_id]
         for new in plan.new:
             self._states[new.seq_id] = SequenceState.from_plan(new)
         self._copy_blocks(plan.copies)
-        results = self._compute(plan.items) if plan.items else []
+        results = self._compute(plan) if plan.items else []
         return StepResult(plan.step, results, time.perf_counter() - started)
 
     def _copy_blocks(self, copies: list[BlockCopy]) -> None:
@@ -47,11 +63,16 @@ class Worker:
         destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
         self._decoder.copy_blocks(sources, destinations)
 
-    def _compute(self, items: list[PlanItem]) -> list[SequenceResult]:
+    def _compute(self, plan: StepPlan) -> list[SequenceResult]:
+        items = plan.items
         for item in items:
             self._states[item.seq_id].advance(item)
         batch = build_batch(items, self._states, self._block_size, self._device)
-        stream = self._decoder.forward(batch.ids, batch.paged)
+        stream = self._decoder.run(self._entering(batch), batch.paged)
+        if not self._context.placement.is_last_stage:
+            assert self._context.link is not None, "stages without a link"
+            self._context.link.send(stream)
+            return []
         prompt_logprobs = [
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
@@ -60,7 +81,7 @@ class Worker:
             self._vector(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
         ]
-        samples = self._sample(items, batch.row_starts, stream)
+        samples = self._sample(plan, batch.row_starts, stream)
         return [
             SequenceResult(item.seq_id, samples[index], prompt_logprobs[index], vectors[index])
             for index, item in enumerate(items)
@@ -73,8 +94,17 @@ class Worker:
         vector = pooled.add(item, self._decoder.hidden(pooled.needed(stream)))
         return b"" if vector is None else float32_bytes(vector)
 
-    def _sample(self, items: list[PlanItem], row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
+    def _entering(self, batch: ForwardBatch) -> torch.Tensor:
+        """The stream [T, E] that enters this stage's layers."""
+        if self._context.placement.is_first_stage:
+            return self._decoder.embed(batch.ids, batch.paged)
+        assert self._context.link is not None, "stages without a link"
+        shape = (len(batch.ids), self._decoder.spec.hidden_size)
+        return self._context.link.receive(torch.empty(shape, dtype=self._decoder.dtype, device=self._device))
+
+    def _sample(self, plan: StepPlan, row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
         """The samples of each item; logits only for rows that sample, a bounded number at a time."""
+        items = plan.items
         places: list[int] = []  # item of each sample
         sources: list[int] = []  # row of the stream it is drawn from
         rows: list[SamplingRow] = []
@@ -82,12 +112,16 @@ class Worker:
             for choice in item.choices:
                 places.append(place)
                 sources.append(start + len(item.token_ids) - 1)
-                rows.append(self._sampling_row(item, choice))
+                rows.append(self._sampling_row(item, choice, plan.masks.get(item.seq_id)))
         samples: list[list[SampledToken]] = [[] for _ in items]
         for first in range(0, len(rows), self._slice_rows):
             part = slice(first, first + self._slice_rows)
             options = [self._states[items[place].seq_id].new.logprobs for place in places[part]]
-            tokens = sample_tokens(self._decoder.ops, self._logits(stream, sources[part]), rows[part], options)
+            logits = self._logits(stream, sources[part])
+            if self._vocab.is_whole:
+                tokens = sample_tokens(self._decoder.ops, logits, rows[part], options)
+            else:
+                tokens = sample_sharded(self._decoder.ops, logits, rows[part], options, self._vocab)
             for place, token in zip(places[part], tokens, strict=True):
                 samples[place].append(token)
         return samples
@@ -101,12 +135,12 @@ class Worker:
         index = {source: row for row, source in enumerate(unique)}
         return logits[torch.tensor([index[source] for source in sources], device=self._device)]
 
-    def _sampling_row(self, item: PlanItem, choice: int) -> SamplingRow:
+    def _sampling_row(self, item: PlanItem, choice: int, mask: bytes | None) -> SamplingRow:
         state = self._states[item.seq_id]
         position = item.start + len(item.token_ids)
         outputs = state.num_output_tokens(position)
         blocked = state.new.blocked_token_ids if outputs < state.new.min_tokens else ()
-        return SamplingRow(state.new.sampling, state.history, choice, position, blocked)
+        return SamplingRow(state.new.sampling, state.history, choice, position, blocked, mask)
 
     def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
         """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""
@@ -127,5 +161,9 @@ class Worker:
         for first in range(0, len(contexts), self._slice_rows):
             rows = contexts[first : first + self._slice_rows]
             logits = self._decoder.logits(rows).float()
-            result += token_logprobs(logits, targets[first : first + len(rows)], [params] * len(rows))
+            tokens, options = targets[first : first + len(rows)], [params] * len(rows)
+            if self._vocab.is_whole:
+                result += token_logprobs(logits, tokens, options)
+            else:
+                result += sharded_logprobs(logits, tokens, options, self._vocab)
         return result

@@ -28,6 +28,7 @@ class Accumulator:
         self._changed = asyncio.Event()
         self._since = 0.0
         self._urgent = False
+        self._prefilled = 0
 
     def add(
         self, choice: int, token_ids: list[int], logprobs: list[TokenLogprobs], finish: FinishReason | None
@@ -42,6 +43,15 @@ class Accumulator:
         pending.finish = finish
         self._urgent |= finish is not None
         self._changed.set()
+
+    def note_prefill(self, prompt_tokens: int) -> None:
+        self._prefilled = prompt_tokens
+        self.wake()
+
+    def take_prefilled(self) -> int:
+        """Prompt tokens computed so far; 0 when that was said or nobody asked."""
+        prefilled, self._prefilled = self._prefilled, 0
+        return prefilled
 
     def wake(self) -> None:
         """Let a waiting consumer look around at once, though nothing was added."""

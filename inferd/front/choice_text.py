@@ -76,6 +76,7 @@ class ChoiceText:
         self._index = index
         self._output = output
         self._include_stop = request.stop.include_stop
+        self._stop_token_ids = frozenset(request.stop.eos_token_ids + request.stop.stop_token_ids)
         needs_text = output.text or bool(request.stop.stop_strings)
         self._stream = TextStream(tokenizer, request, output.skip_special_tokens) if needs_text else None
         self.completion_tokens = 0
@@ -90,15 +91,19 @@ class ChoiceText:
         finish = None
         if reason is not None:
             self.finished = True
-            by_token = reason in (FinishReason.EOS, FinishReason.STOP_TOKEN) and ids
-            finish = Finish(reason, self.completion_tokens, ids[-1] if by_token else None, piece.stop)
+            finish = Finish(reason, self.completion_tokens, self._stop_token(ids, reason), piece.stop)
         shown = ids if self._output.token_ids or logprobs else []
         return ChoiceDelta(self._index, piece.text if self._output.text else "", shown, logprobs, finish)
+
+    def _stop_token(self, ids: list[int], reason: FinishReason | None) -> int | None:
+        """The token that ended the choice; none when its constraint did, by leaving nothing to follow."""
+        by_token = reason in (FinishReason.EOS, FinishReason.STOP_TOKEN) and ids and ids[-1] in self._stop_token_ids
+        return ids[-1] if by_token else None
 
     def _text_of(self, ids: list[int], reason: FinishReason | None) -> Piece:
         if self._stream is None:
             return Piece("", len(ids))
-        hidden = reason in (FinishReason.EOS, FinishReason.STOP_TOKEN) and not self._include_stop
+        hidden = self._stop_token(ids, reason) is not None and not self._include_stop
         visible = ids[:-1] if hidden else ids
         piece = self._stream.push(visible)
         if piece.stop is not None or reason is None:

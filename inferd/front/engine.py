@@ -7,64 +7,60 @@ import time
 from collections.abc import Callable
 
 from inferd.config import SchedulerConfig
-from inferd.errors import Draining, DuplicateRequest, EngineDead, InferdError, NotReady
+from inferd.errors import EngineDead, InferdError
 from inferd.front.admission import Admission
+from inferd.front.core_port import CorePort
+from inferd.front.gate import RETRY_S, Gate
 from inferd.front.generation import Generation
+from inferd.front.live import LiveRequests
 from inferd.front.metrics import FrontMetrics
 from inferd.front.output import OutputParams
 from inferd.front.tracker import Tracker
-from inferd.messages import Ready, StepOutputs, ToCore
+from inferd.messages import PrefixCacheCleared, Ready, StateDump, StepOutputs, ToCore, Vocabulary
 from inferd.request import Request
 from inferd.text.tokenizer import Tokenizer
-
-RESTART_RETRY_S = 1.0  # when to come back while the core starts
 
 
 class FrontEngine:
     """The listener of an EngineClient. Everything runs on one event loop; nothing here blocks."""
 
-    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics) -> None:
+    def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics, *, resumes: bool = True) -> None:
+        """resumes: whether generations wait for the successor of a core that died. A group of ranks takes long to start
+        again, so its callers are told to try elsewhere."""
+        self._resumes = resumes
         self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
-        self._keys = itertools.count(1)
-        self._trackers: dict[int, Tracker] = {}
-        self._request_ids: set[str] = set()
-        self._send: Callable[[ToCore], None] | None = None
-        self._draining = False
-        self._dead: str | None = None
-        self._was_ready = False
-        self._phase: Callable[[], str] = lambda: ""
-        self._on_change: Callable[[], None] = lambda: None
+        self.gate = Gate()
+        self.live = LiveRequests()
+        self.core = CorePort()
+        self.keys = itertools.count(1)  # of requests, unique in this daemon's life
+        self._vocabulary: Vocabulary | None = None
 
     def attach(self, send: Callable[[ToCore], None], phase: Callable[[], str]) -> None:
         """Connect to the client: how to reach the core, and how to say what a starting one is doing."""
-        self._send = send
-        self._phase = phase
+        self.core.send = send
+        self.gate.phase = phase
+
+    def introduce(self, vocabulary: Vocabulary) -> None:
+        """Tell this and every later core what constraints are matched against."""
+        self._vocabulary = vocabulary
+        if self.ready is not None and self.core.send is not None:
+            self.core.send(vocabulary)
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called whenever `serving` may have changed."""
-        self._on_change = callback
+        self.gate.on_change = callback
         callback()
 
     @property
     def serving(self) -> bool:
         """Whether a request that comes now would be let in, queue permitting."""
-        return self.ready is not None and self._dead is None and not self._draining
-
-    def next_key(self) -> int:
-        """A key for a new request, unique in this daemon's life."""
-        return next(self._keys)
+        return self.gate.is_open
 
     def check_serving(self) -> None:
         """Raise the InferdError that a request meets now, if any: Draining, NotReady or EngineDead."""
-        if self._draining:
-            raise Draining("the server is shutting down", retry_after_s=RESTART_RETRY_S)
-        if self._dead is not None:
-            raise EngineDead(self._dead)
-        if self.ready is None:
-            state = "the engine died and restarts" if self._was_ready else "the model is loading"
-            raise NotReady(f"{state}: {self._phase()}", retry_after_s=RESTART_RETRY_S)
+        self.gate.check()
 
     def generate(self, request: Request, output: OutputParams, tokenizer: Tokenizer) -> Generation:
         """Admit a request, whose text `tokenizer` makes.
@@ -72,66 +68,64 @@ class FrontEngine:
         Raises Draining, NotReady, EngineDead, DuplicateRequest, QueueFull.
         """
         self.check_serving()
-        if request.request_id in self._request_ids:
-            raise DuplicateRequest(f"a request with the id {request.request_id!r} is running", field="request_id")
+        self.live.check_id(request.request_id)
         try:
             self.admission.admit(request.num_choices)
         except InferdError:
             self.metrics.rejected_requests += 1
             raise
-        assert self._send is not None
-        self._request_ids.add(request.request_id)
+        assert self.core.send is not None
         self.metrics.on_admitted(len(request.prompt_token_ids))
-        tracker = Tracker(request, self._send, self.metrics, self.admission.retry_after)
-        self._trackers[request.key] = tracker
+        tracker = Tracker(request, self.core.send, self.metrics, self.admission.retry_after)
+        self.live.add(tracker)
         tracker.submit()
         return Generation(tracker, output, tokenizer, self.metrics, self._forget)
-
-    def drain(self) -> None:
-        """Admit nothing more."""
-        self._draining = True
-        self._on_change()
-
-    def fail_all(self, error: InferdError) -> None:
-        """End every generation with this error."""
-        for tracker in list(self._trackers.values()):
-            tracker.fail(error)
 
     # -- EngineListener
 
     @property
     def busy(self) -> bool:
-        return any(tracker.owed for tracker in self._trackers.values())
+        return self.live.busy
 
     def on_ready(self, ready: Ready) -> None:
-        self.ready, self._was_ready = ready, True
+        self.ready = ready
         self.metrics.on_ready(ready)
-        self._on_change()
-        for tracker in list(self._trackers.values()):
+        if self._vocabulary is not None and self.core.send is not None:
+            self.core.send(self._vocabulary)
+        self.gate.set_ready(True)
+        for tracker in self.live:
             tracker.on_ready(ready.max_context_tokens)
 
     def on_outputs(self, outputs: StepOutputs) -> None:
         now = time.monotonic()
-        trackers = self._trackers
+        get = self.live.get
         for output in outputs.outputs:
-            tracker = trackers.get(output.key)
+            tracker = get(output.key)
             if tracker is not None:
                 tracker.on_output(output, now)
-        self.metrics.on_step(outputs.stats)
+        self.metrics.on_step(outputs.stats, now)
+        if outputs.ranks:
+            self.metrics.ranks = outputs.ranks
+
+    def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
+        self.core.on_answer(answer)
 
     def on_lost(self, reason: str) -> None:
         self.ready = None
         self.metrics.on_lost()
-        self._on_change()
-        for tracker in list(self._trackers.values()):
+        self.gate.set_ready(False)
+        self.core.on_lost()
+        if not self._resumes:
+            self.live.fail_all(EngineDead(f"the engine {reason} and starts again", retry_after_s=RETRY_S))
+            return
+        for tracker in self.live:
             tracker.on_lost()
 
     def on_dead(self, reason: str) -> None:
-        self.ready, self._dead = None, reason
-        self.fail_all(EngineDead(reason))
-        self._on_change()
+        self.ready = None
+        self.live.fail_all(EngineDead(reason))
+        self.gate.set_dead(reason)
 
     def _forget(self, tracker: Tracker) -> None:
-        del self._trackers[tracker.request.key]
-        self._request_ids.discard(tracker.request.request_id)
+        self.live.remove(tracker)
         self.admission.release(tracker.request.num_choices)

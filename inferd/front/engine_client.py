@@ -15,7 +15,17 @@ from typing import Protocol
 from inferd.config import EngineConfig
 from inferd.errors import EngineDead, StartupError
 from inferd.front.core_link import CoreLink
-from inferd.messages import Failed, Phase, Ready, Shutdown, StepOutputs, ToCore, ToFront
+from inferd.messages import (
+    Failed,
+    Phase,
+    PrefixCacheCleared,
+    Ready,
+    Shutdown,
+    StateDump,
+    StepOutputs,
+    ToCore,
+    ToFront,
+)
 
 logger = logging.getLogger("inferd.engine")
 
@@ -23,6 +33,7 @@ logger = logging.getLogger("inferd.engine")
 CORE_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.core_process")
 MAX_DEATHS, DEATH_WINDOW_S = 5, 60.0
 BACKOFF_S = (0.0, 0.25, 0.5, 1.0)
+GROUP_GRACE_S = 5.0
 SHUTDOWN_GRACE_S = 3.0
 
 
@@ -42,6 +53,9 @@ class EngineListener(Protocol):
     def on_ready(self, ready: Ready) -> None: ...
 
     def on_outputs(self, outputs: StepOutputs) -> None: ...
+
+    def on_answer(self, answer: PrefixCacheCleared | StateDump) -> None:
+        """To a question of the front's."""
 
     def on_lost(self, reason: str) -> None:
         """The core is gone; a new one is on its way."""
@@ -148,8 +162,10 @@ class EngineClient:
             self._link_gone.set()
 
     async def _watch(self, link: CoreLink) -> None:
-        """Kill a core that owes output and has said nothing for step_timeout_s."""
-        limit = self._config.parallel.step_timeout_s
+        """Kill a core that owes output and has said nothing for step_timeout_s. One with several workers watches them
+        itself, and gets some time to say where they hang."""
+        parallel = self._config.parallel
+        limit = parallel.step_timeout_s + (GROUP_GRACE_S if parallel.world_size > 1 else 0.0)
         while True:
             await asyncio.sleep(min(1.0, limit / 4))
             if not (self.serving.is_set() and self._listener.busy):
@@ -168,7 +184,7 @@ class EngineClient:
                 self.ready, self.state = message, EngineState.SERVING
                 self._listener.on_ready(message)
                 self.serving.set()
+            case PrefixCacheCleared() | StateDump():
+                self._listener.on_answer(message)
             case Failed():
                 self._failure = message.message
-            case _:
-                logger.warning("unexpected message from the engine core: %s", type(message).__name__)

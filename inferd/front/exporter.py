@@ -31,6 +31,7 @@ class FrontCollector(Collector):
         yield from self._gauges()
         yield from self._counters()
         yield from self._histograms()
+        yield from self._ranks()
         yield from self._router_gauges()
 
     def _gauges(self) -> Iterator[Metric]:
@@ -70,6 +71,26 @@ class FrontCollector(Collector):
         for reason, count in metrics.finished.items():
             finished.add_metric((self._model, reason), count)
         yield finished
+        refused = CounterMetricFamily(
+            "inferd_calls_refused", "Calls without the right key, by reason.", labels=("model_name", "reason")
+        )
+        for reason, count in metrics.refused_calls.items():
+            refused.add_metric((self._model, reason), count)
+        yield refused
+
+    def _ranks(self) -> Iterator[Metric]:
+        """Where the time of each worker goes; they count from zero when the group starts again."""
+        if not self._metrics.ranks:
+            return
+        for name, help_text, field in (
+            ("inferd_rank_compute_seconds", "Seconds a worker computed.", "compute_s"),
+            ("inferd_rank_wait_seconds", "Seconds a worker waited for peers in a step.", "wait_s"),
+            ("inferd_rank_steps", "Steps a worker ran.", "steps"),
+        ):
+            family = CounterMetricFamily(name, help_text, labels=("model_name", "rank", "stage"))
+            for each in self._metrics.ranks:
+                family.add_metric((self._model, str(each.rank), str(each.stage)), getattr(each, field))
+            yield family
 
     def _histograms(self) -> Iterator[Metric]:
         metrics = self._metrics

@@ -98,10 +98,13 @@ class Generation:
         while not self._complete:
             if tracker.error is None:
                 await tracker.pending.wait(self._output.max_delay_s)
+            prefilled = tracker.pending.take_prefilled()
             choices = [delta for p in tracker.pending.take() if (delta := self._deliver(p)) is not None]
             self._complete = all(text.finished for text in self._texts)
             if choices:
                 return self._assemble(choices)
+            if prefilled:
+                return OutputDelta([], prefilled_tokens=prefilled)
             if tracker.error is not None:
                 raise tracker.error
         return None

@@ -76,3 +76,4 @@ class OutputDelta:
     prompt: PromptInfo | None = None
     usage: Usage | None = None
     timing: Timing | None = None
+    prefilled_tokens: int = 0  # a message of its own, without choices

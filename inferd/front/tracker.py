@@ -10,7 +10,7 @@ from inferd.front.accumulator import Accumulator
 from inferd.front.metrics import FrontMetrics
 from inferd.front.resume import Replay, continue_single
 from inferd.messages import AbortChoice, AddRequest, ChoiceOutput, PromptOutput, ToCore
-from inferd.request import Request
+from inferd.request import FinishReason, Request
 
 MAX_RESUMES = 2  # a request that was there each time the core died may be why
 REASONS: dict[str, tuple[type[InferdError], str]] = {
@@ -18,6 +18,8 @@ REASONS: dict[str, tuple[type[InferdError], str]] = {
     "QUEUE_TIMEOUT": (errors.QueueTimeout, "the request waited longer than its queue_timeout"),
     "DEADLINE_EXCEEDED": (errors.DeadlineExceeded, "the deadline passed before the generation ended"),
     "NUMERIC_ERROR": (errors.NumericError, "the model's output for this request was not finite"),
+    "INVALID_CONSTRAINT": (errors.InvalidConstraint, "the engine could not compile the constraint"),
+    "CONSTRAINT_FAILED": (errors.ConstraintFailed, "no token was left that the request's constraint allows"),
     "INVALID_PARAMETER": (errors.InvalidParameter, "the engine cannot take this request"),
     "ADMIN_ABORT": (errors.RequestAborted, "the request was aborted by an administrator"),
 }
@@ -65,7 +67,7 @@ class Tracker:
         self._send = send
         self._metrics = metrics
         self._retry_after = retry_after
-        self._received: list[list[int]] = [[] for _ in range(request.num_choices)]
+        self.received: list[list[int]] = [[] for _ in range(request.num_choices)]
         self._ended = [False] * request.num_choices
         self._replay: Replay | None = None
         self._resumes = 0
@@ -84,6 +86,9 @@ class Tracker:
         if output.error is not None:
             self.fail(self._error_of(output.error))
             return
+        if output.prefilled:
+            self.pending.note_prefill(output.prefilled)
+            return
         if self._ended[choice]:
             if self._replay is not None and self._replay.is_first_output(choice):
                 self._send(AbortChoice(self.request.key, choice))  # a replay runs the finished choices again
@@ -99,7 +104,7 @@ class Tracker:
                 self.fail(error)
                 return
         if tokens:
-            self._received[choice] += tokens
+            self.received[choice] += tokens
             self.clock.count(choice, len(tokens), now)
         self._ended[choice] = output.finish is not None
         if tokens or output.finish is not None:
@@ -117,9 +122,9 @@ class Tracker:
             return
         request = self.request
         if request.num_choices == 1:
-            request = continue_single(request, self._received[0], self.prompt is not None)
-        elif any(self._received):
-            self._replay = Replay(self._received)
+            request = continue_single(request, self.received[0], self.prompt is not None)
+        elif any(self.received):
+            self._replay = Replay(self.received)
         if len(request.prompt_token_ids) >= max_context_tokens:
             self.fail(EngineDead("the engine died, and its successor has too little memory for this request"))
             return
@@ -132,6 +137,16 @@ class Tracker:
             self.error = error
             self.abort()
             self.pending.wake()
+
+    def finish_aborted(self) -> bool:
+        """End what runs, with what it has. False when nothing ran any more."""
+        if not self.owed:
+            return False
+        for choice, ended in enumerate(self._ended):
+            if not ended:
+                self.pending.add(choice, [], [], FinishReason.ABORTED)
+        self.abort()
+        return True
 
     def end_choice(self, choice: int) -> None:
         """The consumer has enough of this choice."""

@@ -95,6 +95,12 @@ class KVManager:
             self.pool.publish(sequence.block_ids[index], self._hasher.block_hash(sequence, index), salt)
             sequence.publish_at += self.block_size
 
+    def withdraw(self, sequence: Sequence) -> None:
+        """Take the sequence's blocks out of the prefix cache: what was computed into them cannot be trusted."""
+        for block in sequence.block_ids:
+            self.pool.withdraw(block)
+        sequence.publish_at = NEVER
+
     def free(self, sequence: Sequence) -> None:
         """Take all blocks back, the last first: the start of a prefix outlives its end in the cache."""
         for block in reversed(sequence.block_ids):

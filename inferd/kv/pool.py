@@ -79,6 +79,12 @@ class BlockPool:
             self._hashes[block] = block_hash
             self._salts[block] = salt
 
+    def withdraw(self, block: int) -> None:
+        """Let no lookup find a referenced block any more, whatever it was published as."""
+        assert self._refs[block], f"block {block} is not referenced"
+        if self._hashes[block] is not None:
+            self._forget(block)
+
     def clear(self, salt: str | None) -> int:
         """Forget the contents published under salt (None: all). Returns how many blocks were forgotten."""
         blocks = [block for block in self._cached.values() if salt is None or self._salts[block] == salt]

@@ -16,7 +16,7 @@ from inferd.layers.linear import Linear
 from inferd.models.encoder import EncoderWeights
 from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.loader import TensorFiles
-from inferd.models.registry import weight_rules
+from inferd.models.registry import find_tensor, weight_rules
 from inferd.models.weights import Rule
 
 
@@ -81,7 +81,7 @@ class EncoderLoader:
         """The parts of a target, fused along their rows, in the model's dtype."""
         parts = []
         for rule in self._rules[target]:
-            record = self.checkpoint.tensors[rule.source.format(layer=layer)]
+            record = find_tensor(self.checkpoint.tensors, rule.source.format(layer=layer))
             part = self._files.read(record)
             if not isinstance(part, torch.Tensor):
                 raise StartupError(f"{record.file}: tensor {record.name} of type {record.format} is not supported here")

@@ -2,62 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
-from inferd_kernels.weights import QuantizedWeight, Weight
+from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight
 
-from inferd.checkpoint import Checkpoint, TensorRecord
+from inferd.checkpoint import Checkpoint
 from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
 from inferd.models.decoder import DecoderWeights
-from inferd.models.registry import weight_rules
+from inferd.models.registry import find_tensor, weight_rules
 from inferd.models.rope import build_rope
+from inferd.models.shard import ModelShard, whole_model
 from inferd.models.spec import DecoderSpec
+from inferd.models.tensor_files import SlicedFiles, TensorFiles, WeightReader
 from inferd.models.weights import Rule
-
-FLOAT_FORMATS = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-class TensorFiles:
-    """Maps checkpoint files, each once, and cuts tensors out of them without copying.
-
-    The mapping is private: writes do not reach the file. It lives as long as a tensor cut out of it.
-    """
-
-    def __init__(self) -> None:
-        self._maps: dict[Path, torch.Tensor] = {}
-
-    def read(self, record: TensorRecord) -> Weight:
-        """A float tensor in the checkpoint's own dtype, or [N, K] quantized blocks."""
-        raw = self._map(record.file)[record.offset : record.offset + record.nbytes]
-        dtype = FLOAT_FORMATS.get(record.format)
-        if dtype is None:
-            if len(record.shape) != 2:
-                raise StartupError(f"{record.file}: tensor {record.name} of type {record.format} is no matrix")
-            rows, columns = record.shape
-            return QuantizedWeight(raw.view(rows, -1), record.format, (rows, columns))
-        if record.offset % dtype.itemsize:
-            raw = raw.clone()
-        return raw.view(dtype).view(record.shape)
-
-    def _map(self, path: Path) -> torch.Tensor:
-        if path not in self._maps:
-            try:
-                size = path.stat().st_size
-                self._maps[path] = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-            except (OSError, RuntimeError) as error:
-                raise StartupError(f"{path}: cannot be mapped ({error})") from None
-        return self._maps[path]
+from inferd.parallel.context import TensorGroup
 
 
 @dataclass(slots=True)
 class Loader:
-    """Builds the weights of one model. notify gets the fraction of the checkpoint's bytes that are placed."""
+    """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed.
+
+    The whole model is mapped, so that what needs no conversion is not copied; a shard is read, byte by byte its own.
+    """
 
     checkpoint: Checkpoint
     spec: DecoderSpec
@@ -65,34 +36,63 @@ class Loader:
     dtype: torch.dtype
     device: torch.device
     notify: Callable[[float], None]
-    _files: TensorFiles = field(default_factory=TensorFiles)
-    _bytes_total: int = field(init=False)
-    _bytes_read: int = 0
+    shard: ModelShard | None = None  # None: all
+    group: TensorGroup = field(default_factory=TensorGroup)
+    _files: WeightReader = field(default_factory=TensorFiles)
+    _parts_read: int = 0
     _bytes_held: int = 0
 
-    def __post_init__(self) -> None:
-        self._bytes_total = max(sum(record.nbytes for record in self.checkpoint.tensors.values()), 1)
+    @property
+    def bytes_read(self) -> int:
+        return self._files.bytes_read
 
     def load(self, max_positions: int) -> DecoderWeights:
-        """Weights of the whole model, rotary tables of max_positions.
+        """Weights of this rank, rotary tables of max_positions.
 
         Raises StartupError for a type that cannot be dequantized, and for norms, biases or a float embedding that are
         not finite (matrices are not scanned: their rows fail when they are used).
         """
-        rope = build_rope(self.spec.rope, max_positions, self.device)
+        shard = self._part
+        files = SlicedFiles() if self.shard is not None else None
+        self._files = files or self._files
+        rope = None if self.spec.rope is None else build_rope(self.spec.rope, max_positions, self.device)
         rules = _by_target(weight_rules(self.spec))
-        layers = tuple(self._layer(rules, index, rope) for index in range(self.spec.num_layers))
-        embedding = self._matrix(rules["embedding"], 0)[0]
-        if isinstance(embedding, torch.Tensor):
-            self._check_finite(rules["embedding"][0].source, embedding)
-        lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
-        norm = self._vector(rules, "norm", 0)
-        assert norm is not None
+        layers = tuple(self._layer(rules, index, rope) for index in shard.layers)
+        embedding, lm_head = self._ends(rules)
+        first_rules, last_rules = (rules if held else {} for held in (shard.has_embedding, shard.has_head))
+        weights = DecoderWeights(
+            embedding=embedding,
+            positions=self._vector(first_rules, "positions", 0),
+            layers=layers,
+            norm=self._vector(last_rules, "norm", 0),
+            norm_bias=self._vector(last_rules, "norm_bias", 0),
+            lm_head=None if lm_head is None else Linear((lm_head,)),
+            num_bytes=self._bytes_held,
+            first_token=shard.vocab.start,
+        )
         self.notify(1.0)
-        return DecoderWeights(embedding, layers, norm, Linear((lm_head,)), self._bytes_held)
+        if files is not None:
+            files.close()
+        return weights
 
-    def _layer(self, rules: dict[str, list[Rule]], index: int, rope: Rope) -> LayerWeights:
-        spec = self.spec
+    @property
+    def _part(self) -> ModelShard:
+        return self.shard or whole_model(self.spec)
+
+    def _ends(self, rules: dict[str, list[Rule]]) -> tuple[Weight | None, Weight | None]:
+        """(embedding, head) of this rank. Tied ones are one weight, which the first and the last stage both hold."""
+        shard = self._part
+        embedding = lm_head = None
+        if shard.has_embedding or (shard.has_head and self.spec.tied_embeddings):
+            embedding = self._matrix(rules["embedding"], 0)[0]
+            if isinstance(embedding, torch.Tensor):
+                self._check_finite(rules["embedding"][0].source, embedding)
+        if shard.has_head:
+            lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
+        return (embedding if shard.has_embedding else None), lm_head
+
+    def _layer(self, rules: dict[str, list[Rule]], index: int, rope: Rope | None) -> LayerWeights:
+        spec, shard = self.spec, self._part
         attention_norm, mlp_norm = (self._vector(rules, name, index) for name in ("attention_norm", "mlp_norm"))
         q_norm, k_norm = (self._vector(rules, name, index) for name in ("q_norm", "k_norm"))
         assert attention_norm is not None
@@ -101,23 +101,31 @@ class Loader:
             attention_norm=attention_norm,
             qkv=self._linear(rules, "qkv", index),
             qk_norm=None if q_norm is None or k_norm is None else QkNorm(q_norm, k_norm, spec.norm_eps),
-            o=self._linear(rules, "o", index),
+            o=self._row_parallel(rules, "o", index),
             mlp_norm=mlp_norm,
             gate_up=self._linear(rules, "gate_up", index),
-            down=self._linear(rules, "down", index),
+            down=self._row_parallel(rules, "down", index),
             shape=AttentionShape(
-                num_heads=spec.num_heads,
-                num_kv_heads=spec.num_kv_heads,
+                num_heads=len(shard.q_heads),
+                num_kv_heads=len(shard.kv_heads),
                 head_dim=spec.head_dim,
                 scale=spec.head_dim**-0.5,
                 window=spec.windows[index],
             ),
             rope=rope,
             norm_eps=spec.norm_eps,
+            attention_norm_bias=self._vector(rules, "attention_norm_bias", index),
+            mlp_norm_bias=self._vector(rules, "mlp_norm_bias", index),
+            activation=spec.activation,
         )
 
     def _linear(self, rules: dict[str, list[Rule]], target: str, layer: int) -> Linear:
         return Linear(self._matrix(rules[target], layer), self._vector(rules, f"{target}_bias", layer))
+
+    def _row_parallel(self, rules: dict[str, list[Rule]], target: str, layer: int) -> Linear:
+        """A linear layer over this rank's input columns: the ranks' outputs are summed."""
+        linear = self._linear(rules, target, layer)
+        return linear if self.group.size == 1 else replace(linear, reduce=self.group.all_reduce)
 
     def _matrix(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
         """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
@@ -126,7 +134,7 @@ class Loader:
         prepared = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
         fused = _concatenate(prepared)
         result = (fused,) if fused is not None else tuple(prepared)
-        self._bytes_held += sum(_num_bytes(part) for part in result)
+        self._bytes_held += sum(part.nbytes for part in result)
         return result
 
     def _prepare(self, rule: Rule, weight: Weight) -> Weight:
@@ -140,24 +148,36 @@ class Loader:
         return prepared.to(self.device) if isinstance(prepared, torch.Tensor) else prepared
 
     def _vector(self, rules: dict[str, list[Rule]], target: str, layer: int) -> torch.Tensor | None:
-        """A norm weight or a (fused) bias in the model's dtype; None for what the model does not have."""
+        """A norm weight, a (fused) bias or the position table in the model's dtype; None for what is not there."""
         if target not in rules:
             return None
         parts = [self._read(rule, layer) for rule in rules[target]]
         vector = torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).to(self.dtype)
         self._check_finite(rules[target][0].source.format(layer=layer), vector)
-        self._bytes_held += _num_bytes(vector)
+        self._bytes_held += vector.nbytes
         return vector.to(self.device)
 
-    def _read(self, rule: Rule, layer: int) -> Weight:
-        record = self.checkpoint.tensors[rule.source.format(layer=layer)]
-        weight = self._files.read(record)
-        self._bytes_read += record.nbytes
-        self.notify(self._bytes_read / self._bytes_total)
+    def _read(self, rule: Rule, layer: int) -> CheckpointWeight:
+        record = find_tensor(self.checkpoint.tensors, rule.source.format(layer=layer))
+        rows, columns = rule_slices(rule, self._part, self.spec)
+        if self.shard is None and rule.num_parts == 1:
+            rows, columns = None, None
+        weight = self._files.read(record, *((columns, rows) if rule.transposed else (rows, columns)))
+        self._parts_read += 1
+        self.notify(min(self._parts_read / self._num_parts(), 1.0))
         if record.rope_interleaved:
-            order = half_split_order(record.shape[0], self.spec.head_dim)
-            weight = weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
+            num_rows = record.shape[0] if rows is None else len(rows)
+            order = half_split_order(num_rows, self.spec.head_dim)
+            return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
+        if rule.transposed:
+            if isinstance(weight, QuantizedWeight):
+                raise StartupError(f"{record.file}: tensor {record.name} is stored transposed and quantized")
+            return weight.t().contiguous()
         return weight
+
+    def _num_parts(self) -> int:
+        per_layer = [rule.per_layer for rule in weight_rules(self.spec)]
+        return max(sum(len(self._part.layers) if each else 1 for each in per_layer), 1)
 
     def _check_finite(self, name: str, values: torch.Tensor) -> None:
         # One pass: a sum is finite unless a term is not.
@@ -171,6 +191,27 @@ def half_split_order(rows: int, head_dim: int) -> torch.Tensor:
     return torch.arange(rows).view(-1, head_dim // 2, 2).transpose(1, 2).flatten()
 
 
+def rule_slices(rule: Rule, shard: ModelShard, spec: DecoderSpec) -> tuple[range | None, range | None]:
+    """(output rows, input columns) of the whole tensor that a rank holds of a part; None: all."""
+    dim = spec.head_dim
+    ranges = {
+        "whole": None,
+        "q": range(shard.q_heads.start * dim, shard.q_heads.stop * dim),
+        "kv": range(shard.kv_heads.start * dim, shard.kv_heads.stop * dim),
+        "inner": shard.inner,
+        "vocab": shard.vocab,
+    }
+    name, _, axis = rule.split.partition("_")
+    held = ranges[name]
+    if axis == "columns":
+        return None, held
+    if rule.num_parts == 1:
+        return held, None
+    first = rule.part * rule.shape[0]
+    held = held or range(rule.shape[0])
+    return range(first + held.start, first + held.stop), None
+
+
 def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
     grouped: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -178,7 +219,7 @@ def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
     return grouped
 
 
-def _concatenate(parts: list[Weight]) -> Weight | None:
+def _concatenate(parts: Sequence[Weight]) -> Weight | None:
     """The parts as one weight over their rows; None when their formats differ."""
     if len(parts) == 1:
         return parts[0]
@@ -190,7 +231,3 @@ def _concatenate(parts: list[Weight]) -> Weight | None:
         return None
     shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
     return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)
-
-
-def _num_bytes(weight: Weight) -> int:
-    return weight.nbytes if isinstance(weight, torch.Tensor) else weight.blocks.nbytes

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
-from inferd.checkpoint import Checkpoint, GgufVocabulary
+from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord
 from inferd.errors import StartupError
 from inferd.models import bert
 from inferd.models.encoder_spec import EncoderSpec
@@ -23,6 +23,8 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "MistralForCausalLM": "inferd.models.mistral",
         "Qwen2ForCausalLM": "inferd.models.qwen2",
         "Qwen3ForCausalLM": "inferd.models.qwen3",
+        "GPT2LMHeadModel": "inferd.models.gpt2",
+        "OPTForCausalLM": "inferd.models.opt",
     }
 )
 # Encoders: they embed or score, and generate nothing.
@@ -34,10 +36,14 @@ MODEL_TYPES: Mapping[str, str] = MappingProxyType(
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
         "bert": "BertModel",
+        "gpt2": "GPT2LMHeadModel",
+        "opt": "OPTForCausalLM",
     }
 )
 # Tensors that some writers store beside the parameters and that are computed here.
-IGNORED = re.compile(r"(.*\.)?rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.rotary_emb\..*")
+IGNORED = re.compile(
+    r"(.*\.)?rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.rotary_emb\..*|(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
+)
 # An encoder that only embeds computes neither its pooler nor stored position numbers.
 ENCODER_IGNORED = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)")
 
@@ -97,8 +103,8 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     expected: dict[str, tuple[int, ...]] = {}
     for rule in weight_rules(spec):
         for layer in range(spec.num_layers if rule.per_layer else 1):
-            expected[rule.source.format(layer=layer)] = rule.shape
-    tensors = checkpoint.tensors
+            expected[rule.source.format(layer=layer)] = rule.stored_shape
+    tensors = canonical_names(checkpoint.tensors, expected)
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise StartupError(f"{checkpoint.path}: tensor {missing[0]} is missing{_and_more(missing)}")
@@ -119,6 +125,18 @@ def is_ignored(name: str, spec: ModelSpec) -> bool:
     if isinstance(spec, EncoderSpec):
         return ENCODER_IGNORED.fullmatch(name) is not None
     return bool(IGNORED.match(name)) or (spec.tied_embeddings and name == "lm_head.weight")
+
+
+def canonical_names(tensors: Mapping[str, TensorRecord], expected: Iterable[str]) -> dict[str, TensorRecord]:
+    """The tensors under the names of a model with a head: files written from the bare model lack the first component
+    (`h.0.ln_1.weight` for `transformer.h.0.ln_1.weight`)."""
+    shortened = {name.partition(".")[2]: name for name in expected}
+    return {name if name in expected else shortened.get(name, name): record for name, record in tensors.items()}
+
+
+def find_tensor(tensors: Mapping[str, TensorRecord], name: str) -> TensorRecord:
+    """A tensor of a checked checkpoint, by its name in a model with a head."""
+    return tensors[name] if name in tensors else tensors[name.partition(".")[2]]
 
 
 def _and_more(names: list[str]) -> str:

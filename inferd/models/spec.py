@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,17 @@ class RopeSpec:
     scaling: RopeScaling | None = None
 
 
+Norm: TypeAlias = Literal["rms", "layer"]
+Activation: TypeAlias = Literal["silu_gated", "relu", "gelu", "gelu_tanh"]
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderSpec:
-    """A llama-like decoder: pre-norm RMSNorm, grouped-query attention with rotary positions, gated SiLU MLP.
+    """A pre-norm decoder: grouped-query attention and an MLP, each after a norm, each added to the stream.
+
+    Llama-like unless stated otherwise: RMSNorm, rotary positions, an MLP gated by SiLU. `norm` "layer" is LayerNorm
+    with bias; `rope` None goes with num_positions learned vectors, of which position p takes the one at
+    p + position_offset.
 
     windows: sliding attention window of each layer in tokens (the query's own included), 0 for full attention.
     context_length: positions the model was made for, RoPE scaling included.
@@ -72,7 +80,7 @@ class DecoderSpec:
     head_dim: int
     vocab_size: int
     norm_eps: float
-    rope: RopeSpec
+    rope: RopeSpec | None
     windows: tuple[int, ...]
     context_length: int
     qk_norm: bool = False
@@ -80,6 +88,14 @@ class DecoderSpec:
     o_bias: bool = False
     mlp_bias: bool = False
     tied_embeddings: bool = False
+    norm: Norm = "rms"
+    activation: Activation = "silu_gated"
+    num_positions: int = 0
+    position_offset: int = 0
+
+    @property
+    def is_gated(self) -> bool:
+        return self.activation == "silu_gated"
 
     @property
     def q_size(self) -> int:

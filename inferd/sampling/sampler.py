@@ -9,9 +9,8 @@ from inferd_kernels.ops import Ops, SamplingBatch
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow, adjust
 from inferd.sampling.logprobs import token_logprobs
-from inferd.step import SampledToken, TokenLogprobs
-
-FAILED = -1  # token id of a row whose logits are not finite, or whose masks leave nothing to draw
+from inferd.sampling.masks import apply_masks
+from inferd.step import NO_TOKEN, NOT_FINITE, SampledToken, TokenLogprobs
 
 
 def sample_tokens(
@@ -20,22 +19,28 @@ def sample_tokens(
     """logits [S, V] in any float dtype, one row of them per entry of rows and logprobs; may be overwritten."""
     logits = logits.float()
     # A sum is finite unless a term is not: one pass over the vocabulary.
-    usable = torch.isfinite(logits.sum(-1))
+    finite = torch.isfinite(logits.sum(-1))
     asked = [index for index, param in enumerate(logprobs) if param is not None]
     raw = logits[asked] if asked else None
     adjusted = [index for index, row in enumerate(rows) if row.adjusts]
     for index in adjusted:
         adjust(logits[index], rows[index])
-    if adjusted:
-        usable[adjusted] &= logits[adjusted].amax(-1) > -torch.inf
-    tokens = torch.where(usable, ops.sample(logits, sampling_batch(rows, logits.device)), FAILED)
+    masked = [index for index, row in enumerate(rows) if row.mask is not None]
+    if masked:
+        apply_masks(logits, masked, [row.mask for row in rows if row.mask is not None])
+    narrowed = sorted({*adjusted, *masked})
+    empty = logits[narrowed].amax(-1) == -torch.inf if narrowed else None
+    tokens = ops.sample(logits, sampling_batch(rows, logits.device))
+    if empty is not None:
+        tokens[narrowed] = tokens[narrowed].masked_fill(empty, NO_TOKEN)
+    tokens = tokens.masked_fill(~finite, NOT_FINITE)
     token_ids = tokens.tolist()
     reports: dict[int, TokenLogprobs] = {}
     if raw is not None:
         params = [param for param in logprobs if param is not None]
         reports = dict(zip(asked, token_logprobs(raw, tokens[asked].clamp(min=0), params), strict=True))
     return [
-        SampledToken(token_id, reports.get(index) if token_id != FAILED else None)
+        SampledToken(token_id, reports.get(index) if token_id >= 0 else None)
         for index, token_id in enumerate(token_ids)
     ]
 

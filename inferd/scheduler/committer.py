@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from inferd.messages import ChoiceOutput, PromptOutput
+from inferd.request import FinishReason
 from inferd.scheduler.registry import Registry
-from inferd.scheduler.requests import ending, finish_reason, length_reason, prompt_output
+from inferd.scheduler.requests import ending, finish_reason, length_reason, progress, prompt_output
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
-from inferd.step import PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
+from inferd.step import NOT_FINITE, PlanItem, SampledToken, StepPlan, StepResult, TokenLogprobs
 
 NO_LOGPROBS: list[TokenLogprobs] = []  # shared by all outputs without; outputs are frozen
 
@@ -28,40 +29,56 @@ class Committer:
         for item, answer in zip(plan.items, result.results, strict=True):
             if item.seq_id != answer.seq_id or len(item.choices) != len(answer.samples):
                 raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
-            sequence = sequences[item.seq_id]
+            sequence = sequences.get(item.seq_id)
+            if sequence is None or sequence.in_flight != plan.step:
+                continue  # it ended or was preempted while it was computed
+            sequence.in_flight = 0
+            samples = answer.samples
+            if item.choices and item.choices != sequence.choices:
+                pairs = zip(item.choices, samples, strict=True)
+                samples = [sample for choice, sample in pairs if choice in sequence.choices]
             end = sequence.num_computed_tokens = item.start + len(item.token_ids)
             if end >= sequence.publish_at:
                 publish(sequence)
+            if answer.vector:
+                self._registry.live[sequence.request.key].vector = answer.vector
             if item.start < sequence.num_prompt_tokens:
-                self._commit_prompt(sequence, item, answer, now, outputs)
-            elif answer.samples:
-                self._commit_token(sequence, answer.samples[0], outputs)
+                self._commit_prompt(sequence, item, answer.prompt_logprobs, samples, now, outputs)
+            elif samples:
+                self._commit_token(sequence, samples[0], outputs)
         return outputs
 
     def _commit_prompt(
-        self, sequence: Sequence, item: PlanItem, answer: SequenceResult, now: float, outputs: list[ChoiceOutput]
+        self,
+        sequence: Sequence,
+        item: PlanItem,
+        prompt_logprobs: list[TokenLogprobs],
+        samples: list[SampledToken],
+        now: float,
+        outputs: list[ChoiceOutput],
     ) -> None:
         """A chunk with prompt tokens; the last one of them brings the first token of every choice."""
         live = self._registry.live[sequence.request.key]
         if sequence.wants_prompt_logprobs:
             if item.start == 0:
                 live.prompt_logprobs.clear()  # of an attempt that was preempted
-            live.prompt_logprobs += answer.prompt_logprobs
+            live.prompt_logprobs += prompt_logprobs
         if sequence.num_computed_tokens < sequence.num_tokens:
+            if sequence.request.prefill_progress and not live.prompt_sent:
+                outputs.append(progress(sequence))
             return
-        live.vector = answer.vector
         prompt = prompt_output(live, sequence, now)
-        if not item.choices:
-            failed = live.request.pooling is not None and not answer.vector
+        if not samples:
+            failed = live.request.pooling is not None and not live.vector
             finish, error = (None, "NUMERIC_ERROR") if failed else (length_reason(sequence), None)
             for choice in list(live.choices):
                 outputs.append(ending(live, choice, finish, error, prompt))
                 self._registry.end(live, choice)
                 prompt = None
-        elif len(item.choices) == 1:
-            self._commit_token(sequence, answer.samples[0], outputs, prompt)
+        elif len(samples) == 1:
+            self._commit_token(sequence, samples[0], outputs, prompt)
         else:
-            self._commit_fork(sequence, answer.samples, prompt, outputs)
+            self._commit_fork(sequence, samples, prompt, outputs)
 
     def _commit_fork(
         self, parent: Sequence, samples: list[SampledToken], prompt: PromptOutput | None, outputs: list[ChoiceOutput]
@@ -72,8 +89,7 @@ class Committer:
         family = [parent, *children]
         for choice, sequence, sample in zip(parent.choices, family, samples, strict=True):
             live.choices[choice] = sequence
-            if sample.token_id >= 0:
-                sequence.token_ids.append(sample.token_id)
+            append_sample(sequence, sample)
         self._roster.seat_forks(parent, children)
         for sequence, sample in zip(family, samples, strict=True):
             self._report(sequence, sample, outputs, prompt)
@@ -84,9 +100,9 @@ class Committer:
     ) -> None:
         """One more token for a sequence of one choice."""
         token_id, token_ids = sample.token_id, sequence.token_ids
-        if token_id >= 0:
-            token_ids.append(token_id)
-        if token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens:
+        append_sample(sequence, sample)
+        ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens
+        if ends or sequence.matcher is not None:
             self._report(sequence, sample, outputs, prompt)
             return
         logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
@@ -96,12 +112,32 @@ class Committer:
     def _report(
         self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None
     ) -> None:
-        """Say what the choice got; it ends if that was its last token. -1 is no token: the logits were not finite."""
+        """Say what the choice got; it ends if that was its last token, or if there is none for it."""
         failed = sample.token_id < 0
+        if failed:
+            self._roster.kv.withdraw(sequence)
         token_ids = [] if failed else [sample.token_id]
         logprobs = NO_LOGPROBS if failed or sample.logprobs is None else [sample.logprobs]
-        finish, error = (None, "NUMERIC_ERROR") if failed else (finish_reason(sequence), None)
+        finish, error = without_token(sequence, sample) if failed else (finish_reason(sequence), None)
         key, choice = sequence.request.key, sequence.choices[0]
         outputs.append(ChoiceOutput(key, choice, token_ids, logprobs, finish, error, prompt))
         if finish is not None or error is not None:
             self._registry.end(self._registry.live[key], choice)
+
+
+def append_sample(sequence: Sequence, sample: SampledToken) -> None:
+    """Take the token, if there is one."""
+    if sample.token_id < 0:
+        return
+    sequence.token_ids.append(sample.token_id)
+    if sequence.matcher is not None and sample.token_id not in sequence.stop_token_ids:
+        sequence.matcher.advance(sample.token_id)
+
+
+def without_token(sequence: Sequence, sample: SampledToken) -> tuple[FinishReason | None, str | None]:
+    """How a choice ends for which no token could be drawn: (finish, error)."""
+    if sample.token_id == NOT_FINITE:
+        return None, "NUMERIC_ERROR"
+    if sequence.matcher is not None and sequence.matcher.complete:
+        return FinishReason.EOS, None  # only the end was left, and the end was ruled out
+    return None, "CONSTRAINT_FAILED"

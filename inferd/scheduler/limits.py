@@ -15,6 +15,7 @@ class Capacity:
     block_size: int
     max_context_tokens: int
     vocab_size: int
+    pipeline_depth: int = 1  # plans the executor works on at the same time
     whole_prompts: bool = False  # attention looks both ways: no chunks, and no prefix that could be reused
 
 
@@ -27,6 +28,7 @@ class StepLimits:
     chunked_prefill: bool
     max_context: int  # what fits the model and, alone, the KV pool
     vocab_size: int
+    pipeline_depth: int
 
 
 def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
@@ -36,4 +38,5 @@ def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
         chunked_prefill=config.chunked_prefill and not capacity.whole_prompts,
         max_context=min(capacity.max_context_tokens, capacity.num_blocks * capacity.block_size),
         vocab_size=capacity.vocab_size,
+        pipeline_depth=capacity.pipeline_depth,
     )

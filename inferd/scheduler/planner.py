@@ -2,10 +2,14 @@
 uncomputed tokens as the budget leaves; one with a single uncomputed token is what others call a decode.
 
 Order: running sequences with one token first (they keep their pace whatever arrives), then running ones with more,
-then waiting ones. The cost is that of the tokens chosen: neither the queue nor a prompt nor the pool is walked.
+then waiting ones. Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in
+flight and takes no more than its share of the rest, so that there is something to plan meanwhile. The cost is that of
+the tokens chosen: neither the queue nor a prompt nor the pool is walked.
 """
 
 from __future__ import annotations
+
+import sys
 
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
@@ -13,13 +17,15 @@ from inferd.sequence import Sequence
 from inferd.step import BlockCopy, PlanItem, StepPlan
 
 NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
+NO_MASKS: dict[int, bytes] = {}
 
 
 class Draft:
     """A plan in the making. Items of one token come first in the plan: attention kernels want them together."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, room: int) -> None:
         self.budget = budget  # tokens left
+        self.room = room  # items left
         self.single: list[PlanItem] = []
         self.longer: list[PlanItem] = []
         self.copies: list[BlockCopy] = []
@@ -33,6 +39,7 @@ class Draft:
         item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
         (self.single if num_tokens == 1 else self.longer).append(item)
         self.budget -= num_tokens
+        self.room -= 1
         self.has_prompt = True
 
 
@@ -40,24 +47,40 @@ class Planner:
     def __init__(self, roster: Roster, limits: StepLimits) -> None:
         self._roster = roster
         self._limits = limits
-        self.step_tokens = 0  # of the last plan
         self._steps = 0
         self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
 
-    def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None when no sequence is left."""
-        draft = Draft(self._limits.token_budget)
+    def plan(self, now: float, in_flight: int) -> StepPlan | None:
+        """The next step, or None when no sequence is left that is not in one of the in_flight plans."""
+        draft = Draft(self._limits.token_budget, self._room())
         self._seat_urgent(now)
         self._advance_running(draft)
         self._admit_waiting(draft, now)
         items = draft.single + draft.longer
         if not items:
-            assert not self._roster.sequences, "sequences are left, and none of them can go on"
+            assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
             return None
         self._steps += 1
-        self.step_tokens = self._limits.token_budget - draft.budget
+        for item in items:
+            self._roster.sequences[item.seq_id].in_flight = self._steps
         new, dropped = self._roster.take_news()
-        return StepPlan(self._steps, items, new, draft.copies, dropped)
+        return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
+
+    def _masks(self, items: list[PlanItem]) -> dict[int, bytes]:
+        """What the sampling items may draw that are constrained."""
+        constrained = self._roster.constrained
+        if not constrained:
+            return NO_MASKS
+        sampling = (item.seq_id for item in items if item.choices and item.seq_id in constrained)
+        return {seq_id: constrained[seq_id].mask() for seq_id in sampling}
+
+    def _room(self) -> int:
+        """How many sequences a plan takes: an even share where several plans are in flight."""
+        depth = self._limits.pipeline_depth
+        if depth == 1:
+            return sys.maxsize
+        candidates = min(len(self._roster.running) + len(self._roster.waiting), self._limits.seats)
+        return max(-(-candidates // depth), 1)
 
     def _advance_running(self, draft: Draft) -> None:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
@@ -65,6 +88,8 @@ class Planner:
         single = draft.single
         # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
         for sequence in self._roster.running.sequences:
+            if sequence.in_flight or len(single) >= draft.room:
+                continue
             start = sequence.num_computed_tokens
             tokens = sequence.token_ids
             if len(tokens) - start != 1:
@@ -74,8 +99,9 @@ class Planner:
             else:
                 self._advance_into_new_slot(sequence, draft)
         draft.budget -= len(single)
+        draft.room -= len(single)
         for sequence in longer:
-            if num_tokens := self._share(sequence, draft):
+            if draft.room > 0 and (num_tokens := self._share(sequence, draft)):
                 draft.add(sequence, num_tokens)
 
     def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
@@ -111,6 +137,8 @@ class Planner:
         return admitted
 
     def _may_start(self, sequence: Sequence, draft: Draft) -> bool:
+        if draft.room <= 0:
+            return False
         if self._limits.chunked_prefill:
             return draft.budget > 0
         return not draft.has_prompt or sequence.num_tokens <= draft.budget

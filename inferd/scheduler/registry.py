@@ -8,6 +8,7 @@ from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.requests import LiveRequest, ending, first_sequence, prompt_output, rejection
 from inferd.scheduler.roster import Roster
 from inferd.scheduler.timers import TimerKind, Timers
+from inferd.sequence import Matcher
 
 
 class Registry:
@@ -25,7 +26,7 @@ class Registry:
         """Whether there is something to schedule or to report."""
         return bool(self.live or self._unreported)
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, matcher: Matcher | None) -> None:
         """Queue a request; one that can never run is reported by the next expired().
 
         Raises ValueError when a request of that key is live.
@@ -33,13 +34,17 @@ class Registry:
         if request.key in self.live:
             raise ValueError(f"request key {request.key} is live already")
         if (reason := rejection(request, self._limits)) is not None:
-            choices = range(max(request.num_choices, 1))
-            self._unreported += [ChoiceOutput(request.key, choice, [], [], error=reason) for choice in choices]
+            self.refuse(request, reason)
             return
-        sequence = first_sequence(self._roster.next_seq_id(), request, self._limits)
+        sequence = first_sequence(self._roster.next_seq_id(), request, self._limits, matcher)
         self.live[request.key] = LiveRequest(request, dict.fromkeys(range(request.num_choices), sequence))
         self._timers.start(request)
         self._roster.enqueue(sequence)
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """Have a request reported that cannot run."""
+        choices = range(max(request.num_choices, 1))
+        self._unreported += [ChoiceOutput(request.key, choice, [], [], error=reason) for choice in choices]
 
     def abort(self, key: int, choice: int | None) -> None:
         live = self.live.get(key)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from inferd.messages import ChoiceOutput, PromptOutput
 from inferd.request import FinishReason, Request
 from inferd.scheduler.limits import StepLimits
-from inferd.sequence import Sequence
+from inferd.sequence import Matcher, Sequence
 from inferd.step import NewSequence, TokenLogprobs
 
 
@@ -42,7 +42,7 @@ def rejection(request: Request, limits: StepLimits) -> str | None:
     return None
 
 
-def first_sequence(seq_id: int, request: Request, limits: StepLimits) -> Sequence:
+def first_sequence(seq_id: int, request: Request, limits: StepLimits, matcher: Matcher | None = None) -> Sequence:
     """The sequence that computes the prompt for all choices."""
     num_prompt = len(request.prompt_token_ids)
     max_tokens = min(num_prompt - request.resumed_tokens + request.stop.max_tokens, limits.max_context)
@@ -54,6 +54,7 @@ def first_sequence(seq_id: int, request: Request, limits: StepLimits) -> Sequenc
         num_prompt_tokens=num_prompt,
         max_tokens=max_tokens,
         stop_token_ids=frozenset(request.stop.eos_token_ids + request.stop.stop_token_ids),
+        matcher=matcher,
     )
 
 
@@ -67,6 +68,7 @@ def forked_sequence(seq_id: int, parent: Sequence, choice: int) -> Sequence:
         num_prompt_tokens=parent.num_prompt_tokens,
         max_tokens=parent.max_tokens,
         stop_token_ids=parent.stop_token_ids,
+        matcher=parent.matcher.fork() if parent.matcher is not None else None,
         num_cached_tokens=parent.num_cached_tokens,
         first_scheduled=parent.first_scheduled,
     )
@@ -90,10 +92,12 @@ def announcement(sequence: Sequence) -> NewSequence:
 
 
 def finish_reason(sequence: Sequence) -> FinishReason | None:
-    """Why the choice ends with its last token, if it does. Before min_tokens none that ends it can be sampled."""
+    """Why the choice ends with its last token, if it does. Before min_tokens no stop token can be sampled."""
     token_id = sequence.token_ids[-1]
     if token_id in sequence.stop_token_ids:
         return FinishReason.EOS if token_id in sequence.request.stop.eos_token_ids else FinishReason.STOP_TOKEN
+    if sequence.matcher is not None and sequence.matcher.complete:
+        return FinishReason.EOS  # the end-of-text token is all that could follow
     return length_reason(sequence) if sequence.num_tokens >= sequence.max_tokens else None
 
 
@@ -113,6 +117,11 @@ def prompt_output(live: LiveRequest, sequence: Sequence, now: float) -> PromptOu
     logprobs, live.prompt_logprobs = live.prompt_logprobs, []
     queue_s, prefill_s = scheduled - live.request.arrival, now - scheduled
     return PromptOutput(sequence.num_cached_tokens, queue_s, prefill_s, logprobs, live.vector)
+
+
+def progress(sequence: Sequence) -> ChoiceOutput:
+    """How much of its prompt a sequence has."""
+    return ChoiceOutput(sequence.request.key, 0, [], [], prefilled=sequence.num_computed_tokens)
 
 
 def ending(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from inferd.kv.manager import Growth, KVManager
 from inferd.scheduler.queues import RunningList, WaitingQueue
 from inferd.scheduler.requests import announcement, forked_sequence
-from inferd.sequence import Sequence, SequenceStatus
+from inferd.sequence import Matcher, Sequence, SequenceStatus
 from inferd.step import NewSequence
 
 
@@ -18,6 +18,7 @@ class Roster:
         self.waiting = WaitingQueue()
         self.running = RunningList(seats)
         self.sequences: dict[int, Sequence] = {}
+        self.constrained: dict[int, Matcher] = {}  # those of self.sequences that the executor has heard of
         self.num_preemptions = 0
         self._next_seq_id = 0
         self._new: list[NewSequence] = []
@@ -114,6 +115,7 @@ class Roster:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.seq_id]
+        self.constrained.pop(sequence.seq_id, None)
 
     def take_news(self) -> tuple[list[NewSequence], list[int]]:
         """What changed for the executor since the last call: sequences new to it, and those to drop before."""
@@ -124,10 +126,15 @@ class Roster:
     def _announce(self, sequence: Sequence) -> None:
         self._new.append(announcement(sequence))
         sequence.announced = True
+        if sequence.matcher is not None:
+            self.constrained[sequence.seq_id] = sequence.matcher
 
     def _vacate(self, sequence: Sequence) -> None:
+        """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
+        write the blocks again, because the executor runs plans in their order."""
         self.running.remove(sequence)
         self.kv.free(sequence)
+        sequence.in_flight = 0
         if sequence.announced:
             self._dropped.append(sequence.seq_id)
         sequence.announced = False

@@ -1,7 +1,8 @@
 """Scheduler: requests in, plans out, results back in; the one face of this package.
 
-Every request ends in exactly one finish or one error per choice, or silently when it is aborted. Calls alternate:
-between schedule() and the commit() of its plan there is no other call.
+Every request ends in exactly one finish or one error per choice, or silently when it is aborted. Plans are committed
+in the order in which they were scheduled; until then anything may happen, the next schedule() included: a plan never
+holds a sequence that is in an uncommitted one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from inferd.scheduler.limits import Capacity, step_limits
 from inferd.scheduler.planner import Planner
 from inferd.scheduler.registry import Registry
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence
+from inferd.sequence import Matcher, Sequence
 from inferd.step import StepPlan, StepResult
 
 
@@ -28,7 +29,7 @@ class Scheduler:
         self._registry = Registry(self._roster, self.limits)
         self._planner = Planner(self._roster, self.limits)
         self._committer = Committer(self._registry, self._roster)
-        self._scheduled_at = 0.0
+        self._scheduled_at: dict[int, float] = {}  # uncommitted steps
         self._steps = 0
         self._step_tokens = 0
         self._computed_tokens = 0
@@ -39,12 +40,16 @@ class Scheduler:
         """Whether there is something to schedule or to report."""
         return self._registry.has_work
 
-    def add(self, request: Request) -> None:
-        """Queue a request. One that can never run ends with an error in the next expired().
+    def add(self, request: Request, matcher: Matcher | None = None) -> None:
+        """Queue a request; matcher: of its constraint. One that can never run ends with an error in the next expired().
 
         Raises ValueError when a request of that key is live.
         """
-        self._registry.add(request)
+        self._registry.add(request, matcher)
+
+    def refuse(self, request: Request, reason: str) -> None:
+        """End a request that was never added with an error, in the next expired()."""
+        self._registry.refuse(request, reason)
 
     def abort(self, key: int, choice: int | None = None) -> None:
         """Stop one choice, or all (None), without an output. What has ended already is no error."""
@@ -55,9 +60,11 @@ class Scheduler:
         return self._registry.expired(now)
 
     def schedule(self, now: float) -> StepPlan | None:
-        """The next step; None when nothing is live."""
-        self._scheduled_at = now
-        return self._planner.plan(now)
+        """The next step; None when nothing is live that is not in a step already."""
+        plan = self._planner.plan(now, len(self._scheduled_at))
+        if plan is not None:
+            self._scheduled_at[plan.step] = now
+        return plan
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[ChoiceOutput]:
         """Take over what the executor computed; one result per item, in the plan's order.
@@ -66,9 +73,9 @@ class Scheduler:
         """
         outputs = self._committer.commit(plan, result, now)
         self._steps += 1
-        self._step_tokens = self._planner.step_tokens
+        self._step_tokens = plan.num_tokens
         self._computed_tokens += self._step_tokens
-        self._last_step_s = now - self._scheduled_at
+        self._last_step_s = now - self._scheduled_at.pop(plan.step)
         return outputs
 
     def clear_prefix_cache(self, salt: str | None = None) -> int:

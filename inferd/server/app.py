@@ -37,6 +37,7 @@ class Listening:
     host: str
     port: int
     metrics_port: int | None
+    admin: str | None = None
 
 
 class StopSignals:
@@ -82,7 +83,8 @@ async def run_daemon(
 ) -> None:
     """serve() for a checked checkpoint; load_model is called while the core starts."""
     started = time.monotonic()
-    front = FrontEngine(config.engine.scheduler, FrontMetrics())
+    resumes = config.engine.parallel.world_size == 1
+    front = FrontEngine(config.engine.scheduler, FrontMetrics(), resumes=resumes)
     client = EngineClient(config.engine, front, command=core_command)
     front.attach(client.send, client.describe_phase)
     await client.start()
@@ -94,7 +96,7 @@ async def run_daemon(
         if client.serving.is_set():
             logger.info("serving", extra={"seconds": round(time.monotonic() - started, 2)})
             if ready is not None:
-                ready(Listening(config.server.host, daemon.port, daemon.metrics_port))
+                ready(Listening(config.server.host, daemon.port, daemon.metrics_port, daemon.admin_address))
         await unless_failed(supervisor, signals.stop.wait())
         await daemon.drain(signals.hurry, config.server.drain_settle_s if signals.settle else 0.0)
         daemon = None

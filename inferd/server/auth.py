@@ -1,57 +1,65 @@
-"""Bearer keys. Everything but health needs one when there are any; keys are compared as hashes, in constant time."""
+"""Bearer keys: who may call what, decided before anything of a call is read."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
 
-from inferd.errors import BadToken, InferdError, MissingToken
-from inferd.server.call import Context
-from inferd.server.health import SERVICE_NAME as HEALTH
-from inferd.server.status import status_code, status_trailers
+from inferd.errors import BadToken, Forbidden, InferdError, MissingToken
+from inferd.front.metrics import FrontMetrics
+from inferd.server.call import Call, CallRunner, Context
+from inferd.server.keys import KeyRing
+from inferd.server.scopes import scopes_of_method
 
 Details = grpc.HandlerCallDetails
 MethodHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+MAX_SHOWN_METHOD = 128
 
 
 class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Refuses calls without a valid `authorization: Bearer KEY` before anything of them is read."""
+    """Refuses calls without `authorization: Bearer KEY` of a key with the method's scope, counts and logs them."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
-        self._hashes = [digest(key) for key in keys]
+    def __init__(self, ring: KeyRing, runner: CallRunner, metrics: FrontMetrics) -> None:
+        self._ring = ring
+        self._runner = runner
+        self._metrics = metrics
 
     async def intercept_service(
         self, continuation: Callable[[Details], Awaitable[MethodHandler]], details: Details
     ) -> MethodHandler:
-        error = None if details.method.startswith(f"/{HEALTH}/") else self.check(details)
-        return await continuation(details) if error is None else refusal(error)
+        error = self.check(details)
+        if error is None:
+            return await continuation(details)
+        self._metrics.refused_calls[error.reason.lower()] += 1
+        return refusal(error, details.method[:MAX_SHOWN_METHOD], self._runner)
 
     def check(self, details: Details) -> InferdError | None:
         """What is wrong with the call's credentials."""
+        needed = scopes_of_method(details.method)
+        if not needed:
+            return None
         values = [str(value) for key, value in details.invocation_metadata or () if key == "authorization"]
         if not values:
             return MissingToken("no credentials: send the metadata `authorization: Bearer KEY`")
         scheme, _, key = values[0].partition(" ")
-        given = digest(key.strip())
-        # No early exit: the time must not tell which key was nearly right.
-        matches = [hmac.compare_digest(given, known) for known in self._hashes]
-        if len(values) > 1 or scheme.lower() != "bearer" or not any(matches):
+        scopes = self._ring.scopes_of(key.strip())
+        if len(values) > 1 or scheme.lower() != "bearer" or scopes is None:
             return BadToken("the given key is not valid")
+        if not scopes & needed:
+            return Forbidden(f"the key has the scope {' and '.join(sorted(scopes))}, not {' or '.join(sorted(needed))}")
         return None
 
 
-def digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
-
-
-def refusal(error: InferdError) -> MethodHandler:
+def refusal(error: InferdError, method: str, runner: CallRunner) -> MethodHandler:
     """Answers any shape of call at once."""
 
+    async def fail(request: object, call: Call) -> None:
+        call.log_fields = {"reason": error.reason}
+        raise error
+
     async def refuse(requests: object, context: Context) -> None:
-        await context.abort(status_code(error), error.message, status_trailers(error, ""))
+        await runner.run(method, fail, None, context)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

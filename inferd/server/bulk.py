@@ -8,14 +8,12 @@ from typing import Any, TypeAlias
 
 from google.protobuf.message import Message
 
-from inferd.errors import DuplicateRequest, InferdError, InvalidParameter
+from inferd.errors import Draining, DuplicateRequest, InferdError, InvalidParameter
 from inferd.server.call import Call
 from inferd.server.fields import refuse_unknown_fields
-from inferd.server.status import retry_ms, shorten, status_code
-from inferd.v1 import common_pb2
+from inferd.server.status import item_error
 
 Answer: TypeAlias = Callable[[Any, str], Awaitable[Message]]  # (an item's request, its default id) -> its response
-BulkHandler: TypeAlias = Callable[[AsyncIterable[Message | None], Call], Awaitable[None]]
 END = object()
 
 
@@ -23,38 +21,57 @@ class BulkStream:
     """One stream. An item counts as in work until its answer has been written: a client that does not read is not read
     from either, and HTTP/2 makes it wait."""
 
-    def __init__(self, call: Call, response_class: type[Any], answer: Answer, max_items: int) -> None:
+    def __init__(
+        self,
+        call: Call,
+        response_class: type[Any],
+        answer: Answer,
+        max_items: int,
+        is_draining: Callable[[], bool],
+    ) -> None:
         self._call = call
         self._response_class = response_class
         self._answer = answer
         self._max_items = max_items
+        self._is_draining = is_draining
         self._live: set[int] = set()
 
     async def run(self, items: AsyncIterable[Message | None]) -> None:
-        """Until the client has sent everything and has been answered. Raises what ends the whole stream.
+        """Until the client has sent everything and has been answered. A server that shuts down answers what it has read
+        and raises Draining. Raises what else ends the whole stream.
 
         All writes are made here, in the call's own task: that is the one which a stalled write is cut in.
         """
         iterator = aiter(items)
+        closing = asyncio.create_task(self._call.closing.wait())
         reading: asyncio.Task[object] | None = asyncio.create_task(next_item(iterator))
         working: set[asyncio.Task[Message]] = set()
-        ended = False
+        ended = drained = False
         try:
             while reading or working:
-                await asyncio.wait({*working, reading} if reading else working, return_when=asyncio.FIRST_COMPLETED)
+                self._call.background = not working  # a drain waits for items, not for a client that is silent
+                waited = {*working, reading} if reading else working
+                await asyncio.wait(
+                    waited if closing.done() else {*waited, closing}, return_when=asyncio.FIRST_COMPLETED
+                )
                 if reading is not None and reading.done():
                     item, reading = reading.result(), None
-                    if item is END:
-                        ended = True
-                    else:
+                    ended = item is END
+                    if not ended:
                         working.add(asyncio.create_task(self._serve(item)))
                 for task in [task for task in working if task.done()]:
                     await self._call.write(task.result())
                     working.discard(task)
+                if (closing.done() or (not working and self._is_draining())) and not ended:
+                    closing.cancel()
+                    drained = True
+                    ended, reading = True, cancelled(reading)
                 if reading is None and not ended and len(working) < self._max_items:
                     reading = asyncio.create_task(next_item(iterator))
+            if drained:
+                raise Draining("the server is shutting down", retry_after_s=1.0)
         finally:
-            left = [*working, *([reading] if reading else [])]
+            left = [closing, *working, *([reading] if reading else [])]
             for rest in left:
                 rest.cancel()
             await asyncio.gather(*left, return_exceptions=True)
@@ -85,18 +102,11 @@ class BulkStream:
             self._live.discard(item_id)
 
 
+def cancelled(task: asyncio.Task[object] | None) -> None:
+    if task is not None:
+        task.cancel()
+
+
 async def next_item(items: AsyncIterator[Message | None]) -> object:
     """The next item, None for bytes that are none, END at the end."""
     return await anext(items, END)
-
-
-def item_error(error: InferdError) -> common_pb2.ItemError:
-    """What a call of its own would have ended with."""
-    return common_pb2.ItemError(
-        code=status_code(error).value[0],
-        reason=error.reason,
-        message=shorten(error.message),
-        metadata=error.metadata,
-        retry_after_ms=0 if error.retry_after_s is None else retry_ms(error.retry_after_s),
-        field=error.field or "",
-    )

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -21,32 +21,43 @@ access = logging.getLogger("inferd.access")
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]+")
 REQUEST_ID_KEY = "x-request-id"
+TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C trace context
+QUIET_SERVICE = "/inferd.v1.ModelService/"  # polled by every gateway
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+T = TypeVar("T")
 
 
-class Call:
-    """What a handler may do: read metadata and deadline, write messages, leave trailers. One per RPC."""
+class CallBase:
+    """What a handler may do whatever carries its call: read metadata and deadline, write messages, leave trailers."""
 
-    def __init__(self, context: Context, method: str) -> None:
+    def __init__(self, method: str) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.task = task
-        self.context = context
         self.method = method
         self.started = time.monotonic()
         self.request_id = ""
         self.trailers: Metadata = ()
         self.log_fields: dict[str, object] = {}
-        self._headers_sent = False
-        self._write_started: float | None = None
-        self._stalled = False
+        self.background = False  # a drain does not wait for it
+
+    def metadata_values(self, key: str) -> list[str]:
+        raise NotImplementedError
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the caller's deadline; None without one."""
+        raise NotImplementedError
+
+    async def write(self, message: Message) -> None:
+        """Send one message of a stream. Raises SlowConsumer when the reader takes nothing for too long."""
+        raise NotImplementedError
 
     def metadata(self, key: str) -> str | None:
         """The one value of a metadata key. Raises InvalidParameter when there are several."""
-        values = [value for name, value in self.context.invocation_metadata() or () if name == key]
+        values = self.metadata_values(key)
         if len(values) > 1:
             raise InvalidParameter(f"the metadata key {key} was given {len(values)} times, once at most", field=key)
-        return str(values[0]) if values else None
+        return values[0] if values else None
 
     def choose_request_id(self, given: str, max_chars: int) -> None:
         """The request's own id, else the metadata's, else a new one. Raises InvalidParameter for a bad one."""
@@ -61,8 +72,37 @@ class Call:
 
     def deadline(self, cap_s: float) -> float:
         """The call's deadline on the monotonic clock, at most cap_s from now."""
-        left = self.context.time_remaining()
+        left = self.time_remaining()
         return time.monotonic() + (cap_s if left is None else min(max(left, 0.0), cap_s))
+
+    def log_end(self, code: str) -> None:
+        """One line about the call. What gateways poll is not worth a line at the usual level."""
+        quiet = code == "OK" and self.method.startswith(QUIET_SERVICE)
+        trace = [found[1] for value in self.metadata_values("traceparent") if (found := TRACE_PARENT.fullmatch(value))]
+        fields = {"request_id": self.request_id, "method": self.method, "code": code, **self.log_fields}
+        if trace:
+            fields["trace_id"] = trace[0]
+        fields["duration_ms"] = round((time.monotonic() - self.started) * 1e3, 1)
+        access.log(logging.DEBUG if quiet else logging.INFO, "rpc", extra=fields)
+
+
+class Call(CallBase):
+    """One RPC. `closing` is set when the server ends and waits for background calls to end by themselves."""
+
+    def __init__(self, context: Context, method: str, closing: asyncio.Event) -> None:
+        super().__init__(method)
+        self.context = context
+        self.closing = closing
+        self._headers_sent = False
+        self._write_started: float | None = None
+        self._stalled = False
+
+    def metadata_values(self, key: str) -> list[str]:
+        return [str(value) for name, value in self.context.invocation_metadata() or () if name == key]
+
+    def time_remaining(self) -> float | None:
+        left: float | None = self.context.time_remaining()
+        return left
 
     async def send_headers(self) -> None:
         if not self._headers_sent:
@@ -70,10 +110,7 @@ class Call:
             await self.context.send_initial_metadata(((REQUEST_ID_KEY, self.request_id),))
 
     async def write(self, message: Message) -> None:
-        """Send one message of a stream. Raises SlowConsumer when the reader takes nothing for too long.
-
-        Headers go out with the first message and not before: until then a client may retry by itself.
-        """
+        """Headers go out with the first message and not before: until then a client may retry by itself."""
         await self.send_headers()
         self._write_started = time.monotonic()
         try:
@@ -101,13 +138,19 @@ class CallRunner:
     """Runs handlers. The server's last line: whatever a handler raises ends as one status and one log line."""
 
     def __init__(self, stall_timeout_s: float, max_request_id_chars: int) -> None:
+        self.max_request_id_chars = max_request_id_chars
+        self.closing = asyncio.Event()
         self._stall_timeout_s = stall_timeout_s
-        self._max_request_id_chars = max_request_id_chars
-        self._calls: set[Call] = set()
+        self._calls: set[CallBase] = set()
 
     @property
     def active(self) -> set[asyncio.Task[Any]]:
-        """The tasks of running handlers."""
+        """The tasks of running handlers that a drain waits for."""
+        return {call.task for call in self._calls if not call.background}
+
+    @property
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """The tasks of all running handlers."""
         return {call.task for call in self._calls}
 
     async def watch_readers(self) -> None:
@@ -115,53 +158,51 @@ class CallRunner:
         while True:
             await asyncio.sleep(self._stall_timeout_s / 8)
             for call in list(self._calls):
-                call.cut_stalled_write(self._stall_timeout_s)
+                if isinstance(call, Call):
+                    call.cut_stalled_write(self._stall_timeout_s)
 
-    async def run(self, method: str, handler: Handler, request: Message | None, context: Context) -> Message | None:
-        """`request` None: the bytes were no such message (or come as a stream)."""
-        call = Call(context, method)
-        self._calls.add(call)
-        code = "CANCELLED"
-        try:
-            call.choose_request_id(getattr(request, "request_id", ""), self._max_request_id_chars)
+    async def run(self, method: str, handler: Handler, request: Any, context: Context) -> Message | None:
+        """`request` is a message, an iterator of them, or None: the bytes were no such message."""
+        call = Call(context, method, self.closing)
+
+        async def work() -> Message | None:
+            call.choose_request_id(getattr(request, "request_id", ""), self.max_request_id_chars)
             response = await handler(request, call)
             if response is not None:
                 await call.send_headers()
             context.set_trailing_metadata(call.trailers)
-            code = "OK"
             return response
+
+        result = await self.settle(call, work())
+        if isinstance(result, InferdError):
+            trailers = (*status_trailers(result, call.request_id), (REQUEST_ID_KEY, call.request_id), *call.trailers)
+            await context.abort(status_code(result), shorten(result.message), trailers)
+        assert not isinstance(result, InferdError)
+        return result
+
+    async def settle(self, call: CallBase, work: Awaitable[T]) -> T | InferdError:
+        """What `work` returns, or the error it ended with; logged either way."""
+        self._calls.add(call)
+        code = "CANCELLED"
+        try:
+            result = await work
+            code = "OK"
+            return result
         except InferdError as error:
             code = error.code
-            await self._abort(call, error)
+            return error
         except asyncio.CancelledError:
-            code = "DEADLINE_EXCEEDED" if context.time_remaining() == 0 else code
+            code = "DEADLINE_EXCEEDED" if call.time_remaining() == 0 else code
             raise
         except grpc.aio.InternalError:  # a write that was pending when the client went away
             raise asyncio.CancelledError from None
         except Exception:  # the boundary: a bug of ours must end as INTERNAL, and be seen
             code = "INTERNAL"
-            logger.exception("unexpected error in %s", method, extra={"request_id": call.request_id})
-            await self._abort(call, InternalError("internal error"))
+            logger.exception("unexpected error in %s", call.method, extra={"request_id": call.request_id})
+            return InternalError("internal error")
         finally:
             self._calls.discard(call)
-            self._log(call, code)
-        return None
-
-    async def _abort(self, call: Call, error: InferdError) -> None:
-        trailers = (*status_trailers(error, call.request_id), (REQUEST_ID_KEY, call.request_id), *call.trailers)
-        await call.context.abort(status_code(error), shorten(error.message), trailers)
-
-    def _log(self, call: Call, code: str) -> None:
-        access.info(
-            "rpc",
-            extra={
-                "request_id": call.request_id,
-                "method": call.method,
-                "code": code,
-                **call.log_fields,
-                "duration_ms": round((time.monotonic() - call.started) * 1e3, 1),
-            },
-        )
+            call.log_end(code)
 
 
 def make_request_id() -> str:

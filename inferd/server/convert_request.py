@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from inferd.config import Limits
-from inferd.errors import ContextLengthExceeded, InvalidParameter, UnsupportedFeature
+from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.front.output import OutputParams
-from inferd.request import CacheParams, LogprobParams, Request, SamplingParams, StopParams
+from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams
+from inferd.server.convert_constraint import constraint_from_pb
 from inferd.server.convert_prompt import check_prompt, truncate
 from inferd.server.fields import (
     check_at_most,
@@ -40,6 +40,7 @@ class Bounds:
     vocab_size: int
     max_context_tokens: int
     max_num_seqs: int
+    draw_seed: Callable[[], int]  # unsigned 64 bits, for a request that brings none
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class CallParams:
 class CheckedRequest:
     """A GenerateRequest whose every field but the prompt's length has been checked; nothing was tokenized yet."""
 
+    constraint: ConstraintSpec | None
     sampling: SamplingParams
     logprobs: LogprobParams | None
     prompt_logprobs: LogprobParams | None
@@ -71,10 +73,11 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
     limits = bounds.limits
     bounds.model.check_name(pb.model)
     check_prompt("prompt", pb.prompt, bounds.vocab_size)
-    if pb.HasField("constraint"):
-        raise UnsupportedFeature("constraint: constrained output is not built yet", field="constraint")
-    if pb.stream.prefill_progress:
-        raise UnsupportedFeature("stream.prefill_progress is not built yet", field="stream.prefill_progress")
+    if pb.stream.prefill_progress and pb.stream.mode == inference_pb2.STREAM_MODE_FINAL:
+        raise InvalidParameter(
+            "stream.prefill_progress has no meaning when everything comes as one message",
+            field="stream.prefill_progress",
+        )
     check_enum("truncation", pb.truncation, TRUNCATIONS)
     check_stop(pb.stop, bounds)
     num_choices = pb.num_choices if pb.HasField("num_choices") else 1
@@ -88,6 +91,7 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
         )
     prompt_logprobs = logprobs_from_pb(pb.output, "prompt_logprobs", bounds)
     return CheckedRequest(
+        constraint=constraint_from_pb(pb.constraint, limits) if pb.HasField("constraint") else None,
         sampling=sampling_from_pb(pb.sampling, bounds),
         logprobs=logprobs_from_pb(pb.output, "logprobs", bounds),
         prompt_logprobs=prompt_logprobs,
@@ -163,6 +167,7 @@ def build_request(
         arrival=now,
         deadline=call.deadline,
         queue_deadline=now + queue_timeout if queue_timeout is not None else None,
+        prefill_progress=pb.stream.prefill_progress,
         resumed_tokens=pb.resumed_tokens,
     )
     return request, len(kept) < len(prompt_ids)
@@ -196,7 +201,7 @@ def sampling_from_pb(pb: inference_pb2.SamplingParams, bounds: Bounds) -> Sampli
         presence_penalty=number("presence_penalty", -2, 2),
         frequency_penalty=number("frequency_penalty", -2, 2),
         repetition_penalty=number("repetition_penalty", 0, 10, open_low=True),
-        seed=pb.seed if pb.HasField("seed") else secrets.randbits(64),
+        seed=pb.seed if pb.HasField("seed") else bounds.draw_seed(),
         logit_bias=tuple(sorted(pb.logit_bias.items())),
         allowed_token_ids=tuple(sorted(set(pb.allowed_token_ids))),
     )

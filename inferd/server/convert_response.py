@@ -12,7 +12,8 @@ from inferd.v1 import common_pb2, inference_pb2
 
 
 class ResponseWriter:
-    """Turns the deltas of one request into messages; the first one carries the request id and the prompt."""
+    """Turns the deltas of one request into messages: the first carries the request id, the first with tokens the
+    prompt."""
 
     def __init__(
         self, request: Request, output: inference_pb2.OutputOptions, tokenizer: Tokenizer, truncated: bool
@@ -21,15 +22,21 @@ class ResponseWriter:
         self._output = output
         self._tokenizer = tokenizer
         self._truncated = truncated
+        self._named = False
         self._first = True
 
     def message(self, delta: OutputDelta) -> inference_pb2.GenerateResponse:
         message = inference_pb2.GenerateResponse()
+        if not self._named:
+            self._named = True
+            message.request_id = self._request.request_id
+        if delta.prefilled_tokens:
+            message.prefilled_tokens = delta.prefilled_tokens
+            return message
         for choice in delta.choices:
             self._add_choice(message.choices.add(), choice)
         if self._first:
             self._first = False
-            message.request_id = self._request.request_id
             self._add_prompt(message.prompt, delta)
         if delta.usage is not None:
             message.usage.CopyFrom(usage_to_pb(delta.usage))

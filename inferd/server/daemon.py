@@ -3,36 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import socket
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 
 from inferd.config import InferdConfig, ServerConfig
-from inferd.errors import Draining, StartupError
+from inferd.errors import Draining
+from inferd.front.constraints import ConstraintChecker, vocabulary_of
 from inferd.front.engine import FrontEngine
 from inferd.front.exporter import Exporter, FrontCollector
+from inferd.front.metrics import FrontMetrics
+from inferd.server.admin_service import AdminService
 from inferd.server.auth import KeyCheck
-from inferd.server.call import CallRunner
+from inferd.server.call import CallRunner, Handler
 from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
 from inferd.server.inputs import Serving
+from inferd.server.keys import KeyRing, admin_ring, data_ring, load_keys
+from inferd.server.listen import bind, listen_admin
 from inferd.server.model_service import ModelService
+from inferd.server.mux import mux_handler
 from inferd.server.pooling_service import PoolingService
 from inferd.server.reflection import reflection_handlers
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
+from inferd.server.tls import server_credentials
 from inferd.v1 import admin_pb2, inference_pb2, model_pb2
 
 logger = logging.getLogger("inferd.server")
 
 STOP_GRACE_S = 1.0
 MAX_PENDING_CALLS = 20_000  # the library answers CANCELLED beyond it, which clients do not retry
+
+
+@dataclass(slots=True)
+class AdminListener:
+    """The server of AdminService, where it shall listen, and where it does."""
+
+    server: grpc.aio.Server
+    where: str
+    address: str | None = None
 
 
 class Daemon:
@@ -42,6 +58,9 @@ class Daemon:
         self._config = config
         self._front = front
         self._pool = TextPool()
+        vocabulary = vocabulary_of(model.tokenizer)
+        front.introduce(vocabulary)
+        self._checker = ConstraintChecker(vocabulary)
         self._exporter: Exporter | None = None
         self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)
         self._draining = False
@@ -49,16 +68,20 @@ class Daemon:
         self.health = HealthService()
         self.model = model
         self.port = 0
-        keys = config.server.api_keys
-        self._server = grpc.aio.server(
-            interceptors=[KeyCheck(keys)] if keys else [], options=server_options(config.server)
-        )
+        keys = load_keys(config.server)
+        self._server = make_server(config.server, data_ring(config.server, keys), self._runner, front.metrics)
         self._add_services()
+        self._admin: AdminListener | None = None
+        if config.server.admin_listen is not None:
+            self._admin = AdminListener(self._make_admin(admin_ring(keys)), config.server.admin_listen)
 
     async def start(self) -> None:
-        """Listen. Raises StartupError when a port cannot be had."""
+        """Listen. Raises StartupError when a port cannot be had, or a key or certificate not be used."""
         server = self._config.server
-        self.port = bind(self._server, server.host, server.port)
+        self.port = bind(self._server, server.host, server.port, server_credentials(server))
+        if self._admin is not None:
+            self._admin.address = listen_admin(self._admin.server, self._admin.where, server_credentials(server))
+            await self._admin.server.start()
         if server.metrics_port is not None:
             collector = FrontCollector(self._front.metrics, self._config.engine, self.model.name)
             self._exporter = Exporter(collector, server.host, server.metrics_port)
@@ -66,8 +89,16 @@ class Daemon:
         self._watch = asyncio.create_task(self._runner.watch_readers())
         self._front.on_change(self._update_health)
         logger.info(
-            "listening on %s:%d", server.host, self.port, extra={"model": self.model.name, "metrics": self.metrics_port}
+            "listening on %s:%d",
+            server.host,
+            self.port,
+            extra={"model": self.model.name, "metrics": self.metrics_port, "admin": self.admin_address},
         )
+
+    @property
+    def admin_address(self) -> str | None:
+        """Where AdminService is reached."""
+        return self._admin.address if self._admin else None
 
     @property
     def metrics_port(self) -> int | None:
@@ -80,24 +111,27 @@ class Daemon:
         self._update_health()
         logger.info("draining", extra={"live": self._front.admission.live})
         await within(asyncio.sleep(settle_s), hurry)
-        self._front.drain()
+        self._front.gate.drain("the server is shutting down", ending=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.server.drain_timeout_s):
                 await within(self._idle(), hurry)
         if live := self._front.admission.live:
             logger.warning("ending %d choices that did not finish in time", live)
-        self._front.fail_all(Draining("the server shut down before the generation ended", retry_after_s=1.0))
+        self._front.live.fail_all(Draining("the server shut down before the generation ended", retry_after_s=1.0))
         await self.close()
 
     async def close(self) -> None:
         """Stop listening and wait for the handlers; what still runs is cancelled."""
         self.health.close()
-        await self._server.stop(STOP_GRACE_S)
-        if self._runner.active:
-            await asyncio.wait(self._runner.active, timeout=STOP_GRACE_S)
+        self._runner.closing.set()
+        servers = [self._server] if self._admin is None else [self._server, self._admin.server]
+        await asyncio.gather(*(server.stop(STOP_GRACE_S) for server in servers))
+        if self._runner.tasks:
+            await asyncio.wait(self._runner.tasks, timeout=STOP_GRACE_S)
         if self._watch is not None:
             self._watch.cancel()
         self._pool.close()
+        await self._checker.close()
         if self._exporter is not None:
             await asyncio.to_thread(self._exporter.close)
 
@@ -110,28 +144,39 @@ class Daemon:
         self.health.set(READINESS, serving=self._front.serving and not self._draining)
 
     def _add_services(self) -> None:
-        inference = InferenceService(self._config, self.model, self._front, self._pool)
+        inference = InferenceService(self._config, self.model, self._front, self._pool, self._checker)
         serving = Serving(self._config, self.model, self._front, self._pool)
         pooling = PoolingService(serving, inference.tokenize)
-        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()))
+        models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()), self._pool)
         services = {
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
                 **inference.handlers(),
                 **pooling.handlers(),
+                "GenerateMux": mux_handler(inference.generate, self._runner),
             },
             model_pb2.DESCRIPTOR.services_by_name["ModelService"]: models.handlers(),
-            admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: {},
         }
-        bulk = pooling.bulk_handlers()
-        handlers = [
-            service_handler(service, built, self._runner, bulk if service.name == "InferenceService" else {})
-            for service, built in services.items()
-        ]
+        self._serve_on(self._server, services)
+
+    def _make_admin(self, ring: KeyRing) -> grpc.aio.Server:
+        server = make_server(self._config.server, ring, self._runner, self._front.metrics)
+        admin = AdminService(self._front, self.model.name)
+        self._serve_on(server, {admin_pb2.DESCRIPTOR.services_by_name["AdminService"]: admin.handlers()})
+        return server
+
+    def _serve_on(self, server: grpc.aio.Server, services: Mapping[ServiceDescriptor, Mapping[str, Handler]]) -> None:
+        """These services, health and reflection."""
+        handlers = [service_handler(service, built, self._runner) for service, built in services.items()]
         handlers.append(self.health.handler())
         if self._config.server.reflection:
-            built = [service.full_name for service, handlers in services.items() if handlers]
-            handlers += reflection_handlers([*built, SERVICE_NAME])
-        self._server.add_generic_rpc_handlers(tuple(handlers))
+            handlers += reflection_handlers([*(service.full_name for service in services), SERVICE_NAME])
+        server.add_generic_rpc_handlers(tuple(handlers))
+
+
+def make_server(config: ServerConfig, ring: KeyRing, runner: CallRunner, metrics: FrontMetrics) -> grpc.aio.Server:
+    """A server that checks keys if there are any."""
+    interceptors = [KeyCheck(ring, runner, metrics)] if ring else []
+    return grpc.aio.server(interceptors=interceptors, options=server_options(config))
 
 
 def server_options(config: ServerConfig) -> list[tuple[str, int]]:
@@ -146,21 +191,6 @@ def server_options(config: ServerConfig) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
     ]
-
-
-def bind(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Take the port; returns it (port 0: a free one). Raises StartupError in words."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.socket(family) as probe:  # the library's own error does not say why
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
-        return server.add_insecure_port(f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}")
-    except OSError as error:
-        cause = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
-        raise StartupError(f"port {port} on {host} {cause}") from error
-    except RuntimeError as error:
-        raise StartupError(f"port {port} on {host} cannot be opened: {error}") from error
 
 
 async def within(wait: Awaitable[None], hurry: asyncio.Event) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Mapping
-from types import MappingProxyType
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
@@ -12,36 +11,35 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from inferd.errors import InvalidParameter, UnsupportedFeature
-from inferd.server.bulk import BulkHandler
 from inferd.server.call import Call, CallRunner, Context, Handler
 from inferd.server.fields import refuse_unknown_fields
 
 
 def service_handler(
-    service: ServiceDescriptor,
-    implementations: Mapping[str, Handler],
-    runner: CallRunner,
-    bulk: Mapping[str, BulkHandler] = MappingProxyType({}),
+    service: ServiceDescriptor, implementations: Mapping[str, Handler], runner: CallRunner
 ) -> grpc.GenericRpcHandler[Any, Any]:
-    """A handler for every method of the contract, so that none is forgotten; `bulk` has the bidi streams."""
-    unknown = {*implementations, *bulk} - {*service.methods_by_name}
+    """A handler for every method of the contract, so that none is forgotten."""
+    unknown = implementations.keys() - service.methods_by_name.keys()
     assert not unknown, f"{service.full_name} has no {unknown}"
-
-    def handler(method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
-        if method.name in implementations:
-            return _implemented(method, implementations[method.name], runner)
-        return _bulk(method, bulk[method.name], runner) if method.name in bulk else _unimplemented(method, runner)
-
     return grpc.method_handlers_generic_handler(
-        service.full_name, {method.name: handler(method) for method in service.methods}
+        service.full_name,
+        {
+            method.name: (
+                _implemented(method, implementations[method.name], runner)
+                if method.name in implementations
+                else _unimplemented(method, runner)
+            )
+            for method in service.methods
+        },
     )
 
 
 def _implemented(
     method: MethodDescriptor, implementation: Handler, runner: CallRunner
 ) -> grpc.RpcMethodHandler[Any, Any]:
-    assert not method.client_streaming
     name = _path(method)
+    if method.client_streaming:
+        return _streaming(method, implementation, runner)
 
     async def checked(request: Message | None, call: Call) -> Message | None:
         if request is None:
@@ -56,15 +54,14 @@ def _implemented(
     return shape(run, request_deserializer=_parser(method), response_serializer=_serialize)
 
 
-def _bulk(method: MethodDescriptor, implementation: BulkHandler, runner: CallRunner) -> grpc.RpcMethodHandler[Any, Any]:
-    assert method.client_streaming
+def _streaming(
+    method: MethodDescriptor, implementation: Handler, runner: CallRunner
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """The implementation gets an async iterator of messages, None for bytes that were none, and checks each."""
     assert method.server_streaming
 
-    async def run(items: AsyncIterable[Message | None], context: Context) -> None:
-        async def serve(request: None, call: Call) -> None:
-            await implementation(items, call)
-
-        await runner.run(_path(method), serve, None, context)
+    async def run(requests: AsyncIterator[Message | None], context: Context) -> None:
+        await runner.run(_path(method), implementation, requests, context)
 
     return grpc.stream_stream_rpc_method_handler(
         run, request_deserializer=_parser(method), response_serializer=_serialize

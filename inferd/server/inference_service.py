@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from functools import partial
 
+import msgspec
+
 from inferd.config import InferdConfig
-from inferd.errors import InvalidParameter
+from inferd.errors import InvalidConstraint, InvalidParameter
+from inferd.front.constraints import ConstraintChecker
 from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.output import OutputParams
-from inferd.request import Request
-from inferd.server.call import Call, Handler
+from inferd.request import Constraint, ConstraintSpec, Request
+from inferd.server.call import Call, CallBase, Handler
+from inferd.server.convert_constraint import constraint_field
 from inferd.server.convert_prompt import (
     check_prompt,
     encode_arguments,
@@ -34,16 +39,25 @@ USAGE_TRAILER = "x-inferd-usage-bin"
 class InferenceService:
     """Handlers only; what they share is read-only or has its own owner."""
 
-    def __init__(self, config: InferdConfig, model: ServedModel, front: FrontEngine, pool: TextPool) -> None:
+    def __init__(
+        self,
+        config: InferdConfig,
+        model: ServedModel,
+        front: FrontEngine,
+        pool: TextPool,
+        checker: ConstraintChecker,
+    ) -> None:
         self._config = config
         self._model = model
         self._front = front
         self._pool = pool
+        self._checker = checker
+        self._draw_seed = seed_source(config.server.seed)
 
     def handlers(self) -> Mapping[str, Handler]:
         return {"Generate": self.generate, "Tokenize": self.tokenize, "Detokenize": self.detokenize}
 
-    async def generate(self, pb: inference_pb2.GenerateRequest, call: Call) -> None:
+    async def generate(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> None:
         self._front.check_serving()
         require(self._model, model_pb2.TASK_GENERATE)
         request, output, truncated = await self._request_of(pb, call)
@@ -74,28 +88,47 @@ class InferenceService:
             check_token_ids(f"inputs[{index}].ids", item.ids, tokenizer.vocab_size)
         return await self._pool.run(pb.ByteSize(), partial(detokenize_batch, pb, tokenizer))
 
-    async def _request_of(self, pb: inference_pb2.GenerateRequest, call: Call) -> tuple[Request, OutputParams, bool]:
+    async def _request_of(
+        self, pb: inference_pb2.GenerateRequest, call: CallBase
+    ) -> tuple[Request, OutputParams, bool]:
         """Validate, tokenize, resolve. Nothing is tokenized before every other field has been checked."""
         server, ready, tokenizer = self._config.server, self._front.ready, self._model.tokenizer
         assert ready is not None
         max_num_seqs = self._config.engine.scheduler.max_num_seqs
         vocab_size = min(tokenizer.vocab_size, ready.vocab_size)
-        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs)
+        bounds = Bounds(self._model, server.limits, vocab_size, ready.max_context_tokens, max_num_seqs, self._draw_seed)
         call_params = CallParams(
-            key=self._front.next_key(),
+            key=next(self._front.keys),
             request_id=call.request_id,
             deadline=call.deadline(server.limits.max_deadline_s),
             default_queue_timeout_s=server.queue_timeout_s,
         )
         checked = check_request(pb, bounds)
+        constraint = None
+        if checked.constraint is not None:
+            constraint = await self._compile(pb.constraint, checked.constraint, ready.vocab_size)
         prompt_ids = await self._pool.run(prompt_bytes(pb.prompt), partial(encode_prompt, pb.prompt, tokenizer))
         words = list(pb.sampling.bad_words)
         bad_words = encode_bad_words(words, tokenizer, server.limits.max_bad_word_tokens) if words else ()
         request, truncated = build_request(pb, checked, prompt_ids, bad_words, bounds, call_params)
-        return request, checked.output, truncated
+        return msgspec.structs.replace(request, constraint=constraint), checked.output, truncated
+
+    async def _compile(self, pb: inference_pb2.Constraint, spec: ConstraintSpec, vocab_size: int) -> Constraint:
+        """Raises InvalidConstraint naming the field."""
+        try:
+            return Constraint(await self._checker.check(spec, vocab_size), pb.starts_after)
+        except InvalidConstraint as error:
+            field = constraint_field(pb)
+            raise InvalidConstraint(f"{field}: {error.message}", field=field) from None
 
 
-def note_end(call: Call, generation: Generation) -> None:
+def seed_source(seed: int | None) -> Callable[[], int]:
+    """Draws the seeds of requests without one; the same sequence of them at every start when `seed` is given."""
+    source = random.SystemRandom() if seed is None else random.Random(seed)
+    return lambda: source.getrandbits(64)
+
+
+def note_end(call: CallBase, generation: Generation) -> None:
     """Usage for meters and logs, also of what failed."""
     usage, ttft = generation.usage, generation.ttft_s
     call.trailers = ((USAGE_TRAILER, usage_to_pb(usage).SerializeToString()),)

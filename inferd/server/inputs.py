@@ -154,7 +154,7 @@ def plain_request(serving: Serving, caller: Caller, index: int, ids: list[int], 
     now = time.monotonic()
     queue_timeout = serving.config.server.queue_timeout_s
     return Request(
-        key=serving.front.next_key(),
+        key=next(serving.front.keys),
         request_id=f"{caller.request_id}/{index}",  # a slash: no caller's own id looks like it
         prompt_token_ids=ids,
         sampling=GREEDY,

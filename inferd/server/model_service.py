@@ -10,24 +10,32 @@ from inferd import __version__
 from inferd.config import InferdConfig
 from inferd.messages import Ready
 from inferd.models.pooling import Embedding
+from inferd.request import ConstraintKind
 from inferd.server.call import Call, Handler
 from inferd.server.served_model import ServedModel
 from inferd.server.tasks import tasks_of
+from inferd.server.text_pool import TextPool
 from inferd.v1 import common_pb2, inference_pb2, model_pb2
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1 << 20
 
 
 class ModelService:
     """`engine` gives the running core's facts; before there is one, what is not known yet is zero."""
 
     def __init__(
-        self, config: InferdConfig, model: ServedModel, engine: Callable[[], Ready | None], instance_id: str
+        self,
+        config: InferdConfig,
+        model: ServedModel,
+        engine: Callable[[], Ready | None],
+        instance_id: str,
+        pool: TextPool,
     ) -> None:
         self._config = config
         self._model = model
         self._engine = engine
         self._instance_id = instance_id
+        self._pool = pool
         self._started = int(time.time())
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -35,6 +43,7 @@ class ModelService:
             "ListModels": self.list_models,
             "GetModelInfo": self.get_model_info,
             "GetServerInfo": self.get_server_info,
+            "DownloadTokenizer": self.download_tokenizer,
         }
 
     async def list_models(self, pb: model_pb2.ListModelsRequest, call: Call) -> model_pb2.ListModelsResponse:
@@ -70,6 +79,24 @@ class ModelService:
                 response.startup_phases.add(name=name, elapsed_us=round(seconds * 1e6))
         return response
 
+    async def download_tokenizer(self, pb: model_pb2.DownloadTokenizerRequest, call: Call) -> None:
+        """One message at least for every file, however empty; a client that has the tokenizer gets its name only."""
+        self._model.check_name(pb.model)
+        fingerprint = self._model.tokenizer.fingerprint
+        if pb.if_none_match == fingerprint:
+            await call.write(model_pb2.DownloadTokenizerResponse(fingerprint=fingerprint))
+            return
+        files = await self._pool.run(CHUNK_BYTES, self._model.tokenizer_files)
+        for name, data in files.items():
+            for offset in range(0, max(len(data), 1), CHUNK_BYTES):
+                piece = model_pb2.DownloadTokenizerResponse(
+                    file_name=name,
+                    data=data[offset : offset + CHUNK_BYTES],
+                    fingerprint=fingerprint,
+                    total_bytes=len(data),
+                )
+                await call.write(piece)
+
     def _card(self) -> model_pb2.ModelCard:
         engine = self._engine()
         return model_pb2.ModelCard(
@@ -95,6 +122,7 @@ class ModelService:
             template_variables={f"{role}_token": text for role, text, _ in model.tokenizer.special_tokens if role},
             default_sampling=self._default_sampling(),
             limits=self._limits(),
+            constraints=[model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind],
             default_truncation=common_pb2.TRUNCATION_ERROR,
             embedding=embedding_to_pb(model.capabilities.embedding),
         )

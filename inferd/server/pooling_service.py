@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from inferd.errors import InvalidParameter
-from inferd.server.bulk import BulkHandler, BulkStream
+from inferd.server.bulk import Answer, BulkStream
 from inferd.server.call import REQUEST_ID, Call, Handler
 from inferd.server.convert_request import TRUNCATIONS
 from inferd.server.fields import check_at_most, check_enum
@@ -29,10 +29,9 @@ class PoolingService:
         self._tokenize = tokenize
 
     def handlers(self) -> Mapping[str, Handler]:
-        return {"Embed": partial(self._unary, embed), "Score": partial(self._unary, score)}
-
-    def bulk_handlers(self) -> Mapping[str, BulkHandler]:
         return {
+            "Embed": partial(self._unary, embed),
+            "Score": partial(self._unary, score),
             "EmbedStream": partial(self._stream, embed, inference_pb2.EmbedStreamResponse),
             "ScoreStream": partial(self._stream, score, inference_pb2.ScoreStreamResponse),
             "TokenizeStream": self._tokenize_stream,
@@ -52,17 +51,17 @@ class PoolingService:
             self._serving.front.check_serving()
             return await work(pb, self._serving, self._caller(pb, call, default_id), window)
 
-        await BulkStream(call, response_class, answer, self._max_items).run(items)
+        await self._bulk(call, response_class, answer).run(items)
 
     async def _tokenize_stream(self, items: AsyncIterable[Message | None], call: Call) -> None:
         async def answer(pb: Any, default_id: str) -> Message:
             return await self._tokenize(pb, call)
 
-        await BulkStream(call, inference_pb2.TokenizeStreamResponse, answer, self._max_items).run(items)
+        await self._bulk(call, inference_pb2.TokenizeStreamResponse, answer).run(items)
 
-    @property
-    def _max_items(self) -> int:
-        return self._serving.config.server.limits.max_stream_items
+    def _bulk(self, call: Call, response_class: type[Any], answer: Answer) -> BulkStream:
+        gate, limits = self._serving.front.gate, self._serving.config.server.limits
+        return BulkStream(call, response_class, answer, limits.max_stream_items, lambda: gate.drain_reason is not None)
 
     def _window(self) -> Window:
         size = self._serving.config.engine.scheduler.max_num_seqs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from inferd.errors import ModelNotFound, StartupError
 from inferd.models.pooling import GENERATES, Capabilities, capabilities
 from inferd.models.registry import model_spec
 from inferd.request import SamplingParams
+from inferd.text.export import tokenizer_files
 from inferd.text.tokenizer import Tokenizer
 
 # Keys of generation_config.json that are sampling defaults, with their bounds: (low, high).
@@ -39,6 +41,7 @@ class ServedModel:
     created: int  # Unix seconds
     chat_templates: Mapping[str, str]
     default_sampling: Mapping[str, float]
+    tokenizer_files: Callable[[], Mapping[str, bytes]]  # name -> content; slow, for a thread
     capabilities: Capabilities = GENERATES
 
     @property
@@ -83,22 +86,39 @@ def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float
     return defaults
 
 
+def check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
+    """Every token id must be a row of the embedding. Raises StartupError."""
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and tokenizer.vocab_size > rows:
+        raise StartupError(
+            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows"
+        )
+
+
+def configured_sampling(config: InferdConfig, generation_config: Mapping[str, object]) -> dict[str, float]:
+    """default_sampling, or nothing when the checkpoint's wishes are not wanted. Raises StartupError."""
+    return default_sampling(generation_config) if config.server.generation_config == "auto" else {}
+
+
 def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedModel:
     """The served facts of a checked checkpoint. Loads the tokenizer. Raises StartupError."""
     template = config.server.chat_template
     templates = dict(checkpoint.chat_templates)
     if template is not None:
         templates["default"] = read_template(template)
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    check_vocabulary(tokenizer, checkpoint)
     architectures = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "")]
     return ServedModel(
         names=served_names(config),
-        tokenizer=Tokenizer.from_checkpoint(checkpoint),
+        tokenizer=tokenizer,
+        tokenizer_files=partial(tokenizer_files, checkpoint.tokenizer, tokenizer.parts),
         architecture=str(architectures[0]),
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
         chat_templates=templates,
-        default_sampling=default_sampling(checkpoint.generation_config),
         capabilities=capabilities(checkpoint, model_spec(checkpoint.config), config.engine.model.pooling),
+        default_sampling=configured_sampling(config, checkpoint.generation_config),
     )
 
 

@@ -10,6 +10,7 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RequestInfo, Res
 from google.rpc.status_pb2 import Status
 
 from inferd.errors import DOMAIN, InferdError, ModelNotFound
+from inferd.v1 import common_pb2
 
 MAX_MESSAGE_CHARS = 1024
 Metadata = tuple[tuple[str, str | bytes], ...]
@@ -22,7 +23,7 @@ def status_code(error: InferdError) -> grpc.StatusCode:
 def status_details(error: InferdError, request_id: str) -> list[Message]:
     """The google.rpc details of one failure: always ErrorInfo, the others where they say something."""
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if error.code == "INVALID_ARGUMENT" and error.field:
+    if error.code in ("INVALID_ARGUMENT", "UNIMPLEMENTED") and error.field:
         violation = BadRequest.FieldViolation(
             field=error.field, description=shorten(error.message), reason=error.reason
         )
@@ -50,6 +51,18 @@ def status_trailers(error: InferdError, request_id: str) -> Metadata:
     if error.retry_after_s is not None:
         trailers = (*trailers, ("grpc-retry-pushback-ms", str(retry_ms(error.retry_after_s))))
     return trailers
+
+
+def item_error(error: InferdError) -> common_pb2.ItemError:
+    """One failure among many on a multiplexed or bulk stream."""
+    return common_pb2.ItemError(
+        code=status_code(error).value[0],
+        reason=error.reason,
+        message=shorten(error.message),
+        metadata=error.metadata,
+        retry_after_ms=retry_ms(error.retry_after_s) if error.retry_after_s is not None else 0,
+        field=error.field or "",
+    )
 
 
 def retry_ms(seconds: float) -> int:

@@ -53,6 +53,7 @@ def fake_model(names: tuple[str, ...] = ("fake", "alias"), pooling: Pooling = "a
         created=1_700_000_000,
         chat_templates={"default": "{{ messages }}"},
         default_sampling={"top_k": 40.0},
+        tokenizer_files=lambda: {"tokenizer.json": b"{}" + b" " * (5 << 19), "empty.json": b""},
     )
 
 
@@ -111,6 +112,7 @@ class DaemonProcess:
             thread.start()
         self.port = config.server.port
         self.metrics_port = config.server.metrics_port
+        self.admin: str | None = None
 
     def __enter__(self) -> DaemonProcess:
         return self
@@ -126,6 +128,7 @@ class DaemonProcess:
         assert line, "the daemon ended:\n" + "\n".join(self.lines)
         listening = json.loads(line)
         self.port, self.metrics_port = listening["port"], listening["metrics_port"]
+        self.admin = listening["admin"]
         return self
 
     def wait(self) -> int:

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import struct
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.request import LogprobParams
 from inferd.step import (
+    NO_TOKEN,
+    NOT_FINITE,
     BlockCopy,
     NewSequence,
     PlanItem,
+    RankTimings,
     SampledToken,
     SequenceResult,
     StepPlan,
@@ -41,7 +44,11 @@ class Behaviour:
 
 
 def fake_info(
-    num_blocks: int = 64, block_size: int = 4, max_context_tokens: int = 128, vocab_size: int = 1000
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_context_tokens: int = 128,
+    vocab_size: int = 1000,
+    pipeline_depth: int = 1,
 ) -> ExecutorInfo:
     return ExecutorInfo(
         architecture="fake",
@@ -54,6 +61,7 @@ def fake_info(
         weight_bytes=0,
         kv_bytes=0,
         backends={"fake": "fake"},
+        pipeline_depth=pipeline_depth,
     )
 
 
@@ -108,18 +116,33 @@ class FakeExecutor:
         self._users: Counter[int] = Counter()  # block -> tables that hold it
         self._kv: list[list[Slot | None]] = [[None] * self.info.block_size for _ in range(self.info.num_blocks)]
         self._step = 0
+        self._results: deque[StepResult] = deque()
+
+    def submit(self, plan: StepPlan) -> None:
+        _require(len(self._results) < self.info.pipeline_depth, "more plans in flight than the pipeline holds")
+        self._results.append(self.execute(plan))
+
+    def collect(self) -> StepResult:
+        return self._results.popleft()
+
+    def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
+        self.on_death = on_death
+
+    def timings(self) -> list[RankTimings]:
+        return []
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Raises PlanError for an inconsistent plan, ExecutorDead and RuntimeError when Behaviour says so."""
         started = time.monotonic()
         self._misbehave(plan)
         for seq_id in plan.dropped:
-            self._drop(seq_id)
+            _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
+            self._users.subtract(self._states.pop(seq_id).table)
         for new in plan.new:
             self._add(new)
         for copy in plan.copies:
             self._copy(copy)
-        results = [self._compute(item) for item in plan.items]
+        results = [self._compute(item, plan.masks.get(item.seq_id)) for item in plan.items]
         return StepResult(plan.step, results, time.monotonic() - started)
 
     def shutdown(self) -> None:
@@ -135,10 +158,6 @@ class FakeExecutor:
         if plan.step == self.behaviour.fail_at_step:
             raise RuntimeError("the fake step failed")
 
-    def _drop(self, seq_id: int) -> None:
-        _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
-        self._users.subtract(self._states.pop(seq_id).table)
-
     def _add(self, new: NewSequence) -> None:
         _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
         state = self._states[new.seq_id] = _State(new)
@@ -152,7 +171,7 @@ class FakeExecutor:
         table[copy.index] = copy.destination
         self._kv[copy.destination] = list(self._kv[copy.source])
 
-    def _compute(self, item: PlanItem) -> SequenceResult:
+    def _compute(self, item: PlanItem, mask: bytes | None) -> SequenceResult:
         _require(item.seq_id in self._states, f"sequence {item.seq_id} was never announced")
         state = self._states[item.seq_id]
         state.table += item.new_block_ids
@@ -162,7 +181,7 @@ class FakeExecutor:
         samples: list[SampledToken] = []
         if item.choices:
             context = self._read(state, item.start + len(item.token_ids))
-            samples = [self._sample(state, context, choice) for choice in item.choices]
+            samples = [self._sample(state, context, choice, mask) for choice in item.choices]
             state.num_output_tokens += 1
         return SequenceResult(item.seq_id, samples, self._prompt_logprobs(state, item), self._vector(state, item))
 
@@ -186,16 +205,21 @@ class FakeExecutor:
             _require(slot is not None and slot[1] == position, f"position {position} reads {slot} in {state.table}")
         return [slot[0] for slot in slots if slot is not None]
 
-    def _sample(self, state: _State, context: list[int], choice: int) -> SampledToken:
+    def _sample(self, state: _State, context: list[int], choice: int, mask: bytes | None) -> SampledToken:
         new = state.new
         if new.sampling.seed in self.behaviour.nan_seeds:
-            return SampledToken(-1)
+            return SampledToken(NOT_FINITE)
         if self.behaviour.script:
             token_id = self.behaviour.script[state.num_output_tokens % len(self.behaviour.script)]
         else:
             token_id = next_token(context, new.sampling.seed, choice, self.info.vocab_size)
-        while token_id in new.blocked_token_ids and state.num_output_tokens < new.min_tokens:
+        blocked = new.blocked_token_ids if state.num_output_tokens < new.min_tokens else ()
+        for _ in range(self.info.vocab_size):
+            if token_id not in blocked and is_allowed(token_id, mask):
+                break
             token_id = (token_id + 1) % self.info.vocab_size
+        else:
+            return SampledToken(NO_TOKEN)
         if new.logprobs is None:
             return SampledToken(token_id)
         return SampledToken(token_id, fake_logprobs(token_id, new.logprobs, self.info.vocab_size))
@@ -207,6 +231,10 @@ class FakeExecutor:
             return []
         targets = item.token_ids[1:] if item.start == 0 else item.token_ids
         return [fake_logprobs(token_id, params, self.info.vocab_size) for token_id in targets]
+
+
+def is_allowed(token_id: int, mask: bytes | None) -> bool:
+    return mask is None or (token_id < 8 * len(mask) and bool(mask[token_id // 8] >> token_id % 8 & 1))
 
 
 def _require(condition: bool, message: str) -> None:

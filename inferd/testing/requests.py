@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -72,6 +72,7 @@ class Driver:
         self.scheduler = Scheduler(config or SchedulerConfig(), cache or CacheConfig(), capacity(self.executor.info))
         self.outputs: defaultdict[tuple[int, int], Collected] = defaultdict(Collected)
         self.plans: list[StepPlan] = []
+        self._in_flight: deque[StepPlan] = deque()
         self.now = 1000.0
 
     def add(self, *requests: Request) -> None:
@@ -79,19 +80,26 @@ class Driver:
             self.scheduler.add(request)
 
     def step(self) -> StepPlan | None:
-        """Expire, schedule, execute, commit, audit."""
+        """Expire, schedule what the pipeline takes, commit the oldest plan, audit. Returns the last plan scheduled."""
         self._collect(self.scheduler.expired(self.now))
-        plan = self.scheduler.schedule(self.now)
-        if plan is not None:
+        plan = None
+        while len(self._in_flight) < self.executor.info.pipeline_depth:
+            plan = self.scheduler.schedule(self.now)
+            if plan is None:
+                break
             self.plans.append(plan)
-            self._collect(self.scheduler.commit(plan, self.executor.execute(plan), self.now))
+            self._in_flight.append(plan)
+            self.executor.submit(plan)
+        if self._in_flight:
+            oldest = self._in_flight.popleft()
+            self._collect(self.scheduler.commit(oldest, self.executor.collect(), self.now))
         self.scheduler.check()
         return plan
 
     def run(self, max_steps: int = 10_000) -> None:
         """Step until nothing is left."""
         for _ in range(max_steps):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work and not self._in_flight:
                 return
             self.step()
         raise AssertionError(f"work is left after {max_steps} steps")
@@ -105,4 +113,4 @@ class Driver:
 
 
 def capacity(info: ExecutorInfo) -> Capacity:
-    return Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size)
+    return Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, info.pipeline_depth)

@@ -56,6 +56,10 @@ class Tokenizer:
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *parts.eos_token_ids)))
         self.special_tokens = special_tokens(parts)
 
+    @property
+    def parts(self) -> TokenizerParts:
+        return self._parts
+
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
         """StartupError, one line, for a tokenizer that is missing, malformed or not supported."""

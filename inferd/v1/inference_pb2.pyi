@@ -112,13 +112,14 @@ class AnyJsonObject(_message.Message):
     def __init__(self) -> None: ...
 
 class Constraint(_message.Message):
-    __slots__ = ("json_schema", "json_object", "regex", "ebnf", "choices", "structural_tag", "starts_after")
+    __slots__ = ("json_schema", "json_object", "regex", "ebnf", "choices", "structural_tag", "lenient", "starts_after")
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
     JSON_OBJECT_FIELD_NUMBER: _ClassVar[int]
     REGEX_FIELD_NUMBER: _ClassVar[int]
     EBNF_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     STRUCTURAL_TAG_FIELD_NUMBER: _ClassVar[int]
+    LENIENT_FIELD_NUMBER: _ClassVar[int]
     STARTS_AFTER_FIELD_NUMBER: _ClassVar[int]
     json_schema: str
     json_object: AnyJsonObject
@@ -126,8 +127,9 @@ class Constraint(_message.Message):
     ebnf: str
     choices: StringChoices
     structural_tag: str
+    lenient: bool
     starts_after: str
-    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[_Union[AnyJsonObject, _Mapping]] = ..., regex: _Optional[str] = ..., ebnf: _Optional[str] = ..., choices: _Optional[_Union[StringChoices, _Mapping]] = ..., structural_tag: _Optional[str] = ..., starts_after: _Optional[str] = ...) -> None: ...
+    def __init__(self, json_schema: _Optional[str] = ..., json_object: _Optional[_Union[AnyJsonObject, _Mapping]] = ..., regex: _Optional[str] = ..., ebnf: _Optional[str] = ..., choices: _Optional[_Union[StringChoices, _Mapping]] = ..., structural_tag: _Optional[str] = ..., lenient: _Optional[bool] = ..., starts_after: _Optional[str] = ...) -> None: ...
 
 class LogprobOptions(_message.Message):
     __slots__ = ("top_n", "token_ids", "token_bytes")

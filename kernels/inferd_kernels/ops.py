@@ -8,10 +8,12 @@ KV layout, the same on every device: K and V separate, [blocks, P, Hk, D], last 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +94,31 @@ class SamplingBatch:
 
 
 @dataclass(frozen=True, slots=True)
+class DecoderLayer:
+    """One pre-norm decoder layer with a SiLU-gated MLP, for `Ops.decoder_stack`.
+
+    qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]: each as
+             1 to 3 row blocks from `prepare_weight`, more than one where their formats differ
+    k_cache  [blocks, P, Hk, D], v_cache the same
+    Norm weights and biases are float32.
+    """
+
+    qkv: tuple[Weight, ...]
+    o: tuple[Weight, ...]
+    gate_up: tuple[Weight, ...]
+    down: tuple[Weight, ...]
+    attention_norm: torch.Tensor
+    mlp_norm: torch.Tensor
+    k_cache: torch.Tensor
+    v_cache: torch.Tensor
+    shape: AttentionShape
+    rope: Rope | None = None
+    qk_norm: QkNorm | None = None
+    qkv_bias: torch.Tensor | None = None
+    o_bias: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ops:
     """One implementation per op. Signatures are those of `inferd_kernels.reference`, which defines each op's result.
 
@@ -108,6 +135,8 @@ class Ops:
     add_layer_norm  (x [T,E], residual [T,E] | None, weight [E], bias [E], eps) -> [T,E]
     activate        (x [T,I], name) -> [T,I]; name is gelu, gelu_tanh or relu
     self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
+    decoder_stack   (layers: [DecoderLayer], eps) -> run, run(hidden [T,E] float32, batch) -> [T,E]: all layers in one
+                    call, embeddings in, the residual stream before the final norm out; None where no backend has it
     """
 
     backends: Mapping[str, str]
@@ -124,23 +153,50 @@ class Ops:
     add_layer_norm: Callable[..., torch.Tensor]
     activate: Callable[..., torch.Tensor]
     self_attention: Callable[..., torch.Tensor]
+    decoder_stack: Callable[..., Callable[..., torch.Tensor]] | None = None
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name != "backends")
+# Of encoders; torch computes them on every backend.
+ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
+NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES)
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
-def load_ops(device: str = "cpu", backend: str = "auto") -> Ops:
+def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = None) -> Ops:
     """Choose the implementation of every op for `device`.
 
-    backend: "auto" takes the fastest available one per op, "reference" torch alone.
+    backend: "auto" takes the fastest available one per op, "native" the compiled CPU ops, "triton" the GPU kernels,
+    "reference" torch alone.
+    threads: of the native CPU ops, default the processors this process may use.
     Raises ValueError when `backend` is unknown or cannot run on `device`.
     """
     from inferd_kernels import reference
 
-    if backend not in ("auto", "reference"):
-        raise ValueError(f"kernel backend {backend!r} is not one of auto, reference")
-    chosen = {name: ("reference", getattr(reference, name)) for name in OP_NAMES}
+    if backend not in ("auto", "native", "triton", "reference"):
+        raise ValueError(f"kernel backend {backend!r} is not one of auto, native, triton, reference")
+    chosen = {name: ("reference", getattr(reference, name)) for name in (*OP_NAMES, *ENCODER_OP_NAMES)}
+    decoder_stack = None
+    if backend == "native" or (backend == "auto" and device == "cpu"):
+        from inferd_kernels.cpu import load_native
+
+        if native := load_native(device, threads, required=backend == "native"):
+            chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
+            decoder_stack = native.decoder_stack
+    if backend == "triton" or (backend == "auto" and device.startswith("cuda") and find_spec("triton") is not None):
+        chosen |= _triton_ops(device)
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
         **{name: function for name, (_, function) in chosen.items()},
+        decoder_stack=decoder_stack,
     )
+
+
+def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
+    """Every op in Triton, for CUDA and ROCm; on the CPU only under Triton's interpreter (TRITON_INTERPRET=1)."""
+    if not device.startswith("cuda") and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(f"kernel backend 'triton' needs a cuda device, not {device!r}")
+    if find_spec("triton") is None:
+        raise ValueError("kernel backend 'triton' needs the package triton (extra: cuda)")
+    from inferd_kernels.triton import backend
+
+    return {name: ("triton", getattr(backend, name)) for name in OP_NAMES}

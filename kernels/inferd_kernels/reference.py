@@ -227,15 +227,19 @@ def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor
     threshold = ordered.gather(1, (limit - 1).unsqueeze(1))
     masses = ordered.masked_fill(ordered < threshold, float("-inf")).softmax(-1)
     before = masses.cumsum(-1) - masses
-    kept = ((before < top_p.unsqueeze(1)) & (masses > 0)).sum(-1).clamp(min=1)
+    nucleus = top_p.unsqueeze(1)
+    kept = (((before < nucleus) & (masses > 0)) | (nucleus >= 1)).sum(-1).clamp(min=1)
     threshold = torch.maximum(threshold, ordered.gather(1, (kept - 1).unsqueeze(1)))
     floor = ordered[:, :1] + min_p.clamp(min=1e-38).log().unsqueeze(1)
     threshold = torch.where(min_p.unsqueeze(1) > 0, torch.maximum(threshold, floor), threshold)
     return scaled.masked_fill(scaled < threshold, float("-inf"))
 
 
-def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """[S, vocab] float32 noise -log(-log(u)), u = (word >> 8 + 0.5) / 2^24.
+def gumbel_noise(
+    vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor, first: int = 0
+) -> torch.Tensor:
+    """[S, vocab] float32 noise -log(-log(u)), u = ((word >> 9) + 0.5) / 2^23, of tokens first, first + 1, .. (first is
+    a multiple of 4). 23 bits, because with 24 the largest u rounds to 1 in float32 and its noise to infinity.
 
     word is lane (token & 3) of Philox-4x32-10 (Salmon et al. 2011) with counter (token >> 2, position, choice, 0) and
     key (low, high) 32 bits of the seed: any backend and any shard of the vocabulary computes the same noise.
@@ -243,11 +247,11 @@ def gumbel_noise(vocab: int, seeds: torch.Tensor, choices: torch.Tensor, positio
     groups = -(-vocab // 4)
     rows = seeds.shape[0]
     counter = torch.zeros((4, rows, groups), dtype=torch.int64, device=seeds.device)
-    counter[0] = torch.arange(groups, device=seeds.device)
+    counter[0] = torch.arange(first >> 2, (first >> 2) + groups, device=seeds.device)
     counter[1] = (positions & MASK32).unsqueeze(1)
     counter[2] = choices.long().unsqueeze(1)
     words = _philox(counter, (seeds & MASK32).unsqueeze(1), ((seeds >> 32) & MASK32).unsqueeze(1))
-    uniform = ((words >> 8).float() + 0.5) * 2.0**-24
+    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     noise = -torch.log(-torch.log(uniform))
     return noise.permute(1, 2, 0).reshape(rows, groups * 4)[:, :vocab]
 

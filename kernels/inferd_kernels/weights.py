@@ -21,9 +21,26 @@ class QuantizedWeight:
     format: str
     shape: tuple[int, int]
 
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
     def rows(self, index: torch.Tensor) -> QuantizedWeight:
         """The given rows, in the given order (a permutation or a shard over N keeps blocks whole)."""
         return QuantizedWeight(self.blocks[index], self.format, (int(index.numel()), self.shape[1]))
 
 
-Weight: TypeAlias = torch.Tensor | QuantizedWeight
+class BackendWeight:
+    """A matrix in a backend's own layout, as its prepare_weight makes it: only that backend's ops read it."""
+
+    __slots__ = ()
+
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        raise AssertionError("a backend's weight knows its size")
+
+
+CheckpointWeight: TypeAlias = torch.Tensor | QuantizedWeight
+Weight: TypeAlias = CheckpointWeight | BackendWeight

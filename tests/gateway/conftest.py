@@ -153,6 +153,10 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
             texts=[b"".join(map(token_bytes, one.ids)).decode("utf-8", "replace") for one in request.inputs]
         )
 
+    def GenerateMux(self, requests: Any, context: Any) -> Any:
+        """This one is an older daemon; tests/gateway/test_mux.py has the new one."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+
     def Generate(self, request: pb.GenerateRequest, context: Any) -> Iterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
@@ -285,6 +289,9 @@ class FakeHealth(health_pb2_grpc.HealthServicer):
 
     def Check(self, request: Any, context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=1 if self._daemon.serving else 2)
+
+    def Watch(self, request: Any, context: Any) -> Any:
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
 @dataclass(frozen=True)

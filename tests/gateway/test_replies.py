@@ -93,7 +93,15 @@ def test_unset_fields_stay_unset(gateway, daemon):
         ({"response_format": {"type": "json_object"}}, pb.Constraint(json_object={})),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}},
-            pb.Constraint(json_schema='{"type": "object"}'),
+            pb.Constraint(json_schema='{"type": "object"}', lenient=True),
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}, "strict": True}}},
+            pb.Constraint(json_schema="{}"),
+        ),
+        (
+            {"response_format": {"type": "structural_tag", "format": {"type": "any_text"}}},
+            pb.Constraint(structural_tag='{"type": "structural_tag", "format": {"type": "any_text"}}'),
         ),
         ({"structured_outputs": {"json": {"type": "object"}}}, pb.Constraint(json_schema='{"type": "object"}')),
         ({"structured_outputs": {"regex": "a+"}}, pb.Constraint(regex="a+")),

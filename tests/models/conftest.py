@@ -17,7 +17,6 @@ from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig
 from inferd.executor.base import Executor
 from inferd.executor.build import allocate_caches
 from inferd.executor.factory import create_executor
-from inferd.executor.memory import KVPlan
 from inferd.models.decoder import Decoder
 from inferd.models.loader import Loader
 from inferd.models.registry import check_checkpoint
@@ -116,8 +115,8 @@ def load_decoder() -> Callable[[Path], Decoder]:
         spec = check_checkpoint(checkpoint)
         ops, device = load_ops("cpu", "reference"), torch.device("cpu")
         weights = Loader(checkpoint, spec, ops, torch.float32, device, lambda fraction: None).load(spec.context_length)
-        plan = KVPlan(64, 16, 0, spec.context_length)
-        return Decoder(spec, weights, allocate_caches(spec, plan, torch.float32, device), ops, torch.float32)
+        caches = allocate_caches((64, 16, spec.num_kv_heads, spec.head_dim), spec.num_layers, torch.float32, device)
+        return Decoder(spec, weights, caches, ops, torch.float32)
 
     return load
 

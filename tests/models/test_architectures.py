@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from inferd.executor.batch import build_batch
 from inferd.executor.sequence_state import SequenceState
@@ -36,6 +44,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "llama-tied-biased": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -52,6 +61,16 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen2-yarn": (Qwen2Config, {"rope_parameters": YARN}),
     "qwen3": (Qwen3Config, {"head_dim": 12}),
     "qwen3-tied": (Qwen3Config, {"head_dim": 8, "tie_word_embeddings": True}),
+    "gpt2": (GPT2Config, TOKENS),
+    "gpt2-untied-inner": (
+        GPT2Config,
+        TOKENS | {"n_inner": 100, "tie_word_embeddings": False, "activation_function": "gelu"},
+    ),
+    "opt": (OPTConfig, {"ffn_dim": 80, "word_embed_proj_dim": 48}),
+    "opt-galactica": (
+        OPTConfig,
+        {"ffn_dim": 80, "word_embed_proj_dim": 48, "activation_function": "gelu", "tie_word_embeddings": False},
+    ),
 }
 PROMPTS = torch.randint(0, 160, (2, 70), generator=torch.Generator().manual_seed(5)).tolist()
 
@@ -106,7 +125,8 @@ def test_cases_cover_the_registry() -> None:
 
 
 def _named(config_class: type) -> dict[str, Any]:
-    return {"architectures": [config_class.__name__.replace("Config", "ForCausalLM")]}
+    suffix = "LMHeadModel" if config_class is GPT2Config else "ForCausalLM"
+    return {"architectures": [config_class.__name__.replace("Config", suffix)]}
 
 
 @pytest.mark.parametrize("chunk", [70, 16, 1], ids=["whole", "chunks-of-16", "token-by-token"])
@@ -125,7 +145,7 @@ def test_prompts_of_unequal_length_share_a_step(case: tuple[Decoder, list[torch.
     torch.testing.assert_close(ours[1], expected[1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, (kind, _) in CASES.items() if kind not in (GPT2Config, OPTConfig)])
 def test_both_config_styles_give_one_spec(name: str) -> None:
     """transformers 4 wrote rope_theta and rope_scaling, and no layer_types; 5 writes rope_parameters."""
     config_class, changes = CASES[name]

@@ -34,7 +34,8 @@ class Setting:
 def random_setting(rng: random.Random) -> Setting:
     block_size = rng.choice([1, 2, 4, 7])
     fitting = -(-CONTEXT // block_size)
-    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB)
+    depth = rng.choice([1, 1, 2, 3])
+    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB, depth)
     config = SchedulerConfig(
         max_num_seqs=rng.choice([1, 2, 3, 6, 12]),
         max_num_batched_tokens=rng.choice([1, 3, 5, 16, 64]),

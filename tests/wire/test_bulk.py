@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -143,3 +144,18 @@ def test_cancelling_a_stream_frees_the_engine() -> None:
             call.cancel()
             daemon.wait_metrics(requests_running=0, requests_waiting=0, kv_cache_usage_ratio=0)
             feed.put(None)  # lets the feeding thread end
+
+
+def test_a_server_that_drains_answers_what_it_has_read_and_ends_the_stream() -> None:
+    with DaemonProcess(fake_config(pooling="mean"), {"behaviour": {"step_s": 0.2}}) as daemon:
+        daemon.wait_ready()
+        with grpc.insecure_channel(daemon.address) as channel:
+            feed: queue.SimpleQueue[inference_pb2.EmbedStreamRequest | None] = queue.SimpleQueue()
+            call = InferenceServiceStub(channel).EmbedStream(iter(feed.get, None))
+            feed.put(embed_item(1, "a"))
+            assert next(call).response.vectors == fake_vector(list(b"a"))
+            daemon.signal(signal.SIGTERM)
+            found = fails(call)
+            feed.put(None)
+        assert (found.code, found.reason) == ("UNAVAILABLE", "DRAINING")
+        assert daemon.wait() == 0

@@ -12,7 +12,7 @@ from google.protobuf.json_format import ParseDict
 
 from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess
 from inferd.testing.wire import collect, decode_failure, expected_tokens, fails, make_generate
-from inferd.v1 import admin_pb2, common_pb2, inference_pb2, model_pb2
+from inferd.v1 import common_pb2, inference_pb2, model_pb2
 from inferd.v1.inference_pb2 import GenerateRequest
 from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -129,14 +129,6 @@ def test_unknown_model_and_alias(stub: InferenceServiceStub) -> None:
     assert collect(stub.Generate(make_generate(model="alias")))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"constraint": {"regex": "a+"}}, {"constraint": {}}, {"stream": {"prefill_progress": True}}]
-)
-def test_what_is_not_built_says_so(stub: InferenceServiceStub, fields: dict[str, Any]) -> None:
-    failure = fails(stub.Generate(make_generate(**fields)))
-    assert (failure.code, failure.reason) == ("UNIMPLEMENTED", "UNSUPPORTED_FEATURE")
-
-
 def test_a_duplicate_of_a_running_request_is_refused(stub: InferenceServiceStub) -> None:
     running = stub.Generate(make_generate(max_tokens=2000, request_id="twin"))
     next(running)
@@ -174,11 +166,24 @@ def test_two_request_ids_in_the_metadata_are_refused(stub: InferenceServiceStub)
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("x-request-id",))
 
 
-BUILT = {"Generate", "Tokenize", "Detokenize", "ListModels", "GetModelInfo", "GetServerInfo"}
-BUILT |= {"Embed", "Score", "EmbedStream", "ScoreStream", "TokenizeStream"}
+BUILT = {
+    "Generate",
+    "GenerateMux",
+    "Tokenize",
+    "Detokenize",
+    "ListModels",
+    "GetModelInfo",
+    "GetServerInfo",
+    "DownloadTokenizer",
+    "Embed",
+    "EmbedStream",
+    "Score",
+    "ScoreStream",
+    "TokenizeStream",
+}
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)
-    for file in (inference_pb2, model_pb2, admin_pb2)
+    for file in (inference_pb2, model_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
     if method.name not in BUILT

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from inferd.request import FinishReason
-from inferd.testing.fake_daemon import VOCAB_SIZE
-from inferd.testing.wire import as_text, collect, expected_tokens, make_generate
+from inferd.testing.fake_daemon import VOCAB_SIZE, DaemonProcess, fake_config
+from inferd.testing.wire import as_text, collect, expected_tokens, fails, make_generate
 from inferd.v1 import common_pb2, inference_pb2
 from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -193,3 +194,43 @@ def test_timing_adds_up(stub: InferenceServiceStub) -> None:
 
     assert timing.decode_us > 9_000  # nine steps of at least a millisecond
     assert timing.queue_us + timing.prefill_us + timing.decode_us <= timing.total_us
+
+
+def test_prefill_progress_comes_before_the_first_token(stub: InferenceServiceStub) -> None:
+    prompt = "p" * 1900  # four steps of 512 tokens
+    request = make_generate(prompt, max_tokens=3, stream={"prefill_progress": True}, cache={"no_read": True})
+    messages = list(stub.Generate(request))
+    progress = [message for message in messages if message.prefilled_tokens]
+    assert [message.prefilled_tokens for message in progress] == sorted(
+        {message.prefilled_tokens for message in progress}
+    )
+    assert progress == messages[: len(progress)]
+    assert 1 <= len(progress) <= 3
+    assert progress[-1].prefilled_tokens < 1900
+    assert messages[0].request_id
+    assert not any(message.choices or message.HasField("prompt") for message in progress)
+    rest = messages[len(progress) :]
+    assert rest[0].prompt.tokens == 1900
+    plain = list(stub.Generate(make_generate(prompt, max_tokens=3, cache={"no_read": True})))
+    assert collect(plain)[0].token_ids == [token for message in rest for token in message.choices[0].token_ids]
+    assert not any(message.prefilled_tokens for message in plain)
+
+
+def test_prefill_progress_needs_more_than_one_message(stub: InferenceServiceStub) -> None:
+    mode = inference_pb2.STREAM_MODE_FINAL
+    failure = fails(stub.Generate(make_generate(stream={"prefill_progress": True, "mode": mode})))
+    assert failure.fields == ("stream.prefill_progress",)
+
+
+def test_a_daemons_seed_repeats_what_it_drew() -> None:
+    def outputs() -> list[list[int]]:
+        with DaemonProcess(fake_config(server={"seed": 7})) as daemon:
+            daemon.wait_ready()
+            with grpc.insecure_channel(daemon.address) as channel:
+                own = InferenceServiceStub(channel)
+                requests = [inference_pb2.GenerateRequest(prompt={"text": "a"}, stop={"max_tokens": 9})] * 3
+                return [collect(own.Generate(request))[0].token_ids for request in requests]
+
+    first = outputs()
+    assert first == outputs()
+    assert len({tuple(tokens) for tokens in first}) == 3

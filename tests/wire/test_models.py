@@ -43,7 +43,7 @@ def test_model_info_has_what_a_gateway_needs(models: ModelServiceStub) -> None:
     assert info.default_sampling.top_k == 40
     assert not info.default_sampling.HasField("temperature")
     assert (info.limits.max_context_tokens, info.limits.max_choices, info.limits.max_queue) == (2048, 16, 64)
-    assert list(info.constraints) == []
+    assert list(info.constraints) == [1, 2, 3, 4, 5, 6]
     assert info.default_truncation == common_pb2.TRUNCATION_ERROR
 
 
@@ -140,3 +140,20 @@ def test_ids_the_tokenizer_has_and_the_engine_lacks_cannot_be_generated_from(stu
     with pytest.raises(grpc.RpcError) as raised:
         next(stub.Generate(request))
     assert decode_failure(raised.value).fields == ("prompt.token_ids",)
+
+
+def test_the_tokenizer_comes_in_pieces(models: ModelServiceStub) -> None:
+    pieces = list(models.DownloadTokenizer(model_pb2.DownloadTokenizerRequest(model="alias")))
+    assert [(piece.file_name, len(piece.data)) for piece in pieces] == [
+        ("tokenizer.json", 1 << 20),
+        ("tokenizer.json", 1 << 20),
+        ("tokenizer.json", (1 << 19) + 2),
+        ("empty.json", 0),
+    ]
+    assert {piece.total_bytes for piece in pieces[:3]} == {(5 << 19) + 2}
+    known = pieces[0].fingerprint
+    again = list(models.DownloadTokenizer(model_pb2.DownloadTokenizerRequest(if_none_match=known)))
+    assert again == [model_pb2.DownloadTokenizerResponse(fingerprint=known)]
+    with pytest.raises(grpc.RpcError) as raised:
+        list(models.DownloadTokenizer(model_pb2.DownloadTokenizerRequest(model="nobody")))
+    assert raised.value.code() is grpc.StatusCode.NOT_FOUND

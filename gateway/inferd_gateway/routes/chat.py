@@ -26,7 +26,7 @@ router = APIRouter(route_class=KeyRoute)
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     call.accept(body)
     convert.check_chat(body)
-    model = await call.gateway.directory.resolve(body.model)
+    model = await call.gateway.directory.resolve(body.model, call.affinity(body, body.messages))
     call.record.model = model.name
     generator = Generator(call, model, call.rpc_context(), convert.fields_of(body))
     head = Head(

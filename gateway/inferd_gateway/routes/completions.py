@@ -27,7 +27,7 @@ router = APIRouter(route_class=KeyRoute)
 @router.post("/v1/completions")
 async def create_completion(body: CompletionRequest, call: CurrentCall) -> Response:
     call.accept(body)
-    model = await call.gateway.directory.resolve(body.model)
+    model = await call.gateway.directory.resolve(body.model, call.affinity(body, body.prompt))
     call.record.model = model.name
     convert.check_completion(body, model.info.limits.max_batch_inputs or MAX_PROMPTS)
     generator = Generator(call, model, call.rpc_context(), convert.fields_of(body))

@@ -8,9 +8,9 @@ from fastapi import APIRouter
 
 from inferd_gateway.context import CurrentCall
 from inferd_gateway.directory import ServedModel
-from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.access import DiscoveryRoute
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=DiscoveryRoute)
 
 
 @router.get("/v1/models")

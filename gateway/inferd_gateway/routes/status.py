@@ -1,4 +1,4 @@
-"""GET /health, /ping, /version, /metrics and /openapi.json: open to everyone."""
+"""GET /health, /ping, /version, /metrics and /openapi.json: open to everyone; metrics until there is a key for them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from inferd_gateway.context import CurrentCall
-from inferd_gateway.routes.access import PublicRoute
+from inferd_gateway.routes.access import ObserveRoute, PublicRoute
 
 router = APIRouter(route_class=PublicRoute)
+observed = APIRouter(route_class=ObserveRoute)
 
 
 @router.get("/health")
@@ -29,7 +30,7 @@ async def version(request: Request) -> dict[str, str]:
     return {"version": request.app.version}
 
 
-@router.get("/metrics")
+@observed.get("/metrics")
 async def metrics(call: CurrentCall) -> Response:
     return Response(call.gateway.metrics.exposition(), media_type="text/plain; version=0.0.4")
 

@@ -66,8 +66,13 @@ class JsonSchemaFormat(Body):
 
 
 class ResponseFormat(Body):
+    """The last three are the structural tag, which the daemon reads."""
+
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchemaFormat | None = None
+    format: dict[str, Any] | None = None
+    structures: list[Any] | None = None
+    triggers: list[str] | None = None
 
 
 class StructuredOutputs(Body):

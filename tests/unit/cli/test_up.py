@@ -15,6 +15,7 @@ from inferd.cli.arguments import parse
 from inferd.cli.main import COMMANDS
 from inferd.cli.supervisor import Supervisor
 from inferd.cli.up import Plan, banner, make_plan
+from inferd.cli.values import UsageError
 
 FOREVER = "import signal; print('up', flush=True); signal.pause()"
 
@@ -173,3 +174,25 @@ def test_children_die_with_a_killed_parent() -> None:
         assert parent.stdout.readline() == b"up\n"
         parent.kill()
         assert parent.stdout.read() == b""  # the end of the file: the child holds the pipe no longer
+
+
+def test_a_key_file_and_admin_keys_reach_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text("admin:boss\nobserve:watcher\ninfer:worker\n")
+    monkeypatch.setenv("INFERD_ADMIN_API_KEY", "hush")
+    made = plan("--api-key-file", str(file), "--insecure")
+    assert made.environment["INFERD_GATEWAY_BACKEND_API_KEY"] == made.api_key == "worker"
+    assert made.environment["INFERD_ADMIN_API_KEY"] == "hush"
+    for command in (made.daemon, made.gateway):
+        assert f"--api-key-file={file}" in command
+    assert "--insecure" in made.gateway
+    assert not any("hush" in argument or "worker" in argument for argument in made.daemon + made.gateway)
+
+
+def test_what_up_cannot_serve(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("admin:boss\n")
+    with pytest.raises(UsageError, match="scope infer"):
+        plan("--api-key-file", str(file))
+    with pytest.raises(UsageError, match="apart"):
+        plan("--tls-cert", "c", "--tls-key", "k")

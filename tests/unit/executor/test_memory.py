@@ -11,7 +11,9 @@ import torch
 from inferd.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor import memory
-from inferd.executor.memory import available_memory, block_bytes, cache_budget, plan_kv, requested_context
+from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, requested_context
+from inferd.executor.kv_plan import plan_kv as plan_ranks
+from inferd.executor.memory import available_memory, cache_budget
 from inferd.models.spec import DecoderSpec, RopeSpec
 
 SPEC = DecoderSpec(
@@ -39,44 +41,55 @@ def config(max_model_len: int | None = None, max_num_seqs: int = 4, **cache: int
     )
 
 
+def plan_kv(settings: EngineConfig, budget: int) -> KVPlan:
+    return plan_ranks(SPEC, settings, [KVRoom(BLOCK, budget)])
+
+
+def test_every_rank_gets_as_many_blocks_as_the_poorest_has_room_for() -> None:
+    rooms = [KVRoom(BLOCK, 90 * BLOCK), KVRoom(2 * BLOCK, 100 * BLOCK), KVRoom(BLOCK, 80 * BLOCK)]
+    assert plan_ranks(SPEC, config(max_model_len=100), rooms) == KVPlan(28, 16, 4 * BLOCK, 100)
+    assert plan_ranks(SPEC, config(max_model_len=100, max_num_seqs=50), rooms).num_blocks == 50
+    assert plan_ranks(SPEC, config(max_model_len=100, memory_bytes=30 * BLOCK), rooms).num_blocks == 15
+
+
 def test_block_bytes() -> None:
-    assert block_bytes(SPEC, 16, 4) == BLOCK
+    assert block_bytes(3, 32, 16, 4) == BLOCK
 
 
 def test_enough_memory_gives_every_sequence_a_full_context() -> None:
-    plan = plan_kv(SPEC, config(), 4, 10**9)
+    plan = plan_kv(config(), 10**9)
     assert (plan.num_blocks, plan.max_context) == (4 * 63, 1000)
     assert plan.total_bytes == 4 * 63 * BLOCK
 
 
 def test_less_memory_gives_what_fits() -> None:
-    plan = plan_kv(SPEC, config(), 4, 100 * BLOCK + 5)
+    plan = plan_kv(config(), 100 * BLOCK + 5)
     assert (plan.num_blocks, plan.max_context) == (100, 1000)
 
 
 def test_a_stated_size_wins_over_memory() -> None:
-    assert plan_kv(SPEC, config(num_blocks=70), 4, 0).num_blocks == 70
-    assert plan_kv(SPEC, config(memory_bytes=65 * BLOCK), 4, 0).num_blocks == 65
-    assert plan_kv(SPEC, config(num_blocks=70, memory_bytes=BLOCK), 4, 0).num_blocks == 70
+    assert plan_kv(config(num_blocks=70), 0).num_blocks == 70
+    assert plan_kv(config(memory_bytes=65 * BLOCK), 0).num_blocks == 65
+    assert plan_kv(config(num_blocks=70, memory_bytes=BLOCK), 0).num_blocks == 70
 
 
 def test_a_small_pool_lowers_the_context_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        plan = plan_kv(SPEC, config(num_blocks=10), 4, 0)
+        plan = plan_kv(config(num_blocks=10), 0)
     assert plan.max_context == 160
     assert "context lowered from 1000 to 160 tokens" in caplog.text
 
 
 def test_a_small_pool_refuses_a_context_that_was_asked_for() -> None:
     with pytest.raises(StartupError, match=r"max_model_len is 500, but the KV cache holds 160 tokens \(10 blocks\)"):
-        plan_kv(SPEC, config(max_model_len=500, num_blocks=10), 4, 0)
-    assert plan_kv(SPEC, config(max_model_len=160, num_blocks=10), 4, 0).max_context == 160
+        plan_kv(config(max_model_len=500, num_blocks=10), 0)
+    assert plan_kv(config(max_model_len=160, num_blocks=10), 0).max_context == 160
 
 
 @pytest.mark.parametrize("budget", [BLOCK - 1, -5])
 def test_no_block_at_all_is_refused(budget: int) -> None:
     with pytest.raises(StartupError, match="no KV block fits"):
-        plan_kv(SPEC, config(), 4, budget)
+        plan_kv(config(), budget)
 
 
 @pytest.mark.parametrize("length", [0, -1, 1001])

@@ -35,7 +35,7 @@ def test_a_delta_never_ends_inside_a_character() -> None:
 
 
 def test_an_end_of_text_token_counts_and_is_not_shown() -> None:
-    delta = choice().push([ord("a"), EOS], [], FinishReason.EOS)
+    delta = choice(eos_token_ids=(EOS,)).push([ord("a"), EOS], [], FinishReason.EOS)
 
     assert delta.text == "a"
     assert delta.token_ids == [ord("a"), EOS]
@@ -45,7 +45,7 @@ def test_an_end_of_text_token_counts_and_is_not_shown() -> None:
 
 @pytest.mark.parametrize(("include_stop", "expected"), [(False, "a"), (True, "ab")])
 def test_a_stop_tokens_text_is_shown_when_asked(include_stop: bool, expected: str) -> None:
-    text = choice(include_stop=include_stop)
+    text = choice(include_stop=include_stop, stop_token_ids=(ord("b"),))
     assert text.push(list(b"ab"), [], FinishReason.STOP_TOKEN).text == expected
 
 

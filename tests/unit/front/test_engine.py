@@ -50,7 +50,7 @@ class Front:
 
     def generate(self, request_id: str = "r", **fields: Any) -> Generation:
         values: dict[str, Any] = {"stop": StopParams(max_tokens=10), "sampling": SamplingParams(seed=3)} | fields
-        key = self.engine.next_key()
+        key = next(self.engine.keys)
         request = Request(key=key, request_id=request_id, prompt_token_ids=list(b"abc"), arrival=1.0, **values)
         return self.engine.generate(request, OutputParams(), TOKENIZER)
 
@@ -221,7 +221,7 @@ def test_states_refuse_with_their_own_error() -> None:
     front.engine.on_dead("died 5 times")
     with pytest.raises(EngineDead):
         front.generate()
-    front.engine.drain()
+    front.engine.gate.drain("over")
     with pytest.raises(Draining):
         front.generate()
     assert changes == [True, False, True, False, False]

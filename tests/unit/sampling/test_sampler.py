@@ -12,7 +12,7 @@ from inferd_kernels.ops import load_ops
 from inferd.request import LogprobParams, SamplingParams
 from inferd.sampling.adjust import SamplingRow
 from inferd.sampling.sampler import sample_tokens
-from inferd.step import SampledToken
+from inferd.step import NO_TOKEN, SampledToken
 
 OPS = load_ops("cpu", "reference")
 LOGITS = [2.0, 1.0, 0.5, 0.0, -1.0, 1.5, -3.0, 0.9]
@@ -105,7 +105,7 @@ def test_logits_that_are_not_finite_fail_their_row_alone(value: float, temperatu
 def test_masks_that_leave_nothing_fail_their_row() -> None:
     sampling = SamplingParams(allowed_token_ids=(2,))
     rows = [SamplingRow(sampling, None, 0, 5, blocked_token_ids=(2,)), SamplingRow(sampling, None, 0, 5)]
-    assert draw(torch.tensor([LOGITS] * 2), rows) == [-1, 2]
+    assert draw(torch.tensor([LOGITS] * 2), rows) == [NO_TOKEN, 2]
 
 
 def test_logprobs_are_of_the_unmodified_distribution() -> None:

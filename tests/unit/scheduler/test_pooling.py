@@ -63,7 +63,7 @@ def encoder() -> Driver:
     info = replace(fake_info(num_blocks=2 * 4, block_size=64, max_context_tokens=64), whole_prompts=True)
     driver = Driver(executor=FakeExecutor(info))
     config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=32)
-    places = Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, info.whole_prompts)
+    places = Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, whole_prompts=True)
     driver.scheduler = Scheduler(config, CacheConfig(), places)
     return driver
 

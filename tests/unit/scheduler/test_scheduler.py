@@ -259,6 +259,19 @@ def test_a_numeric_error_fails_its_choice_alone():
     assert drive.scheduler.stats().blocks_used == 0
 
 
+def test_blocks_behind_a_numeric_error_are_never_served_from_the_cache():
+    drive = driver(behaviour=Behaviour(nan_seeds=(13,)))
+    drive.add(make_request(1, range(30), seed=13))
+    drive.run()
+    assert drive.choice(1).error == "NUMERIC_ERROR"
+    drive.add(make_request(2, range(30), seed=1))
+    drive.run()
+    assert drive.scheduler.stats().prefix_hits == 0
+    drive.add(make_request(3, range(30), seed=2))
+    drive.run()
+    assert drive.scheduler.stats().prefix_hits > 0
+
+
 def test_logprobs_travel_with_their_tokens():
     drive = driver()
     params = LogprobParams(top_n=2, token_ids=(5,))

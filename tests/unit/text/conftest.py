@@ -148,3 +148,11 @@ def gguf_sentencepiece(library: tokenizers.Tokenizer) -> GgufVocabulary:
     types = [2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)]
     roles = {"bos": 1, "eos": 2, "unknown": 0}
     return GgufVocabulary("llama", "", tokens, types, scores, [], roles, None, None, None)
+
+
+@pytest.fixture(scope="session")
+def gguf_vocabularies(libraries: dict[str, tokenizers.Tokenizer]) -> dict[str, GgufVocabulary]:
+    return {
+        "gguf-bpe": gguf_byte_level(libraries["byte-level"]),
+        "gguf-spm": gguf_sentencepiece(libraries["legacy"]),
+    }

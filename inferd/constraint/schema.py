@@ -1,0 +1,81 @@
+"""JSON Schemas before they are compiled: what the library would take and not enforce is refused or left out here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from inferd.errors import InvalidConstraint
+
+MAX_DEPTH = 64
+MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
+SINGLES = (
+    *("items", "additionalItems", "additionalProperties", "unevaluatedItems", "unevaluatedProperties", "contains"),
+    *("propertyNames", "not", "if", "then", "else"),
+)
+# Formats that are enforced. Any other one is an annotation, as JSON Schema has it.
+FORMATS = {
+    *("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"),
+}
+
+
+def parse_json(text: str) -> Any:
+    """Raises InvalidConstraint for anything that is no JSON; NaN and infinities are none."""
+    try:
+        return json.loads(text, parse_constant=refuse_constant)
+    except RecursionError:
+        raise InvalidConstraint("the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidConstraint(f"not valid JSON: {error}") from None
+
+
+def refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def checked_schema(schema: Any, lenient: bool) -> dict[str, Any] | bool:
+    """The schema without annotations that the library takes for rules. Raises InvalidConstraint."""
+    if isinstance(schema, bool):
+        return schema
+    if not isinstance(schema, dict):
+        raise InvalidConstraint(f"a schema is an object or a boolean, not a {type(schema).__name__}")
+    checked: dict[str, Any] = check_node(schema, lenient, 0)
+    return checked
+
+
+def check_node(schema: Any, lenient: bool, depth: int) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    if depth > MAX_DEPTH:
+        raise InvalidConstraint(f"the schema is nested more than {MAX_DEPTH} deep")
+    check_keywords(schema, lenient)
+    node = {key: value for key, value in schema.items() if key != "format" or value in FORMATS}
+
+    def below(value: Any) -> Any:
+        return check_node(value, lenient, depth + 1)
+
+    return {key: check_value(key, value, below) for key, value in node.items()}
+
+
+def check_value(key: str, value: Any, below: Callable[[Any], Any]) -> Any:
+    if key in MAPS and isinstance(value, dict):
+        return {name: below(each) for name, each in value.items()}
+    if (key in LISTS or key in SINGLES) and isinstance(value, list):
+        return [below(each) for each in value]
+    return below(value) if key in SINGLES else value
+
+
+def check_keywords(schema: dict[str, Any], lenient: bool) -> None:
+    """Refuse what would be taken for something else than it means."""
+    reference = schema.get("$ref", "#")
+    if not isinstance(reference, str) or not reference.startswith("#"):
+        raise InvalidConstraint(f"$ref {str(reference)[:100]!r}: only references within the schema are followed")
+    for key in ("exclusiveMinimum", "exclusiveMaximum"):
+        if isinstance(schema.get(key), bool):
+            raise InvalidConstraint(f"{key} is a number in JSON Schema since draft 6, got a boolean")
+    # A repeated key counts once when the text is parsed, and twice when it is written.
+    least, required = schema.get("minProperties", 0), schema.get("required", [])
+    if not lenient and isinstance(least, int) and isinstance(required, list) and least > max(len(set(required)), 1):
+        raise InvalidConstraint("minProperties above 1 and above the number of required properties is not enforced")

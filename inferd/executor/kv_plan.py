@@ -1,0 +1,85 @@
+"""How many KV blocks there are, and how long a context they serve. Arithmetic over bytes: loads no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inferd.config import CacheConfig, EngineConfig
+from inferd.errors import StartupError
+from inferd.models.spec import DecoderSpec
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class KVRoom:
+    """What one rank says of its memory: a block (K and V of its layers and heads), and what all blocks may take."""
+
+    block_bytes: int
+    budget: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVPlan:
+    """num_blocks, of block_bytes over all ranks; max_context tokens fit one sequence."""
+
+    num_blocks: int
+    block_size: int
+    block_bytes: int
+    max_context: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.block_bytes
+
+
+def block_bytes(num_layers: int, kv_size: int, block_size: int, itemsize: int) -> int:
+    """kv_size: KV heads x head dimension."""
+    return 2 * num_layers * block_size * kv_size * itemsize
+
+
+def requested_context(spec: DecoderSpec, max_model_len: int | None) -> int:
+    """The longest sequence asked for, before memory is known."""
+    if max_model_len is None:
+        return spec.context_length
+    if not 1 <= max_model_len <= spec.context_length:
+        raise StartupError(
+            f"max_model_len is {max_model_len}; the model's context is 1 to {spec.context_length} tokens"
+        )
+    return max_model_len
+
+
+def plan_kv(spec: DecoderSpec, config: EngineConfig, rooms: Sequence[KVRoom]) -> KVPlan:
+    """A KV pool that fits every rank, unless config.cache states its size (memory_bytes: of each rank).
+
+    A pool smaller than one context lowers the context with a warning; StartupError when max_model_len asked for it.
+    """
+    page = config.cache.block_size
+    context = requested_context(spec, config.model.max_model_len)
+    per_context = -(-context // page)
+    num_blocks = config.cache.num_blocks
+    if num_blocks is None:
+        most = config.scheduler.max_num_seqs * per_context
+        num_blocks = min(_fitting_blocks(config.cache, room, most) for room in rooms)
+    if num_blocks < 1:
+        room = min(rooms, key=lambda room: room.budget)
+        raise StartupError(
+            f"no KV block fits: one takes {room.block_bytes} bytes, {max(room.budget, 0)} are free for the cache"
+        )
+    if num_blocks < per_context:
+        fits = num_blocks * page
+        if config.model.max_model_len is not None:
+            raise StartupError(
+                f"max_model_len is {context}, but the KV cache holds {fits} tokens ({num_blocks} blocks)"
+            )
+        logger.warning("context lowered from %d to %d tokens: that is what the KV cache holds", context, fits)
+        context = fits
+    return KVPlan(num_blocks, page, sum(room.block_bytes for room in rooms), context)
+
+
+def _fitting_blocks(cache: CacheConfig, room: KVRoom, most: int) -> int:
+    if cache.memory_bytes is not None:
+        return cache.memory_bytes // room.block_bytes
+    return min(most, room.budget // room.block_bytes)

@@ -1,0 +1,165 @@
+"""ParallelContext: what a worker needs of its peers, handed to whoever computes. There is no global group.
+
+Groups are built on a store directly, not with torch.distributed.init_process_group, so that a process may hold any
+number of contexts and every socket is bound to the address that was chosen.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed
+
+from inferd.parallel.placement import Placement
+
+MAX_PENDING_SENDS = 8
+
+c10d: Any = torch.distributed  # its stores and groups are not among torch's typed names
+Store: TypeAlias = Any
+
+
+class WaitClock:
+    """Seconds that a worker has spent on peers. One writer: the worker's thread.
+
+    On CUDA a collective is only launched here; its time is then the launch's.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TensorGroup:
+    """The ranks that share each layer of one stage."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None  # a torch process group; None for a size of 1
+    clock: WaitClock = field(default_factory=WaitClock)
+
+    def all_reduce(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place; the same bits on every rank."""
+        if self.size > 1:
+            started = time.perf_counter()
+            self.group.allreduce([values]).wait()
+            self.clock.seconds += time.perf_counter() - started
+        return values
+
+    def all_gather(self, values: torch.Tensor) -> torch.Tensor:
+        """[size, *values.shape]: what each rank has, by rank."""
+        if self.size == 1:
+            return values.unsqueeze(0)
+        started = time.perf_counter()
+        gathered = values.new_empty(self.size * values.numel())
+        self.group._allgather_base(gathered, values.flatten()).wait()
+        self.clock.seconds += time.perf_counter() - started
+        return gathered.view(self.size, *values.shape)
+
+
+class StageLink:
+    """The same tensor rank of the stages before and after. Sends return at once; tensors sent must not be changed."""
+
+    def __init__(self, group: Any, stage: int, clock: WaitClock) -> None:
+        self._group = group
+        self._stage = stage
+        self._clock = clock
+        self._pending: deque[tuple[Any, torch.Tensor]] = deque()
+
+    def send(self, stream: torch.Tensor) -> None:
+        """To the next stage."""
+        started = time.perf_counter()
+        stream = stream.contiguous()
+        self._pending.append((self._group.send([stream], self._stage + 1, 0), stream))
+        while len(self._pending) > MAX_PENDING_SENDS:
+            self._pending.popleft()[0].wait()
+        self._clock.seconds += time.perf_counter() - started
+
+    def receive(self, buffer: torch.Tensor) -> torch.Tensor:
+        """From the stage before, into `buffer`."""
+        started = time.perf_counter()
+        self._group.recv([buffer], self._stage - 1, 0).wait()
+        self._clock.seconds += time.perf_counter() - started
+        return buffer
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelContext:
+    """placement, and the groups that go with it; link is None where there is one stage."""
+
+    placement: Placement = field(default_factory=Placement)
+    tensor: TensorGroup = field(default_factory=TensorGroup)
+    link: StageLink | None = None
+
+    @property
+    def waited_s(self) -> float:
+        return self.tensor.clock.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class StoreServer:
+    """The rendezvous of a group, listening on one address. It lives as long as this object."""
+
+    store: Store
+    port: int
+
+
+def open_store(host: str, timeout_s: float) -> StoreServer:
+    """Listen on a free port of the address `host`. The socket is ours: torch would bind every address there is."""
+    listener = socket.create_server((host, 0), family=family(host))
+    port = listener.getsockname()[1]
+    store = c10d.TCPStore(
+        host,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+        master_listen_fd=listener.detach(),
+    )
+    return StoreServer(store, port)
+
+
+def join_store(host: str, port: int, timeout_s: float) -> Store:
+    return c10d.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+
+
+def family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def connect(placement: Placement, store: Store, device: torch.device, host: str, timeout_s: float) -> ParallelContext:
+    """Join the groups of this rank; every rank calls it. Raises RuntimeError when a peer does not come.
+
+    host is the address of this machine that peers reach (gloo; NCCL chooses by NCCL_SOCKET_IFNAME).
+    """
+    clock = WaitClock()
+    tensor, link = TensorGroup(clock=clock), None
+    if placement.tensor_size > 1:
+        name = f"tensor/{placement.stage}"
+        group = _group(store, name, placement.tensor_rank, placement.tensor_size, device, host, timeout_s)
+        tensor = TensorGroup(placement.tensor_rank, placement.tensor_size, group, clock)
+    if placement.num_stages > 1:
+        name = f"stages/{placement.tensor_rank}"
+        group = _group(store, name, placement.stage, placement.num_stages, device, host, timeout_s)
+        link = StageLink(group, placement.stage, clock)
+    return ParallelContext(placement, tensor, link)
+
+
+def _group(store: Store, name: str, rank: int, size: int, device: torch.device, host: str, timeout_s: float) -> Any:
+    """A gloo group for the CPU, an NCCL one for CUDA (not run here: no GPU was at hand)."""
+    timeout = timedelta(seconds=timeout_s)
+    prefixed = c10d.PrefixStore(name, store)
+    if device.type == "cuda":
+        options = c10d.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return c10d.ProcessGroupNCCL(prefixed, rank, size, options)
+    options = c10d.ProcessGroupGloo._Options()
+    options._devices = [c10d.ProcessGroupGloo.create_device(hostname=host)]
+    options._threads = 1
+    options._timeout = timeout
+    return c10d.ProcessGroupGloo(prefixed, rank, size, options)

@@ -1,0 +1,220 @@
+"""Time of every native op against the measured limits of the machine: streaming reads and register arithmetic."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from inferd_kernels.cpu import library
+from inferd_kernels.cpu.convert import PackedWeight
+from inferd_kernels.cpu.native import NativeOps
+from inferd_kernels.ops import AttentionShape, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.quantize import quantize
+
+READ_BYTES, FLOAT_ROUNDS, BYTE_ROUNDS = range(3)
+BUFFER_BYTES = 256 << 20  # well beyond the caches
+ROUNDS = 200_000
+CHAINS, LANES = 12, 16
+PAGE = 16
+COPIES_BYTES = 128 << 20  # a matrix is rotated through copies of this size, so that it comes from memory
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes per second read from memory; float32 and 8-bit operations per second, a product and a sum being two."""
+
+    read: float
+    float_ops: float
+    byte_ops: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One call: what it must read and write at least, and its arithmetic."""
+
+    op: str
+    shape: str
+    run: Callable[[], object]
+    num_bytes: float
+    float_ops: float = 0.0
+    byte_ops: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Best time of one call. share: of the time that the slower of the limits allows, 1.0 is the machine's limit."""
+
+    op: str
+    shape: str
+    seconds: float
+    bytes_per_second: float
+    ops_per_second: float
+    share: float
+
+
+def best_time(run: Callable[[], object], seconds: float) -> float:
+    """The shortest of the calls made in `seconds`, at least three."""
+    best, end = float("inf"), time.perf_counter() + seconds
+    for count in itertools.count():
+        start = time.perf_counter()
+        if count >= 3 and start > end:
+            return best
+        run()
+        best = min(best, time.perf_counter() - start)
+    raise AssertionError
+
+
+def measure_limits(ops: NativeOps, seconds: float = 0.5) -> Limits:
+    memory = torch.ones(BUFFER_BYTES, dtype=torch.uint8)
+    out = torch.zeros(64 * ops.engine.threads, dtype=torch.uint8)
+
+    def rate(kind: int, amount: int, total: float) -> float:
+        args = library.LimitsArgs(memory.data_ptr(), out.data_ptr(), amount, kind)
+        return total / best_time(lambda: ops.engine.call("limits", args), seconds)
+
+    operations = 2.0 * CHAINS * LANES * ROUNDS * ops.engine.threads
+    return Limits(
+        read=rate(READ_BYTES, BUFFER_BYTES, BUFFER_BYTES),
+        float_ops=rate(FLOAT_ROUNDS, ROUNDS, operations),
+        byte_ops=rate(BYTE_ROUNDS, ROUNDS, operations * 4),
+    )
+
+
+def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2) -> Iterator[Measurement]:
+    """Every op at the shapes of a small decoder (576 wide, 9 heads of 64 over 3, MLP 1536, 49,152 tokens)."""
+    for work in itertools.chain(linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)):
+        taken = best_time(work.run, seconds)
+        least = max(work.num_bytes / limits.read, work.float_ops / limits.float_ops + work.byte_ops / limits.byte_ops)
+        rate = (work.float_ops + work.byte_ops) / taken
+        yield Measurement(work.op, work.shape, taken, work.num_bytes / taken, rate, least / taken)
+
+
+def linear_work(ops: NativeOps) -> Iterator[Work]:
+    matrices = (("q4_1", 3072, 576), ("q4_1", 576, 1536), ("q8_0", 49152, 576), ("f32", 3072, 576), ("bf16", 3072, 576))
+    for kind, rows, width in matrices:
+        weight = _weight(ops, kind, rows, width)
+        num_bytes = weight.blocks.nbytes
+        copies = itertools.cycle([weight, *(_copy(weight) for _ in range(min(60, COPIES_BYTES // num_bytes)))])
+        for count in (1, 4, 16, 64, 256) if rows < 10_000 else (1, 16):
+            x = torch.randn(count, width)
+            operations = 2.0 * count * rows * width * (2 if kind == "q8_0" else 1)
+            yield Work(
+                f"linear {kind}",
+                f"{count}x{width} -> {rows}",
+                partial(_rotate, ops, x, copies),
+                num_bytes + 4.0 * count * (rows + width),
+                *((operations, 0.0) if kind in ("f32", "bf16") else (0.0, operations)),
+            )
+
+
+def attention_work(ops: NativeOps) -> Iterator[Work]:
+    shape = AttentionShape(9, 3, 64, 0.125)
+    rope = Rope(torch.randn(4096, 64), 64)
+    for sequences, new, length in ((1, 1, 1024), (16, 1, 256), (16, 1, 1024), (1, 512, 512)):
+        batch = _batch(sequences, new, length)
+        blocks = int(batch.block_tables.max()) + 1
+        for dtype in (torch.float32, torch.bfloat16):
+            caches = [torch.randn(blocks, PAGE, 3, 64).to(dtype) for _ in range(2)]
+            q, qkv = torch.randn(sequences * new, 9, 64), torch.randn(sequences * new, 15 * 64)
+            read = 2.0 * sequences * length * 3 * 64 * dtype.itemsize
+            pairs = sequences * (new * length - new * (new - 1) / 2)
+            label = f"{sequences}x{new} at {length}, {str(dtype).removeprefix('torch.')}"
+            yield Work(
+                "paged_attention",
+                label,
+                partial(ops.paged_attention, q, caches[0], caches[1], batch, shape),
+                read + 8.0 * q.numel(),
+                float_ops=4.0 * pairs * 9 * 64,
+            )
+            yield Work(
+                "rope_kv_write",
+                label,
+                partial(ops.rope_kv_write, qkv, caches[0], caches[1], batch, rope, shape),
+                4.0 * (qkv.numel() + q.numel()) + 2.0 * sequences * new * 3 * 64 * dtype.itemsize,
+            )
+
+
+def row_work(ops: NativeOps) -> Iterator[Work]:
+    weight, table = torch.randn(576), _weight(ops, "q8_0", 49152, 576)
+    for count in (1, 16, 512):
+        x, residual, gate_up = torch.randn(count, 576), torch.randn(count, 576), torch.randn(count, 3072)
+        ids = torch.randint(0, 49152, (count,))
+        size = 4.0 * x.numel()
+        yield Work("rms_norm", f"{count}x576", partial(ops.rms_norm, x, weight, 1e-5), 2 * size)
+        yield Work(
+            "add_rms_norm",
+            f"{count}x576",
+            partial(ops.add_rms_norm, x, residual, weight, 1e-5),
+            4 * size,
+        )
+        yield Work("silu_mul", f"{count}x3072", partial(ops.silu_mul, gate_up), 6.0 * gate_up.numel())
+        yield Work("embedding", f"{count}x576, q8_0", partial(ops.embedding, ids, table, torch.float32), 1.25 * size)
+
+
+def sample_work(ops: NativeOps) -> Iterator[Work]:
+    for rows in (1, 16):
+        logits = torch.randn(rows, 49152) * 3
+        for label, temperature, top_k, top_p in (
+            ("greedy", 0.0, 0, 1.0),
+            ("temperature", 1.0, 0, 1.0),
+            ("top-k 40, top-p 0.9", 0.8, 40, 0.9),
+            ("top-p 0.9", 0.8, 0, 0.9),
+        ):
+            batch = SamplingBatch(
+                temperature=torch.full((rows,), temperature),
+                top_k=torch.full((rows,), top_k, dtype=torch.int32),
+                top_p=torch.full((rows,), top_p),
+                min_p=torch.zeros(rows),
+                seeds=torch.arange(rows),
+                choices=torch.zeros(rows, dtype=torch.int32),
+                positions=torch.arange(rows),
+                all_greedy=temperature == 0.0,
+            )
+            yield Work(
+                "sample",
+                f"{rows}x49152, {label}",
+                partial(ops.sample, logits, batch),
+                4.0 * logits.numel(),
+            )
+
+
+def _rotate(ops: NativeOps, x: torch.Tensor, copies: Iterator[PackedWeight]) -> torch.Tensor:
+    return ops.linear(x, next(copies))
+
+
+def _weight(ops: NativeOps, kind: str, rows: int, width: int) -> PackedWeight:
+    values = torch.randn(rows, width) * 0.05
+    if kind in ("f32", "bf16"):
+        packed = ops.prepare_weight(values, torch.bfloat16 if kind == "bf16" else torch.float32)
+    else:
+        packed = ops.prepare_weight(quantize(values, 8).weight if kind == "q8_0" else quantize(values.abs(), 4).weight)
+    assert isinstance(packed, PackedWeight)
+    return packed
+
+
+def _copy(weight: PackedWeight) -> PackedWeight:
+    blocks = weight.blocks.clone()
+    native = library.Weight(blocks.data_ptr(), weight.native.format, weight.native.n, weight.native.k)
+    return PackedWeight(blocks, weight.format, weight.shape, native)
+
+
+def _batch(sequences: int, new: int, length: int) -> PagedBatch:
+    per_sequence = -(-length // PAGE)
+    tables = torch.randperm(sequences * per_sequence, dtype=torch.int32).view(sequences, per_sequence)
+    positions = torch.arange(length - new, length).repeat(sequences)
+    owners = torch.arange(sequences).repeat_interleave(new)
+    return PagedBatch(
+        positions=positions,
+        slots=tables[owners, positions // PAGE].long() * PAGE + positions % PAGE,
+        cu_seqlens=torch.arange(0, sequences * new + 1, new, dtype=torch.int32),
+        seq_lens=torch.full((sequences,), length, dtype=torch.int32),
+        block_tables=tables,
+        num_decodes=sequences if new == 1 else 0,
+        max_query_len=new,
+        max_seq_len=length,
+    )

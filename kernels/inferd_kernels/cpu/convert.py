@@ -1,0 +1,66 @@
+"""The messages of `inferd_kernels.ops` as the native library's structs. A struct holds pointers, not references: the
+tensors behind it must live as long as it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from inferd_kernels.cpu import library
+from inferd_kernels.weights import BackendWeight
+
+if TYPE_CHECKING:
+    from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
+
+CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+MAX_HEAD_DIM = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class PackedWeight(BackendWeight):
+    """An [N, K] matrix in the native layout (csrc/layout.h), made once by `prepare_weight`.
+
+    blocks  the packed bytes, uint8
+    format  "f32", "bf16" or ggml's name in lower case
+    shape   (N, K)
+    native  the struct that points at `blocks`
+    """
+
+    blocks: torch.Tensor
+    format: str
+    shape: tuple[int, int]
+    native: library.Weight
+
+    @property
+    def nbytes(self) -> int:
+        return self.blocks.nbytes
+
+
+def native_batch(batch: PagedBatch) -> library.Batch:
+    tables = batch.block_tables
+    fields = (batch.positions, batch.slots, batch.cu_seqlens, batch.seq_lens, tables)
+    assert all(field.is_contiguous() for field in fields), "the tensors of a batch must be contiguous"
+    pointers = (field.data_ptr() for field in fields)
+    return library.Batch(*pointers, batch.positions.numel(), batch.seq_lens.numel(), tables.shape[1])
+
+
+def native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor) -> library.Cache:
+    return library.Cache(k_cache.data_ptr(), v_cache.data_ptr(), k_cache.shape[1], CACHE_TYPES[k_cache.dtype])
+
+
+def native_shape(shape: AttentionShape) -> library.AttentionShape:
+    return library.AttentionShape(
+        *(shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.window), shape.scale, shape.softcap
+    )
+
+
+def native_rope(rope: Rope | None, qk_norm: QkNorm | None) -> library.Rope:
+    out = library.Rope()
+    if rope is not None:
+        out.cos_sin, out.rotary_dim = rope.cos_sin.data_ptr(), rope.rotary_dim
+    if qk_norm is not None:
+        out.q_norm, out.k_norm = qk_norm.q_weight.data_ptr(), qk_norm.k_weight.data_ptr()
+        out.norm_eps = qk_norm.eps
+    return out

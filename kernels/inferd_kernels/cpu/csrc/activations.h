@@ -1,0 +1,93 @@
+// Activations as a matmul reads them: float32 for float weights, integers with one scale per group of 32 for quantized
+// ones: int8, or with 8-bit weights 15 bits as two int8, 128 * high + low. A row is quantized from its own values alone, so its products do not depend on its neighbours.
+//
+// Rows are kept in blocks of kTileRows, so that a tile walks through one stretch of memory. A float block is
+// [K][rows]. A quantized block is one record per group of 32: q [rows][32] int8 (high, then low [rows][32] where there
+// are two), scales [rows] float, and what undoes the weight's unsigned storage: int32 -offset * sum(q) per row (twice, one [rows] for each half, with 16-wide
+// scales), or float scale * sum(q), which multiplies the weight's minimum.
+#pragma once
+#include "layout.h"
+#include "vec.h"
+
+namespace inferd {
+namespace {
+
+constexpr bool has_minimum(const Layout& layout) {
+    return layout.scales == Scales::kAsymmetric || layout.scales == Scales::kSuper;
+}
+constexpr int64_t offsets_per_group(const Layout& layout) { return layout.scales == Scales::kSuper16 ? 2 : 1; }
+
+constexpr int64_t scales_at(const Layout& layout) { return kTileRows * kGroup * (layout.wide() ? 2 : 1); }
+constexpr int64_t record_bytes(const Layout& layout) {
+    return scales_at(layout) + kTileRows * (4 + 4 * offsets_per_group(layout));
+}
+
+// Bytes of a block of rows of width k for a weight of this format.
+constexpr int64_t block_bytes(const Layout& layout, int64_t k) {
+    return layout.scales == Scales::kNone ? kTileRows * k * 4 : k / kGroup * record_bytes(layout);
+}
+
+constexpr int64_t activation_bytes(int32_t format, int64_t rows, int64_t k) {
+    return (rows + kTileRows - 1) / kTileRows * ((block_bytes(kLayouts[format], k) + 63) / 64 * 64);
+}
+
+struct Activations {
+    char* blocks;
+    int64_t block_stride;
+    int64_t k;
+};
+
+inline Activations make_activations(char* memory, int32_t format, int64_t k) {
+    return {memory, activation_bytes(format, 1, k), k};
+}
+
+// Stores 16 integers as one or two int8 each and returns their sum.
+inline int32_t store_integers(I values, bool wide, int8_t* q) {
+    if (wide) {
+        const I high = shift_right_i32<7>(add_i32(values, set1_i32(64)));
+        store_i8(q, high);
+        store_i8(q + kTileRows * kGroup, sub_i32(values, shift_left_i32<7>(high)));
+    } else {
+        store_i8(q, values);
+    }
+    return reduce_add_i32(values);
+}
+
+inline void quantize_row(const float* x, const Layout& layout, char* record, int64_t row, int64_t k) {
+    const int64_t stride = record_bytes(layout);
+    const float limit = layout.wide() ? 127.0f * 128.0f : 127.0f;
+    for (int64_t i = 0; i < k; i += kGroup, record += stride) {
+        const F low = load(x + i), high = load(x + i + 16);
+        const float largest = reduce_max(max(abs(low), abs(high)));
+        const float scale = largest / limit;
+        const F inverse = set1(largest > 0 ? limit / largest : 0.0f);
+        int8_t* q = reinterpret_cast<int8_t*>(record) + row * kGroup;
+        float* scales = reinterpret_cast<float*>(record + scales_at(layout));
+        int32_t* offsets = reinterpret_cast<int32_t*>(scales + kTileRows);
+        const int32_t sum_low = store_integers(to_int(mul(low, inverse)), layout.wide(), q);
+        const int32_t sum_high = store_integers(to_int(mul(high, inverse)), layout.wide(), q + 16);
+        scales[row] = scale;
+        if (has_minimum(layout)) {
+            const float weighted = scale * static_cast<float>(sum_low + sum_high);
+            std::memcpy(&offsets[row], &weighted, 4);
+        } else if (offsets_per_group(layout) == 2) {
+            offsets[row] = -layout.offset * sum_low;
+            offsets[kTileRows + row] = -layout.offset * sum_high;
+        } else {
+            offsets[row] = -layout.offset * (sum_low + sum_high);
+        }
+    }
+}
+
+// Stores row `index` in the form that a weight of this format is multiplied with.
+inline void store_activation(const Activations& out, int32_t format, int64_t index, const float* x) {
+    const Layout& layout = kLayouts[format];
+    char* block = out.blocks + index / kTileRows * out.block_stride;
+    const int64_t row = index % kTileRows;
+    if (layout.scales != Scales::kNone) return quantize_row(x, layout, block, row, out.k);
+    float* to = reinterpret_cast<float*>(block) + row;
+    for (int64_t i = 0; i < out.k; i++) to[i * kTileRows] = x[i];
+}
+
+}  // namespace
+}  // namespace inferd

@@ -1,0 +1,67 @@
+"""A native engine: the library's ops for one instruction set, with a team of threads of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from inferd_kernels.cpu import library
+from inferd_kernels.cpu.build import cached_library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+NO_MEMORY, OUT_OF_RANGE = -1, -2
+
+
+class NativeEngine:
+    """Owns the threads and their scratch memory; closed when the last reference goes. Calls from several threads are
+    served one after the other. Threads that wait sleep after 60 us.
+
+    threads  of the team, the caller's included; default: the processors this process may use
+    isa      "avx512", "avx2" or "baseline"; default: the best this processor has
+    Raises BuildError (build.py) when the library cannot be compiled, ValueError when the processor lacks `isa`.
+    """
+
+    def __init__(self, threads: int | None = None, isa: str = "") -> None:
+        self._library = library.open_library(cached_library())
+        self.threads = threads or usable_processors()
+        self.handle = self._library.inferd_create(isa.encode(), self.threads)
+        if not self.handle:
+            raise ValueError(f"isa {isa!r} is not one that this processor has (avx512, avx2, baseline)")
+        self._close = weakref.finalize(self, self._library.inferd_destroy, self.handle)
+        self.isa: str = self._library.inferd_isa(self.handle).decode()
+
+    def call(self, op: str, args: ctypes.Structure) -> None:
+        """Run one op. Raises IndexError for an id outside its table, MemoryError when scratch cannot be had."""
+        function: Callable[..., int] = getattr(self._library, f"inferd_{op}")
+        status = function(self.handle, args)
+        if status == OUT_OF_RANGE:
+            raise IndexError(f"{op}: an index is outside its table")
+        if status == NO_MEMORY:
+            raise MemoryError(f"{op}: no scratch memory")
+
+    def pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> torch.Tensor:
+        """The packed bytes (csrc/layout.h) of rows `source` [N, row bytes or K] of format `kind`."""
+        rows, width = shape
+        packed = torch.empty(self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width), dtype=torch.uint8)
+        source = source.contiguous()
+        row_bytes = source.stride(0) * source.element_size()
+        args = library.PackArgs(source.data_ptr(), packed.data_ptr(), row_bytes, library.FORMATS[kind], rows, width)
+        self._library.inferd_pack(self.handle, args)
+        return packed
+
+
+def usable_processors() -> int:
+    """Processors of this process's affinity mask, cut to the control group's CPU quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))

@@ -1,0 +1,204 @@
+"""The native CPU ops behind `inferd_kernels.ops`: signatures and results are those of `inferd_kernels.reference`.
+
+Activations are float32; other dtypes are computed in float32 and converted back. Quantized weights are multiplied
+with activations rounded to int8 in groups of 32 (integer dot products); float weights in float32. Every row is
+computed from its own values in one fixed order, so it does not depend on the batch it is in or on the thread count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import torch
+
+from inferd_kernels import reference
+from inferd_kernels.cpu import library
+from inferd_kernels.cpu.convert import (
+    CACHE_TYPES,
+    MAX_HEAD_DIM,
+    PackedWeight,
+    native_batch,
+    native_cache,
+    native_rope,
+    native_shape,
+)
+from inferd_kernels.cpu.stack import NativeStack
+from inferd_kernels.weights import QuantizedWeight
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from inferd_kernels.cpu.engine import NativeEngine
+    from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope, SamplingBatch
+    from inferd_kernels.weights import Weight
+
+
+class NativeOps:
+    """The ops of one engine."""
+
+    def __init__(self, engine: NativeEngine) -> None:
+        self.engine = engine
+        self.label = f"native-{engine.isa}"
+
+    def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
+        """All `layers` as one call (stack.py)."""
+        return NativeStack(self.engine, layers, eps)
+
+    def prepare_weight(
+        self, weight: Weight | PackedWeight, dtype: torch.dtype = torch.float32
+    ) -> PackedWeight | torch.Tensor:
+        """Repack a matrix. Quantized blocks keep their bits (formats without a kernel become float32); float matrices
+        are packed as `dtype` says: bfloat16 in two bytes, anything else in float32. Vectors pass unchanged."""
+        if isinstance(weight, PackedWeight):
+            return weight
+        if isinstance(weight, QuantizedWeight):
+            if weight.format in library.FORMATS:
+                return self._pack(weight.blocks, weight.format, weight.shape)
+            weight = reference.dequantize(weight)
+        if not isinstance(weight, torch.Tensor):
+            raise ValueError(f"{type(weight).__name__} is the weight of another backend")
+        if weight.dim() != 2:
+            return weight
+        kind = "bf16" if dtype == torch.bfloat16 or weight.dtype == torch.bfloat16 else "f32"
+        values = weight.to(torch.bfloat16 if kind == "bf16" else torch.float32)
+        return self._pack(values, kind, (values.shape[0], values.shape[1]))
+
+    def _pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> PackedWeight:
+        data = self.engine.pack(source, kind, shape)
+        return PackedWeight(data, kind, shape, library.Weight(data.data_ptr(), library.FORMATS[kind], *shape))
+
+    def linear(
+        self, x: torch.Tensor, weight: PackedWeight | torch.Tensor, bias: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        if isinstance(weight, torch.Tensor):
+            return reference.linear(x, weight, bias)
+        rows, width = weight.shape
+        if x.shape[-1] != width:
+            raise ValueError(f"x has {x.shape[-1]} columns, the weight {width}")
+        values = _floats(x)
+        out = torch.empty((*x.shape[:-1], rows), dtype=torch.float32)
+        shift = None if bias is None else _floats(bias)
+        count = values.numel() // width
+        args = library.LinearArgs(
+            values.data_ptr(), ctypes.pointer(weight.native), _pointer(shift), out.data_ptr(), count
+        )
+        self.engine.call("linear", args)
+        return out.to(x.dtype)
+
+    def embedding(self, ids: torch.Tensor, weight: PackedWeight | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if isinstance(weight, torch.Tensor):
+            return reference.embedding(ids, weight, dtype)
+        ids = ids.to(torch.int64).contiguous()
+        out = torch.empty((ids.numel(), weight.shape[1]), dtype=torch.float32)
+        args = library.EmbeddingArgs(ids.data_ptr(), ctypes.pointer(weight.native), out.data_ptr(), ids.numel())
+        self.engine.call("embedding", args)
+        return out.to(dtype)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            return reference.rms_norm(x, weight, eps)
+        x, weight = x.contiguous(), _floats(weight)
+        out = torch.empty_like(x)
+        width = x.shape[-1]
+        args = library.NormArgs(
+            x.data_ptr(), None, weight.data_ptr(), out.data_ptr(), None, x.numel() // width, width, eps
+        )
+        self.engine.call("norm", args)
+        return out
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if x.dtype != torch.float32:
+            return reference.add_rms_norm(x, residual, weight, eps)
+        x, residual, weight = x.contiguous(), _floats(residual), _floats(weight)
+        out, hidden = torch.empty_like(x), torch.empty_like(x)
+        width = x.shape[-1]
+        pointers = (x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr(), hidden.data_ptr())
+        self.engine.call("norm", library.NormArgs(*pointers, x.numel() // width, width, eps))
+        return out, hidden
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if gate_up.dtype != torch.float32:
+            return reference.silu_mul(gate_up)
+        gate_up = gate_up.contiguous()
+        width = gate_up.shape[-1] // 2
+        out = torch.empty((*gate_up.shape[:-1], width), dtype=torch.float32)
+        args = library.SiluMulArgs(gate_up.data_ptr(), out.data_ptr(), out.numel() // max(width, 1), width)
+        self.engine.call("silu_mul", args)
+        return out
+
+    def rope_kv_write(
+        self,
+        qkv: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        rope: Rope | None,
+        shape: AttentionShape,
+        qk_norm: QkNorm | None = None,
+    ) -> torch.Tensor:
+        if qkv.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
+            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm)
+        qkv = qkv.contiguous()
+        q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
+        args = library.RopeKvArgs(
+            *(qkv.data_ptr(), q.data_ptr(), ctypes.pointer(native_batch(batch))),
+            *(native_cache(k_cache, v_cache), native_shape(shape), native_rope(rope, qk_norm)),
+        )
+        self.engine.call("rope_kv", args)
+        return q
+
+    def paged_attention(
+        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+    ) -> torch.Tensor:
+        if q.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
+            return reference.paged_attention(q, k_cache, v_cache, batch, shape)
+        q = q.contiguous()
+        out = torch.empty_like(q)
+        args = library.AttentionArgs(
+            *(q.data_ptr(), out.data_ptr(), ctypes.pointer(native_batch(batch))),
+            *(native_cache(k_cache, v_cache), native_shape(shape)),
+        )
+        self.engine.call("attention", args)
+        return out
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        rows, vocab = logits.shape
+        values = _floats(logits)
+        ids = torch.empty(rows, dtype=torch.int64)
+        settings = (
+            batch.temperature,
+            batch.top_k,
+            batch.top_p,
+            batch.min_p,
+            batch.seeds,
+            batch.choices,
+            batch.positions,
+        )
+        columns = [setting.contiguous() for setting in settings]
+        pointers = (values.data_ptr(), ids.data_ptr(), *(column.data_ptr() for column in columns))
+        self.engine.call("sample", library.SampleArgs(*pointers, rows, vocab))
+        return ids
+
+    def copy_blocks(self, cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        if not cache.is_contiguous():
+            return reference.copy_blocks(cache, sources, destinations)
+        sources, destinations = sources.to(torch.int64).contiguous(), destinations.to(torch.int64).contiguous()
+        block_bytes = cache.stride(0) * cache.element_size()
+        pointers = (cache.data_ptr(), sources.data_ptr(), destinations.data_ptr())
+        self.engine.call("copy_blocks", library.CopyArgs(*pointers, sources.numel(), cache.shape[0], block_bytes))
+
+
+def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: AttentionShape) -> bool:
+    known = k_cache.dtype in CACHE_TYPES and v_cache.dtype == k_cache.dtype and shape.head_dim <= MAX_HEAD_DIM
+    return known and k_cache.is_contiguous() and v_cache.is_contiguous()
+
+
+def _floats(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def _pointer(x: torch.Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

@@ -1,0 +1,91 @@
+"""The Triton implementation of every op of the door. Signatures and results are those of `inferd_kernels.reference`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from inferd_kernels.triton import library
+from inferd_kernels.triton.linear import embedding, linear, prepare_weight
+
+if TYPE_CHECKING:
+    from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
+
+__all__ = [
+    "add_rms_norm",
+    "copy_blocks",
+    "embedding",
+    "linear",
+    "paged_attention",
+    "prepare_weight",
+    "rms_norm",
+    "rope_kv_write",
+    "sample",
+    "silu_mul",
+]
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x [T,E] with contiguous rows; E up to 65,536."""
+    return library.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return library.add_rms_norm(x, residual, weight, eps)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    return library.silu_mul(gate_up)
+
+
+def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+    library.copy_blocks(cache, sources, destinations)
+
+
+def rope_kv_write(
+    qkv: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    rope: Rope | None,
+    shape: AttentionShape,
+    qk_norm: QkNorm | None = None,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """With kv_scales [blocks,P,Hk] float32 the caches are fp8 e4m3 or int8, quantized per token and KV head."""
+    k_scale, v_scale = kv_scales or (None, None)
+    return library.rope_kv_write(
+        qkv, k_cache, v_cache, k_scale, v_scale, batch.positions, batch.slots,
+        rope and rope.cos_sin, qk_norm and qk_norm.q_weight, qk_norm and qk_norm.k_weight,
+        qk_norm.eps if qk_norm else 0.0,
+    )  # fmt: skip
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Decode rows go to the split kernel, the rest to the prefill kernel.
+
+    batch.max_seq_len bounds seq_lens and sizes the decode grid: under a CUDA graph, the longest context of the capture.
+    """
+    k_scale, v_scale = kv_scales or (None, None)
+    return library.paged_attention(
+        q, k_cache, v_cache, k_scale, v_scale, sinks, batch.cu_seqlens, batch.seq_lens, batch.block_tables,
+        batch.num_decodes, batch.max_seq_len, shape.scale, shape.window, shape.softcap,
+    )  # fmt: skip
+
+
+def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+    return library.sample(
+        logits, batch.temperature, batch.top_k, batch.top_p, batch.min_p, batch.seeds, batch.choices, batch.positions,
+        batch.all_greedy,
+    )  # fmt: skip

@@ -1,0 +1,155 @@
+"""The one error table, held against both entrances: what a failure is over gRPC decides what it is over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
+from inferd_gateway.errors import INTERNAL, TABLE, from_rpc
+from inferd_gateway.mux import item_failure
+
+from inferd import errors
+from inferd.errors import DOMAIN, InferdError
+from inferd.front.admission import Admission
+from inferd.server.status import item_error, status_code, status_trailers
+
+# reason -> (gRPC code, HTTP status, OpenAI type, OpenAI code, whether a client may retry)
+CONTRACT = {
+    "INVALID_PARAMETER": ("INVALID_ARGUMENT", 400, "invalid_request_error", None, False),
+    "INVALID_CONSTRAINT": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_schema", False),
+    "CONTEXT_LENGTH_EXCEEDED": ("INVALID_ARGUMENT", 400, "invalid_request_error", "context_length_exceeded", False),
+    "MODEL_NOT_FOUND": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found", False),
+    "TASK_NOT_SUPPORTED": ("FAILED_PRECONDITION", 400, "invalid_request_error", "unsupported_task", False),
+    "UNSUPPORTED_FEATURE": ("UNIMPLEMENTED", 400, "invalid_request_error", "unsupported_feature", False),
+    "DUPLICATE_REQUEST": ("ALREADY_EXISTS", 409, "invalid_request_error", "duplicate_request", False),
+    "QUEUE_FULL": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "server_overloaded", True),
+    "QUEUE_TIMEOUT": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "queue_timeout", True),
+    "DEADLINE_EXCEEDED": ("DEADLINE_EXCEEDED", 504, "timeout", "timeout", False),
+    "NOT_READY": ("UNAVAILABLE", 503, "service_unavailable", "model_loading", True),
+    "DRAINING": ("UNAVAILABLE", 503, "service_unavailable", "draining", True),
+    "ENGINE_DEAD": ("UNAVAILABLE", 503, "server_error", "engine_unavailable", True),
+    "ADMIN_ABORT": ("ABORTED", 503, "server_error", "aborted", False),
+    "SLOW_CONSUMER": ("ABORTED", 503, "server_error", "aborted", False),
+    "NUMERIC_ERROR": ("ABORTED", 500, "server_error", "generation_failed", False),
+    "CONSTRAINT_FAILED": ("ABORTED", 500, "server_error", "generation_failed", False),
+    # The gateway's own key: no caller can mend it.
+    "MISSING_TOKEN": ("UNAUTHENTICATED", 500, "server_error", "internal_error", False),
+    "BAD_TOKEN": ("UNAUTHENTICATED", 500, "server_error", "internal_error", False),
+    "FORBIDDEN": ("PERMISSION_DENIED", 403, "permission_error", "forbidden", False),
+    "INTERNAL": ("INTERNAL", 500, "server_error", "internal_error", False),
+}
+RETRY_S = 7.2
+
+
+def classes(root: type[InferdError] = InferdError) -> Iterator[type[InferdError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from classes(child)
+
+
+ALL = sorted({cls.reason: cls for cls in reversed(list(classes()))}.items())
+
+
+def made(cls: type[InferdError]) -> InferdError:
+    retry = RETRY_S if CONTRACT[cls.reason][4] else None
+    return cls("stop.max_tokens is wrong", field="stop.max_tokens", retry_after_s=retry, metadata={"model": "m"})
+
+
+def raised(error: InferdError) -> grpc.aio.AioRpcError:
+    """What a client of the daemon gets, on a call of its own."""
+    trailers = grpc.aio.Metadata(*status_trailers(error, "r-1"))
+    return grpc.aio.AioRpcError(status_code(error), grpc.aio.Metadata(), trailers, error.message, None)
+
+
+def details(failure: grpc.aio.AioRpcError) -> dict[str, Any]:
+    metadata: Any = failure.trailing_metadata()
+    status = Status.FromString(dict(metadata)["grpc-status-details-bin"])
+    return {packed.TypeName().rpartition(".")[2]: packed for packed in status.details}
+
+
+def test_every_error_of_the_daemon_is_in_the_contract() -> None:
+    assert {reason for reason, _ in ALL} == set(CONTRACT) - not_built()
+
+
+def not_built() -> set[str]:
+    """Reasons of the contract that no class of this build has."""
+    return {"CONSTRAINT_FAILED"} - {cls.reason for cls in classes()}
+
+
+@pytest.mark.parametrize(("reason", "cls"), ALL, ids=[reason for reason, _ in ALL])
+def test_over_grpc(reason: str, cls: type[InferdError]) -> None:
+    code, *_, retry = CONTRACT[reason]
+    failure = raised(made(cls))
+    assert failure.code().name == code
+    found = details(failure)
+    info = error_details_pb2.ErrorInfo()
+    assert found["ErrorInfo"].Unpack(info)
+    assert (info.reason, info.domain) == (reason, DOMAIN)
+    assert ("BadRequest" in found) == (code in ("INVALID_ARGUMENT", "UNIMPLEMENTED"))
+    assert ("ResourceInfo" in found) == (code == "NOT_FOUND")
+    assert ("RetryInfo" in found) is retry
+    metadata: Any = failure.trailing_metadata()
+    assert dict(metadata).get("grpc-retry-pushback-ms") == ("7200" if retry else None)
+    assert "RequestInfo" in found
+
+
+@pytest.mark.parametrize("multiplexed", [False, True])
+@pytest.mark.parametrize(("reason", "cls"), ALL, ids=[reason for reason, _ in ALL])
+def test_over_http(reason: str, cls: type[InferdError], multiplexed: bool) -> None:
+    code, status, error_type, openai_code, retry = CONTRACT[reason]
+    error = made(cls)
+    failure = item_failure(item_error(error)) if multiplexed else raised(error)
+    assert failure.code().name == code
+    answer = from_rpc(failure, {"stop.max_tokens": "max_tokens"})
+    body = answer.body["error"]
+    assert (answer.status, body["type"], body["code"]) == (status, error_type, openai_code)
+    assert answer.headers.get("retry-after") == ("8" if retry else None)
+    if status in (408, 409, 429) or status >= 500:
+        assert answer.headers["x-should-retry"] == ("true" if retry else "false")
+    if code in ("INVALID_ARGUMENT", "UNIMPLEMENTED"):
+        assert body["param"] == "max_tokens"
+        assert body["message"].startswith("max_tokens is wrong")
+    if status == 404:
+        assert body["param"] == "model"
+
+
+def test_the_gateways_table_names_no_reason_that_the_daemon_lacks() -> None:
+    ours = {(cls.code, cls.reason) for cls in classes()}
+    future = {("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), ("ABORTED", "CONSTRAINT_FAILED")}
+    assert {key for key in TABLE if key[1]} <= ours | future
+    assert {code for code, _ in TABLE} <= set(grpc.StatusCode.__members__)
+
+
+def test_a_status_that_nobody_planned_is_opaque() -> None:
+    failure = grpc.aio.AioRpcError(
+        grpc.StatusCode.DATA_LOSS, grpc.aio.Metadata(), grpc.aio.Metadata(), "a secret path", None
+    )
+    answer = from_rpc(failure, {})
+    assert (answer.status, answer.message) == (INTERNAL.status, INTERNAL.message)
+
+
+def test_internal_errors_say_nothing_of_the_inside() -> None:
+    answer = from_rpc(raised(errors.InternalError("/a/path is missing")), {})
+    assert "/a/path" not in answer.message
+
+
+def test_a_retry_time_is_the_measured_rate() -> None:
+    """Ten requests a second finish: a refused caller comes back after a tenth of one, the next a tenth later."""
+    now = 100.0
+    admission = Admission(1, lambda: now)
+    for _ in range(11):
+        admission.admit(1)
+        now += 0.1
+        admission.release(1)
+    admission.admit(1)
+    waits = []
+    for _ in range(3):
+        with pytest.raises(errors.QueueFull) as refused:
+            admission.admit(1)
+        waits.append(refused.value.retry_after_s)
+    assert waits == pytest.approx([0.1, 0.2, 0.3], rel=0.1)
+    assert from_rpc(raised(refused.value), {}).headers["retry-after"] == "1"

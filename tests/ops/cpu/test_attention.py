@@ -1,0 +1,102 @@
+"""Paged attention against the reference, and bit for bit over batches, chunks and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from inferd_kernels import reference
+from inferd_kernels.cpu.native import NativeOps
+from inferd_kernels.ops import AttentionShape, PagedBatch
+
+SHAPES = {
+    "gqa3": AttentionShape(9, 3, 64, 0.125),
+    "mha": AttentionShape(2, 2, 80, 0.11),
+    "mqa": AttentionShape(8, 1, 128, 0.09),
+    "odd": AttentionShape(4, 2, 24, 0.2),
+    "window": AttentionShape(4, 2, 32, 0.17, window=37),
+    "softcap": AttentionShape(4, 2, 32, 0.9, softcap=5.0),
+}
+
+
+def caches_for(batch: PagedBatch, shape: AttentionShape, page: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Random keys and values where a sequence has context; NaN everywhere else."""
+    blocks = int(batch.block_tables.max()) + 2
+    caches = [torch.full((blocks * page, shape.num_kv_heads, shape.head_dim), float("nan")) for _ in range(2)]
+    for table, length in zip(batch.block_tables, batch.seq_lens.tolist(), strict=True):
+        positions = torch.arange(length)
+        slots = table[positions // page].long() * page + positions % page
+        for cache in caches:
+            cache[slots] = torch.randn(length, *cache.shape[1:])
+    return [cache.view(blocks, page, *cache.shape[1:]).to(dtype) for cache in caches]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_matches_the_reference(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str, dtype: torch.dtype
+) -> None:
+    shape = SHAPES[name]
+    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=5)
+    k_cache, v_cache = caches_for(batch, shape, 5, dtype)
+    q = torch.randn(76, shape.num_heads, shape.head_dim)
+    out = ops.paged_attention(q, k_cache, v_cache, batch, shape)
+    expected = reference.paged_attention(q, k_cache, v_cache, batch, shape)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_row_is_the_same_alone_in_a_batch_and_in_any_chunk(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str
+) -> None:
+    shape, length = SHAPES[name], 150
+    batch = paged_batch([length], [length], page=16)
+    k_cache, v_cache = caches_for(batch, shape, 16, torch.float32)
+    q = torch.randn(length, shape.num_heads, shape.head_dim)
+    whole = ops.paged_attention(q, k_cache, v_cache, batch, shape)
+    for chunk, stride in ((1, 7), (3, 11), (29, 29), (64, 43)):
+        for end in range(chunk, length + 1, stride):
+            part = replace(
+                batch,
+                positions=batch.positions[end - chunk : end],
+                slots=batch.slots[end - chunk : end],
+                cu_seqlens=torch.tensor([0, chunk], dtype=torch.int32),
+                seq_lens=torch.tensor([end], dtype=torch.int32),
+            )
+            out = ops.paged_attention(q[end - chunk : end], k_cache, v_cache, part, shape)
+            assert torch.equal(out, whole[end - chunk : end])
+    many = replace(
+        batch,
+        positions=torch.tensor([149, 70, 3]),
+        slots=batch.slots[[149, 70, 3]],
+        cu_seqlens=torch.arange(4, dtype=torch.int32),
+        seq_lens=torch.tensor([150, 71, 4], dtype=torch.int32),
+        block_tables=batch.block_tables.repeat(3, 1),
+    )
+    assert torch.equal(ops.paged_attention(q[[149, 70, 3]], k_cache, v_cache, many, shape), whole[[149, 70, 3]])
+
+
+def test_threads_do_not_change_a_bit(
+    engines: dict[tuple[str, int], NativeOps], paged_batch: Callable[..., PagedBatch]
+) -> None:
+    """One long sequence is cut into tiles for two threads; eight short ones are not."""
+    shape = SHAPES["gqa3"]
+    for lengths in ([700], [70 + i for i in range(8)]):
+        batch = paged_batch([1] * len(lengths), lengths, page=16)
+        k_cache, v_cache = caches_for(batch, shape, 16, torch.float16)
+        q = torch.randn(len(lengths), shape.num_heads, shape.head_dim)
+        for isa in {isa for isa, _ in engines}:
+            one = engines[isa, 1].paged_attention(q, k_cache, v_cache, batch, shape)
+            assert torch.equal(one, engines[isa, 2].paged_attention(q, k_cache, v_cache, batch, shape))
+
+
+def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Callable[..., PagedBatch]) -> None:
+    shape = SHAPES["window"]
+    batch = paged_batch([1], [200], page=16)
+    k_cache, v_cache = caches_for(batch, shape, 16, torch.float32)
+    q = torch.randn(1, 4, 32)
+    expected = ops.paged_attention(q, k_cache, v_cache, batch, shape)
+    batch.block_tables[0, : (200 - 37) // 16] = -1
+    assert torch.equal(ops.paged_attention(q, k_cache, v_cache, batch, shape), expected)
