@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Pooling = Literal["auto", "mean", "cls", "last"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
@@ -22,6 +23,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     revision: str | None = None
     dtype: Dtype = "auto"
     quantization: Literal["q4", "q8"] | None = None  # quantize float matrices at load
+    pooling: Pooling = "auto"  # of embeddings; auto: as the checkpoint says, and a decoder that says nothing has none
     max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
 
 
@@ -94,6 +96,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_schema_bytes: int = 64 * 1024  # of a JSON schema, grammar, structural tag or list of choices
     max_regex_bytes: int = 4096
     max_batch_inputs: int = 256
+    max_stream_items: int = 64  # of a bulk stream, in work at the same time
     max_message_bytes: int = 4 * 1024 * 1024
     max_salt_chars: int = 128
     max_request_id_chars: int = 128

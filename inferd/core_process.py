@@ -74,7 +74,12 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
     try:
         info = executor.info
         capacity = Capacity(
-            info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, info.pipeline_depth
+            info.num_blocks,
+            info.block_size,
+            info.max_context_tokens,
+            info.vocab_size,
+            info.pipeline_depth,
+            info.whole_prompts,
         )
         scheduler = Scheduler(config.scheduler, config.cache, capacity)
         channel.describe = partial(describe, scheduler)

@@ -91,6 +91,7 @@ class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
     queue_s: float
     prefill_s: float
     prompt_logprobs: list[TokenLogprobs]
+    vector: bytes = b""  # as in SequenceResult
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):

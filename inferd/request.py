@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal
 
 import msgspec
 
@@ -70,6 +71,18 @@ class LogprobParams(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] = ()
 
 
+# How the hidden states of an input become one vector; classify: the checkpoint's classification head.
+PoolingKind = Literal["mean", "cls", "last", "classify"]
+
+
+class PoolingParams(msgspec.Struct, frozen=True, kw_only=True):
+    """A vector of the prompt is wanted instead of tokens; stop.max_tokens is 0 then."""
+
+    kind: PoolingKind
+    num_tokens: int  # of the prompt
+    second_start: int | None = None  # where the second text of a pair begins
+
+
 class CacheParams(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix cache use. Different salts never share blocks."""
 
@@ -108,6 +121,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0  # higher runs first
     logprobs: LogprobParams | None = None
     prompt_logprobs: LogprobParams | None = None
+    pooling: PoolingParams | None = None
     cache: CacheParams = CacheParams()
     arrival: float = 0.0
     deadline: float | None = None

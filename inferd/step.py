@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from inferd.request import LogprobParams, SamplingParams
+from inferd.request import LogprobParams, PoolingParams, SamplingParams
 
 NOT_FINITE = -1  # in place of a token id: the logits were not finite
 NO_TOKEN = -2  # the masks of the request left nothing to draw
@@ -27,6 +27,7 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     num_output_tokens: int
     min_tokens: int
     blocked_token_ids: tuple[int, ...]
+    pooling: PoolingParams | None = None
 
 
 class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -100,11 +101,15 @@ class SequenceResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     prompt_logprobs, when asked, hold the item's positions from max(start, 1) on; the first position that a sequence
     computes has none. Positions of a prompt that is computed in chunks follow each other without a gap.
+
+    vector, with the last token of a prompt that is pooled: its float32 values, little-endian, as the model gives them
+    (neither cut nor normalized); empty when they are not finite.
     """
 
     seq_id: int
     samples: list[SampledToken]
     prompt_logprobs: list[TokenLogprobs] = []
+    vector: bytes = b""
 
 
 class StepResult(msgspec.Struct, frozen=True, array_like=True):

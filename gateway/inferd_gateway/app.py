@@ -22,7 +22,17 @@ from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.errors import ApiError
 from inferd_gateway.metrics import Metrics
 from inferd_gateway.middleware import GatewayMiddleware
-from inferd_gateway.routes import chat, completions, messages, models, responses, status, tokenize
+from inferd_gateway.routes import (
+    chat,
+    completions,
+    embeddings,
+    messages,
+    models,
+    responses,
+    score,
+    status,
+    tokenize,
+)
 from inferd_gateway.settings import Settings, SettingsError
 from inferd_gateway.templates.renderer import Renderer
 
@@ -51,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="inferd gateway", version=status.package_version(), lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
     )  # fmt: skip
-    for module in (chat, completions, responses, messages, models, tokenize, status):
+    for module in (chat, completions, responses, messages, embeddings, score, models, tokenize, status):
         app.include_router(module.router)
     app.include_router(status.observed)
     app.add_exception_handler(ApiError, on_api_error)

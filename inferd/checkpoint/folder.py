@@ -10,6 +10,7 @@ from inferd.checkpoint.fingerprint import fingerprint
 from inferd.checkpoint.json_file import read_bounded, read_json_object, read_optional_json_object
 from inferd.checkpoint.records import Checkpoint, TokenizerFiles
 from inferd.checkpoint.safetensors_file import read_folder_tensors
+from inferd.checkpoint.sentence_modules import read_sentence_modules
 from inferd.errors import StartupError
 
 MAX_TEMPLATE_BYTES = 1024 * 1024
@@ -35,6 +36,7 @@ def open_folder(folder: Path) -> Checkpoint:
         chat_templates=read_chat_templates(folder, tokenizer.tokenizer_config),
         tensors=tensors,
         fingerprint=fingerprint(config, tensors),
+        sentence=read_sentence_modules(folder),
     )
 
 

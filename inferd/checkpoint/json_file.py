@@ -12,8 +12,8 @@ from inferd.errors import StartupError
 MAX_JSON_BYTES = 64 * 1024 * 1024
 
 
-def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in `data`. StartupError, starting with `what`, for anything else, duplicate keys included."""
+def parse_json(data: bytes, what: str) -> Any:
+    """The JSON value in `data`. StartupError, starting with `what`, for anything else, duplicate keys included."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -23,11 +23,16 @@ def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
         return result
 
     try:
-        value = json.loads(data, object_pairs_hook=unique)
+        return json.loads(data, object_pairs_hook=unique)
     except RecursionError:
         raise StartupError(f"{what}: nested too deeply") from None
     except ValueError as error:
         raise StartupError(f"{what}: not valid JSON ({error})") from None
+
+
+def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
+    """The JSON object in `data`. StartupError, starting with `what`, for anything else."""
+    value = parse_json(data, what)
     if not isinstance(value, dict):
         raise StartupError(f"{what}: expected a JSON object, found {type(value).__name__}")
     return value
@@ -47,6 +52,14 @@ def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. StartupError when it is missing, too large or malformed."""
     return parse_json_object(read_bounded(path), str(path))
+
+
+def read_json_list(path: Path) -> list[Any]:
+    """The JSON list in a file. StartupError when it is missing, too large or malformed."""
+    value = parse_json(read_bounded(path), str(path))
+    if not isinstance(value, list):
+        raise StartupError(f"{path}: expected a JSON list, found {type(value).__name__}")
+    return value
 
 
 def read_optional_json_object(path: Path) -> dict[str, Any]:

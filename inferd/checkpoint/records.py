@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from inferd.checkpoint.sentence_modules import SentenceModules
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
@@ -75,3 +77,4 @@ class Checkpoint:
     chat_templates: dict[str, str]
     tensors: dict[str, TensorRecord]
     fingerprint: str
+    sentence: SentenceModules | None = None  # a sentence-transformers folder

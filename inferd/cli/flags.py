@@ -95,6 +95,11 @@ SERVE_FLAGS = (
         synonyms={"auto": None, "-1": None},
         help="longest prompt and output together, in tokens; auto: the model's, as far as the KV pool holds it",
     ),
+    Flag(
+        name="pooling",
+        field="engine.model.pooling",
+        help="how embeddings are made; auto: as the checkpoint says, and a decoder that says nothing makes none",
+    ),
     Flag(name="chat-template", field="server.chat_template", help="Jinja file in place of the checkpoint's template"),
     Flag(
         name="generation-config",

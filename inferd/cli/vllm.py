@@ -27,6 +27,8 @@ NO_EFFECT: Mapping[str, NoEffect] = MappingProxyType(
         "swap-space": NoEffect("a preempted sequence is recomputed, not swapped", takes_value=True),
         "use-v2-block-manager": NoEffect("there is one block manager"),
         "enable-prompt-tokens-details": NoEffect("cached prompt tokens are always reported"),
+        "runner": NoEffect("a model serves every task that its checkpoint can do", takes_value=True),
+        "convert": NoEffect("a model serves every task that its checkpoint can do; see --pooling", takes_value=True),
         "enable-request-id-headers": NoEffect("x-request-id is always echoed"),
     }
 )
@@ -34,6 +36,7 @@ NO_EFFECT: Mapping[str, NoEffect] = MappingProxyType(
 NOT_SUPPORTED: Mapping[str, str] = MappingProxyType(
     {
         "tokenizer": "the tokenizer is the checkpoint's own",
+        "pooler-config": "say how embeddings are made with --pooling",
         "load-format": "the format is read from the checkpoint: safetensors or GGUF",
         "hf-token": "set HF_TOKEN in the environment",
         "enable-lora": "adapters are not supported",

@@ -30,6 +30,7 @@ class ExecutorInfo:
     kv_bytes: int
     backends: Mapping[str, str]
     pipeline_depth: int = 1  # plans worth having in flight
+    whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
 
 
 class Executor(Protocol):

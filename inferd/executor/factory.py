@@ -9,6 +9,7 @@ from inferd.config import EngineConfig
 from inferd.executor.base import Executor, Progress
 from inferd.executor.group_start import start_group
 from inferd.executor.seats import choose_backend
+from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import check_checkpoint
 
 
@@ -23,10 +24,15 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
+    if isinstance(spec, EncoderSpec) and backend != "local":
+        raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons instead")
     if backend != "local":
         return start_group(config, backend, checkpoint, spec, progress)
     progress("torch", 0.0)
     from inferd.executor.build import build_local_executor  # torch: seconds
+    from inferd.executor.encoder_build import build_encoder_executor
 
     progress("torch", 1.0)
+    if isinstance(spec, EncoderSpec):
+        return build_encoder_executor(config, checkpoint, spec, progress)
     return build_local_executor(config, checkpoint, spec, progress)

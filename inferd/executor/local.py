@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from inferd.executor.base import ExecutorDead, ExecutorInfo
+from inferd.executor.encoder_worker import EncoderWorker
 from inferd.executor.worker import Worker
 from inferd.step import RankTimings, StepPlan, StepResult
 
@@ -13,8 +14,8 @@ from inferd.step import RankTimings, StepPlan, StepResult
 class LocalExecutor:
     """Implements inferd.executor.base.Executor."""
 
-    def __init__(self, worker: Worker, info: ExecutorInfo) -> None:
-        self._worker: Worker | None = worker
+    def __init__(self, worker: Worker | EncoderWorker, info: ExecutorInfo) -> None:
+        self._worker: Worker | EncoderWorker | None = worker
         self.info = info
         self._submitted: deque[StepPlan] = deque()
 

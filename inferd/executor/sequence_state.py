@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from inferd.executor.pooling import PooledPrompt
 from inferd.sampling.growing import GrowingArray
 from inferd.sampling.history import TokenHistory
 from inferd.step import NewSequence, PlanItem
@@ -21,13 +22,14 @@ class SequenceState:
     history: TokenHistory | None
     first_sampled_position: int | None = None
     last_row: torch.Tensor | None = None  # residual stream [E] of the last computed prompt position
+    pooled: PooledPrompt | None = None
 
     @classmethod
     def from_plan(cls, new: NewSequence) -> SequenceState:
         blocks = GrowingArray(np.int32)
         blocks.extend(new.block_ids)
         history = TokenHistory(new.history, new.num_output_tokens) if new.history else None
-        return cls(new, blocks, history)
+        return cls(new, blocks, history, pooled=PooledPrompt(new.pooling) if new.pooling else None)
 
     def advance(self, item: PlanItem) -> None:
         """Take the item's blocks, and those of its tokens that were not known yet: they were generated."""

@@ -10,6 +10,7 @@ import torch
 
 from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
+from inferd.executor.pooling import float32_bytes
 from inferd.executor.sequence_state import SequenceState
 from inferd.models.decoder import Decoder
 from inferd.parallel.context import ParallelContext
@@ -76,8 +77,22 @@ class Worker:
             self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
             for item, start in zip(items, batch.row_starts, strict=True)
         ]
+        vectors = [
+            self._vector(item, stream[start : start + len(item.token_ids)])
+            for item, start in zip(items, batch.row_starts, strict=True)
+        ]
         samples = self._sample(plan, batch.row_starts, stream)
-        return [SequenceResult(item.seq_id, samples[index], prompt_logprobs[index]) for index, item in enumerate(items)]
+        return [
+            SequenceResult(item.seq_id, samples[index], prompt_logprobs[index], vectors[index])
+            for index, item in enumerate(items)
+        ]
+
+    def _vector(self, item: PlanItem, stream: torch.Tensor) -> bytes:
+        pooled = self._states[item.seq_id].pooled
+        if pooled is None:
+            return b""
+        vector = pooled.add(item, self._decoder.hidden(pooled.needed(stream)))
+        return b"" if vector is None else float32_bytes(vector)
 
     def _entering(self, batch: ForwardBatch) -> torch.Tensor:
         """The stream [T, E] that enters this stage's layers."""

@@ -27,9 +27,13 @@ class Admission:
         self._finished: deque[float] = deque(maxlen=RATE_SAMPLES)
         self._next_slot = 0.0
 
+    def has_room(self, choices: int) -> bool:
+        """Whether admit() would let these in."""
+        return self.live + choices <= self.capacity
+
     def admit(self, choices: int) -> None:
         """Take `choices` places, or raise QueueFull with a retry time."""
-        if self.live + choices > self.capacity:
+        if not self.has_room(choices):
             raise QueueFull(
                 f"{self.live} choices are running or waiting, {choices} more would exceed the limit of {self.capacity}",
                 retry_after_s=self.retry_after(),

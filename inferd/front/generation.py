@@ -126,7 +126,8 @@ class Generation:
         if not self._prompt_given and self._tracker.prompt is not None:
             self._prompt_given = True
             given = self._tracker.prompt
-            prompt = PromptInfo(len(self._request.prompt_token_ids), given.num_cached_tokens, given.prompt_logprobs)
+            count = len(self._request.prompt_token_ids)
+            prompt = PromptInfo(count, given.num_cached_tokens, given.prompt_logprobs, given.vector)
         if not self._complete:
             return OutputDelta(choices, prompt, self.usage if self._output.usage_in_every_delta else None)
         timing = self.timing

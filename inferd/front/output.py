@@ -48,6 +48,7 @@ class PromptInfo:
     tokens: int
     cached_tokens: int
     logprobs: list[TokenLogprobs]
+    vector: bytes = b""  # of a pooled prompt, as in SequenceResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,16 +78,18 @@ class Decoder:
             self.ops.copy_blocks(cache.k, sources, destinations)
             self.ops.copy_blocks(cache.v, sources, destinations)
 
+    def hidden(self, stream: torch.Tensor) -> torch.Tensor:
+        """Rows [S, E] of the residual stream -> the last hidden states [S, E], which embeddings are pooled from."""
+        weights = self.weights
+        assert weights.norm is not None, "only the last stage has the final norm"
+        if weights.norm_bias is None:
+            return self.ops.rms_norm(stream, weights.norm, self.spec.norm_eps)
+        return layer_norm(stream, weights.norm, weights.norm_bias, self.spec.norm_eps)
+
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Rows [S, E] of the residual stream -> [S, V]."""
-        weights = self.weights
-        assert weights.norm is not None, "only the last stage has logits"
-        assert weights.lm_head is not None, "only the last stage has logits"
-        if weights.norm_bias is None:
-            normed = self.ops.rms_norm(stream, weights.norm, self.spec.norm_eps)
-        else:
-            normed = layer_norm(stream, weights.norm, weights.norm_bias, self.spec.norm_eps)
-        return weights.lm_head(self.ops, normed)
+        assert self.weights.lm_head is not None, "only the last stage has logits"
+        return self.weights.lm_head(self.ops, self.hidden(stream))
 
     def _embed_shard(self, ids: torch.Tensor, embedding: Weight) -> torch.Tensor:
         """Each rank looks up the tokens that it holds; the sum over the ranks has all."""

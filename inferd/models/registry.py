@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord
 from inferd.errors import StartupError
+from inferd.models import bert
+from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.spec import DecoderSpec
 from inferd.models.weights import Rule
 
@@ -25,12 +27,15 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "OPTForCausalLM": "inferd.models.opt",
     }
 )
+# Encoders: they embed or score, and generate nothing.
+ENCODERS = ("BertModel", bert.CLASSIFIER)
 MODEL_TYPES: Mapping[str, str] = MappingProxyType(
     {
         "llama": "LlamaForCausalLM",
         "mistral": "MistralForCausalLM",
         "qwen2": "Qwen2ForCausalLM",
         "qwen3": "Qwen3ForCausalLM",
+        "bert": "BertModel",
         "gpt2": "GPT2LMHeadModel",
         "opt": "OPTForCausalLM",
     }
@@ -39,6 +44,11 @@ MODEL_TYPES: Mapping[str, str] = MappingProxyType(
 IGNORED = re.compile(
     r"(.*\.)?rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.rotary_emb\..*|(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
 )
+# An encoder that only embeds computes neither its pooler nor stored position numbers.
+ENCODER_IGNORED = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)")
+
+
+ModelSpec: TypeAlias = DecoderSpec | EncoderSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,33 +57,49 @@ class Family:
     weight_rules: Callable[[DecoderSpec], tuple[Rule, ...]]
 
 
-def family(config: Mapping[str, Any]) -> Family:
-    """The model family that config.json names. StartupError lists the supported ones."""
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The architecture that config.json names. StartupError lists the supported ones."""
     stated = list(config.get("architectures") or [])
     if not stated and config.get("model_type") in MODEL_TYPES:
         stated = [MODEL_TYPES[str(config["model_type"])]]
     for name in stated:
-        if name in MODELS:
-            module = import_module(MODELS[name])
-            return Family(module.spec_from_hf, module.weight_rules)
+        if name in MODELS or name in ENCODERS:
+            return str(name)
     given = ", ".join(map(str, stated)) or config.get("model_type") or "none named"
-    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted(MODELS))}")
+    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted((*MODELS, *ENCODERS)))}")
+
+
+def family(architecture: str) -> Family:
+    module = import_module(MODELS[architecture])
+    return Family(module.spec_from_hf, module.weight_rules)
 
 
 def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
-    return family(config).spec_from_hf(config)
+    """Raises StartupError for what is no decoder that is supported."""
+    spec = model_spec(config)
+    if not isinstance(spec, DecoderSpec):
+        raise StartupError(f"architecture {spec.architecture} is an encoder; a decoder was expected")
+    return spec
 
 
-def weight_rules(spec: DecoderSpec) -> tuple[Rule, ...]:
-    return family({"architectures": [spec.architecture]}).weight_rules(spec)
+def model_spec(config: Mapping[str, Any]) -> ModelSpec:
+    """The model that config.json describes. Raises StartupError."""
+    architecture = architecture_of(config)
+    if architecture in ENCODERS:
+        return bert.spec_from_hf(config, architecture)
+    return family(architecture).spec_from_hf(config)
 
 
-def check_checkpoint(checkpoint: Checkpoint) -> DecoderSpec:
+def weight_rules(spec: ModelSpec) -> tuple[Rule, ...]:
+    return bert.weight_rules(spec) if isinstance(spec, EncoderSpec) else family(spec.architecture).weight_rules(spec)
+
+
+def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     """The spec, once every tensor is known to be there in its shape and nothing that would change results is left over.
 
     Raises StartupError naming the first missing, misshapen or unknown tensors.
     """
-    spec = decoder_spec(checkpoint.config)
+    spec = model_spec(checkpoint.config)
     expected: dict[str, tuple[int, ...]] = {}
     for rule in weight_rules(spec):
         for layer in range(spec.num_layers if rule.per_layer else 1):
@@ -85,14 +111,20 @@ def check_checkpoint(checkpoint: Checkpoint) -> DecoderSpec:
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise StartupError(f"{checkpoint.path}: tensor {name} has shape {tensors[name].shape}, expected {shape}")
-    optional = {"lm_head.weight"} if spec.tied_embeddings else set()
-    unknown = [name for name in tensors if name not in expected and name not in optional and not IGNORED.match(name)]
+    unknown = [name for name in tensors if name not in expected and not is_ignored(name, spec)]
     if unknown:
         raise StartupError(
             f"{checkpoint.path}: {spec.architecture} has no tensor {sorted(unknown)[0]}{_and_more(unknown)}"
         )
     _check_tokenizer(checkpoint, spec)
     return spec
+
+
+def is_ignored(name: str, spec: ModelSpec) -> bool:
+    """Whether a tensor that no rule asks for may be there."""
+    if isinstance(spec, EncoderSpec):
+        return ENCODER_IGNORED.fullmatch(name) is not None
+    return bool(IGNORED.match(name)) or (spec.tied_embeddings and name == "lm_head.weight")
 
 
 def canonical_names(tensors: Mapping[str, TensorRecord], expected: Iterable[str]) -> dict[str, TensorRecord]:
@@ -111,7 +143,7 @@ def _and_more(names: list[str]) -> str:
     return f", and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _check_tokenizer(checkpoint: Checkpoint, spec: DecoderSpec) -> None:
+def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> None:
     """A token id of the tokenizer must be a row of the embedding. tokenizer.json is checked by who parses it."""
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, GgufVocabulary) and len(tokenizer.tokens) > spec.vocab_size:

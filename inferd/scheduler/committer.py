@@ -40,6 +40,8 @@ class Committer:
             end = sequence.num_computed_tokens = item.start + len(item.token_ids)
             if end >= sequence.publish_at:
                 publish(sequence)
+            if answer.vector:
+                self._registry.live[sequence.request.key].vector = answer.vector
             if item.start < sequence.num_prompt_tokens:
                 self._commit_prompt(sequence, item, answer.prompt_logprobs, samples, now, outputs)
             elif samples:
@@ -67,8 +69,10 @@ class Committer:
             return
         prompt = prompt_output(live, sequence, now)
         if not samples:
+            failed = live.request.pooling is not None and not live.vector
+            finish, error = (None, "NUMERIC_ERROR") if failed else (length_reason(sequence), None)
             for choice in list(live.choices):
-                outputs.append(ending(live, choice, length_reason(sequence), prompt=prompt))
+                outputs.append(ending(live, choice, finish, error, prompt))
                 self._registry.end(live, choice)
                 prompt = None
         elif len(samples) == 1:

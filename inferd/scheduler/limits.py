@@ -16,6 +16,7 @@ class Capacity:
     max_context_tokens: int
     vocab_size: int
     pipeline_depth: int = 1  # plans the executor works on at the same time
+    whole_prompts: bool = False  # attention looks both ways: no chunks, and no prefix that could be reused
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
     return StepLimits(
         token_budget=config.max_num_batched_tokens,
         seats=min(config.max_num_seqs, config.max_num_batched_tokens),
-        chunked_prefill=config.chunked_prefill,
+        chunked_prefill=config.chunked_prefill and not capacity.whole_prompts,
         max_context=min(capacity.max_context_tokens, capacity.num_blocks * capacity.block_size),
         vocab_size=capacity.vocab_size,
         pipeline_depth=capacity.pipeline_depth,

@@ -19,6 +19,7 @@ class LiveRequest:
     choices: dict[int, Sequence]
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the positions computed so far
     prompt_sent: bool = False
+    vector: bytes = b""  # of a pooled prompt
 
     def sequences(self) -> list[Sequence]:
         """Each once."""
@@ -86,6 +87,7 @@ def announcement(sequence: Sequence) -> NewSequence:
         num_output_tokens=sequence.num_output_tokens,
         min_tokens=request.stop.min_tokens,
         blocked_token_ids=tuple(sequence.stop_token_ids) if request.stop.min_tokens else (),
+        pooling=request.pooling,
     )
 
 
@@ -113,7 +115,8 @@ def prompt_output(live: LiveRequest, sequence: Sequence, now: float) -> PromptOu
     live.prompt_sent = True
     scheduled = now if sequence.first_scheduled is None else sequence.first_scheduled
     logprobs, live.prompt_logprobs = live.prompt_logprobs, []
-    return PromptOutput(sequence.num_cached_tokens, scheduled - live.request.arrival, now - scheduled, logprobs)
+    queue_s, prefill_s = scheduled - live.request.arrival, now - scheduled
+    return PromptOutput(sequence.num_cached_tokens, queue_s, prefill_s, logprobs, live.vector)
 
 
 def progress(sequence: Sequence) -> ChoiceOutput:

@@ -23,7 +23,8 @@ from inferd.step import StepPlan, StepResult
 class Scheduler:
     def __init__(self, config: SchedulerConfig, cache: CacheConfig, capacity: Capacity) -> None:
         self.limits = step_limits(config, capacity)
-        self._kv = KVManager(capacity.num_blocks, capacity.block_size, cache.prefix_caching)
+        prefix_caching = cache.prefix_caching and not capacity.whole_prompts
+        self._kv = KVManager(capacity.num_blocks, capacity.block_size, prefix_caching)
         self._roster = Roster(self._kv, self.limits.seats)
         self._registry = Registry(self._roster, self.limits)
         self._planner = Planner(self._roster, self.limits)

@@ -49,7 +49,7 @@ class ResponseWriter:
         pb.text = choice.text
         pb.token_ids.extend(choice.token_ids)
         if choice.logprobs:
-            self._add_logprobs(pb.logprobs, choice.token_ids, choice.logprobs, self._output.logprobs.token_bytes)
+            add_logprobs(pb.logprobs, choice.token_ids, choice.logprobs, self._bytes_from(self._output.logprobs))
         if choice.finish is not None:
             add_finish(pb.finish, choice.finish)
 
@@ -63,25 +63,30 @@ class ResponseWriter:
             return
         pb.cached_tokens = delta.prompt.cached_tokens
         if self._output.HasField("prompt_logprobs"):
-            token_bytes = self._output.prompt_logprobs.token_bytes
-            self._add_logprobs(pb.logprobs, ids[1:], delta.prompt.logprobs, token_bytes)
+            tokenizer = self._bytes_from(self._output.prompt_logprobs)
+            add_logprobs(pb.logprobs, ids[1:], delta.prompt.logprobs, tokenizer)
             pb.logprobs.start_position = 1
 
-    def _add_logprobs(
-        self, pb: inference_pb2.Logprobs, ids: Sequence[int], entries: list[TokenLogprobs], token_bytes: bool
-    ) -> None:
-        """Parallel arrays, row-major; alternatives are the entry's list with its own length."""
-        pb.token_ids.extend(ids)
-        pb.values.extend([entry.logprob for entry in entries])
-        pb.ranks.extend([entry.rank for entry in entries])
-        pb.top_counts.extend([len(entry.top_token_ids) for entry in entries])
-        for entry in entries:
-            pb.top_token_ids.extend(entry.top_token_ids)
-            pb.top_values.extend(entry.top_logprobs)
-        if token_bytes:
-            bytes_of = self._tokenizer.token_bytes
-            pb.token_bytes.extend([bytes_of(token_id) for token_id in ids])
-            pb.top_token_bytes.extend([bytes_of(token_id) for token_id in pb.top_token_ids])
+    def _bytes_from(self, options: inference_pb2.LogprobOptions) -> Tokenizer | None:
+        return self._tokenizer if options.token_bytes else None
+
+
+def add_logprobs(
+    pb: inference_pb2.Logprobs, ids: Sequence[int], entries: list[TokenLogprobs], tokenizer: Tokenizer | None
+) -> None:
+    """Parallel arrays, row-major; alternatives are the entry's list with its own length. tokenizer: for the bytes of
+    the tokens, where they are wanted."""
+    pb.token_ids.extend(ids)
+    pb.values.extend([entry.logprob for entry in entries])
+    pb.ranks.extend([entry.rank for entry in entries])
+    pb.top_counts.extend([len(entry.top_token_ids) for entry in entries])
+    for entry in entries:
+        pb.top_token_ids.extend(entry.top_token_ids)
+        pb.top_values.extend(entry.top_logprobs)
+    if tokenizer is not None:
+        bytes_of = tokenizer.token_bytes
+        pb.token_bytes.extend([bytes_of(token_id) for token_id in ids])
+        pb.top_token_bytes.extend([bytes_of(token_id) for token_id in pb.top_token_ids])
 
 
 def add_finish(pb: inference_pb2.Finish, finish: Finish) -> None:

@@ -24,10 +24,12 @@ from inferd.server.call import CallRunner, Handler
 from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
+from inferd.server.inputs import Serving
 from inferd.server.keys import KeyRing, admin_ring, data_ring, load_keys
 from inferd.server.listen import bind, listen_admin
 from inferd.server.model_service import ModelService
 from inferd.server.mux import mux_handler
+from inferd.server.pooling_service import PoolingService
 from inferd.server.reflection import reflection_handlers
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
@@ -143,10 +145,13 @@ class Daemon:
 
     def _add_services(self) -> None:
         inference = InferenceService(self._config, self.model, self._front, self._pool, self._checker)
+        serving = Serving(self._config, self.model, self._front, self._pool)
+        pooling = PoolingService(serving, inference.tokenize)
         models = ModelService(self._config, self.model, lambda: self._front.ready, str(uuid.uuid4()), self._pool)
         services = {
             inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]: {
                 **inference.handlers(),
+                **pooling.handlers(),
                 "GenerateMux": mux_handler(inference.generate, self._runner),
             },
             model_pb2.DESCRIPTOR.services_by_name["ModelService"]: models.handlers(),

@@ -28,9 +28,10 @@ from inferd.server.convert_request import Bounds, CallParams, build_request, che
 from inferd.server.convert_response import ResponseWriter, usage_to_pb
 from inferd.server.fields import check_count, check_token_ids
 from inferd.server.served_model import ServedModel
+from inferd.server.tasks import require
 from inferd.server.text_pool import TextPool
 from inferd.text.tokenizer import Tokenizer
-from inferd.v1 import inference_pb2
+from inferd.v1 import inference_pb2, model_pb2
 
 USAGE_TRAILER = "x-inferd-usage-bin"
 
@@ -58,6 +59,7 @@ class InferenceService:
 
     async def generate(self, pb: inference_pb2.GenerateRequest, call: CallBase) -> None:
         self._front.check_serving()
+        require(self._model, model_pb2.TASK_GENERATE)
         request, output, truncated = await self._request_of(pb, call)
         writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated)
         with self._front.generate(request, output, self._model.tokenizer) as generation:

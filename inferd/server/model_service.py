@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from inferd import __version__
 from inferd.config import InferdConfig
 from inferd.messages import Ready
+from inferd.models.pooling import Embedding
 from inferd.request import ConstraintKind
 from inferd.server.call import Call, Handler
 from inferd.server.served_model import ServedModel
+from inferd.server.tasks import tasks_of
 from inferd.server.text_formats import reasoning_format, tool_call_format
 from inferd.server.text_pool import TextPool
 from inferd.v1 import common_pb2, inference_pb2, model_pb2
@@ -101,7 +103,7 @@ class ModelService:
         return model_pb2.ModelCard(
             name=self._model.name,
             aliases=self._model.names[1:],
-            tasks=[model_pb2.TASK_GENERATE],
+            tasks=tasks_of(self._model.capabilities),
             created_unix=self._model.created,
             max_context_tokens=engine.max_context_tokens if engine else 0,
         )
@@ -125,6 +127,7 @@ class ModelService:
             limits=self._limits(),
             constraints=[model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind],
             default_truncation=common_pb2.TRUNCATION_ERROR,
+            embedding=embedding_to_pb(model.capabilities.embedding),
         )
 
     def _tokenizer(self) -> model_pb2.TokenizerInfo:
@@ -166,3 +169,16 @@ class ModelService:
             max_message_bytes=limits.max_message_bytes,
             max_queue=scheduler.max_waiting,
         )
+
+
+def embedding_to_pb(embedding: Embedding | None) -> model_pb2.EmbeddingInfo | None:
+    if embedding is None:
+        return None
+    return model_pb2.EmbeddingInfo(
+        dimensions=embedding.dimensions,
+        matryoshka_dimensions=embedding.matryoshka,
+        pooling=embedding.pooling,
+        normalized=embedding.normalize,
+        query_prefix=embedding.query_prefix,
+        document_prefix=embedding.document_prefix,
+    )

@@ -14,6 +14,8 @@ import msgspec
 from inferd.checkpoint import Checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
+from inferd.models.pooling import GENERATES, Capabilities, capabilities
+from inferd.models.registry import model_spec
 from inferd.request import SamplingParams
 from inferd.text.export import tokenizer_files
 from inferd.text.tokenizer import Tokenizer
@@ -40,6 +42,7 @@ class ServedModel:
     chat_templates: Mapping[str, str]
     default_sampling: Mapping[str, float]
     tokenizer_files: Callable[[], Mapping[str, bytes]]  # name -> content; slow, for a thread
+    capabilities: Capabilities = GENERATES
 
     @property
     def name(self) -> str:
@@ -114,6 +117,7 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
         chat_templates=templates,
+        capabilities=capabilities(checkpoint, model_spec(checkpoint.config), config.engine.model.pooling),
         default_sampling=configured_sampling(config, checkpoint.generation_config),
     )
 

@@ -19,9 +19,18 @@ from typing import Any
 
 import msgspec
 
-from inferd.config import EngineConfig, InferdConfig, ModelConfig, ParallelConfig, SchedulerConfig, ServerConfig
+from inferd.config import (
+    EngineConfig,
+    InferdConfig,
+    ModelConfig,
+    ParallelConfig,
+    Pooling,
+    SchedulerConfig,
+    ServerConfig,
+)
 from inferd.errors import StartupError
 from inferd.log import configure_logging
+from inferd.models.pooling import Capabilities, Embedding
 from inferd.server.app import Listening, StopSignals, run_daemon
 from inferd.server.served_model import ServedModel
 from inferd.testing.byte_tokenizer import byte_tokenizer
@@ -32,8 +41,11 @@ WAIT_S = 20.0
 VOCAB_SIZE = 251  # of the fake core: nearly all bytes, and a prime, so that 150 tokens pass before they settle
 
 
-def fake_model(names: tuple[str, ...] = ("fake", "alias")) -> ServedModel:
+def fake_model(names: tuple[str, ...] = ("fake", "alias"), pooling: Pooling = "auto") -> ServedModel:
+    """With a pooling, it embeds too: the fake executor's vectors, which may be cut to two dimensions."""
+    embedding = None if pooling == "auto" else Embedding(4, pooling, normalize=False, matryoshka=(2,))
     return ServedModel(
+        capabilities=Capabilities(generates=True, embedding=embedding),
         names=names,
         tokenizer=byte_tokenizer(),
         architecture="FakeForCausalLM",
@@ -50,12 +62,13 @@ def fake_config(
     server: dict[str, Any] | None = None,
     scheduler: dict[str, Any] | None = None,
     parallel: dict[str, Any] | None = None,
+    pooling: Pooling = "auto",
 ) -> InferdConfig:
     """Free ports, a short settle time."""
     values: dict[str, Any] = {"port": 0, "metrics_port": 0, "drain_settle_s": 0.1}
     return InferdConfig(
         engine=EngineConfig(
-            model=ModelConfig(source="fake", path="fake"),
+            model=ModelConfig(source="fake", path="fake", pooling=pooling),
             scheduler=SchedulerConfig(**(scheduler or {})),
             parallel=ParallelConfig(**(parallel or {})),
         ),
@@ -66,7 +79,8 @@ def fake_config(
 async def main() -> None:
     config = msgspec.json.decode(os.environ[CONFIG_VARIABLE], type=InferdConfig)
     configure_logging()
-    await run_daemon(config, fake_model, StopSignals(), announce, CORE)
+    model = fake_model(pooling=config.engine.model.pooling)
+    await run_daemon(config, lambda: model, StopSignals(), announce, CORE)
 
 
 def announce(listening: Listening) -> None:

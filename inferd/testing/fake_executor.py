@@ -3,6 +3,7 @@ table, position or copy changes the answer; most mistakes of a plan it reports b
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -84,6 +85,11 @@ def fake_logprobs(token_id: int, params: LogprobParams, vocab_size: int) -> Toke
     values = [-1.0 - i for i in range(params.top_n)]
     asked = list(params.token_ids)
     return TokenLogprobs(-(token_id % 10) - 1.0, 1, top + asked, values + [-100.0] * len(asked))
+
+
+def fake_vector(token_ids: Sequence[int], second_start: int | None = None) -> bytes:
+    """Four float32: how many tokens, their sum, the first one, and where a pair's second text begins (0: no pair)."""
+    return struct.pack("<4f", len(token_ids), sum(token_ids), token_ids[0], second_start or 0)
 
 
 class _State:
@@ -174,7 +180,13 @@ class FakeExecutor:
             context = self._read(state, item.start + len(item.token_ids))
             samples = [self._sample(state, context, choice, mask) for choice in item.choices]
             state.num_output_tokens += 1
-        return SequenceResult(item.seq_id, samples, self._prompt_logprobs(state, item))
+        return SequenceResult(item.seq_id, samples, self._prompt_logprobs(state, item), self._vector(state, item))
+
+    def _vector(self, state: _State, item: PlanItem) -> bytes:
+        params, end = state.new.pooling, item.start + len(item.token_ids)
+        if params is None or end < params.num_tokens or state.new.sampling.seed in self.behaviour.nan_seeds:
+            return b""
+        return fake_vector(self._read(state, end), params.second_start)
 
     def _write(self, state: _State, position: int, token_id: int) -> None:
         index, offset = divmod(position, self.info.block_size)

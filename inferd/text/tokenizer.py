@@ -72,6 +72,16 @@ class Tokenizer:
         ends = eos_ids(checkpoint.generation_config) or eos_ids(checkpoint.config)
         return cls(parts, ends)
 
+    @property
+    def prefix(self) -> tuple[int, ...]:
+        """The tokens that encode() puts before plain text."""
+        return self._parts.prefix
+
+    @property
+    def suffix(self) -> tuple[int, ...]:
+        """The tokens that encode() puts behind plain text."""
+        return self._parts.suffix
+
     def encode(self, text: str | Segments, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids of one text. A str is trusted; Segments say it run by run, and are tokenized as one text.
 

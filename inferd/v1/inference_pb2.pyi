@@ -341,7 +341,7 @@ class GenerateMuxResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[MuxItem, _Mapping]]] = ...) -> None: ...
 
 class EmbedRequest(_message.Message):
-    __slots__ = ("model", "inputs", "dimensions", "normalize", "dtype", "readable", "truncation", "priority", "request_id")
+    __slots__ = ("model", "inputs", "dimensions", "normalize", "dtype", "readable", "truncation", "priority", "request_id", "max_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -351,6 +351,7 @@ class EmbedRequest(_message.Message):
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_common_pb2.Prompt]
     dimensions: int
@@ -360,7 +361,8 @@ class EmbedRequest(_message.Message):
     truncation: _common_pb2.Truncation
     priority: int
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., dtype: _Optional[_Union[VectorDtype, str]] = ..., readable: _Optional[bool] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    max_tokens: int
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ..., dimensions: _Optional[int] = ..., normalize: _Optional[bool] = ..., dtype: _Optional[_Union[VectorDtype, str]] = ..., readable: _Optional[bool] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class FloatVector(_message.Message):
     __slots__ = ("values",)
@@ -450,41 +452,55 @@ class LabelTask(_message.Message):
     apply_softmax: bool
     def __init__(self, prompts: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ..., label_token_ids: _Optional[_Iterable[int]] = ..., apply_softmax: _Optional[bool] = ...) -> None: ...
 
+class ClassTask(_message.Message):
+    __slots__ = ("inputs",)
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    inputs: _containers.RepeatedCompositeFieldContainer[_common_pb2.Prompt]
+    def __init__(self, inputs: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ...) -> None: ...
+
 class ScoreRequest(_message.Message):
-    __slots__ = ("model", "pairs", "rerank", "continuations", "labels", "truncation", "priority", "request_id")
+    __slots__ = ("model", "pairs", "rerank", "continuations", "labels", "classes", "truncation", "priority", "request_id", "activation", "max_tokens")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PAIRS_FIELD_NUMBER: _ClassVar[int]
     RERANK_FIELD_NUMBER: _ClassVar[int]
     CONTINUATIONS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
     TRUNCATION_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     model: str
     pairs: PairTask
     rerank: RerankTask
     continuations: ContinuationTask
     labels: LabelTask
+    classes: ClassTask
     truncation: _common_pb2.Truncation
     priority: int
     request_id: str
-    def __init__(self, model: _Optional[str] = ..., pairs: _Optional[_Union[PairTask, _Mapping]] = ..., rerank: _Optional[_Union[RerankTask, _Mapping]] = ..., continuations: _Optional[_Union[ContinuationTask, _Mapping]] = ..., labels: _Optional[_Union[LabelTask, _Mapping]] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    activation: bool
+    max_tokens: int
+    def __init__(self, model: _Optional[str] = ..., pairs: _Optional[_Union[PairTask, _Mapping]] = ..., rerank: _Optional[_Union[RerankTask, _Mapping]] = ..., continuations: _Optional[_Union[ContinuationTask, _Mapping]] = ..., labels: _Optional[_Union[LabelTask, _Mapping]] = ..., classes: _Optional[_Union[ClassTask, _Mapping]] = ..., truncation: _Optional[_Union[_common_pb2.Truncation, str]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., activation: _Optional[bool] = ..., max_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("scores", "columns", "greedy", "details", "usage", "timing")
+    __slots__ = ("scores", "columns", "greedy", "details", "usage", "timing", "class_names")
     SCORES_FIELD_NUMBER: _ClassVar[int]
     COLUMNS_FIELD_NUMBER: _ClassVar[int]
     GREEDY_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    CLASS_NAMES_FIELD_NUMBER: _ClassVar[int]
     scores: _containers.RepeatedScalarFieldContainer[float]
     columns: int
     greedy: _containers.RepeatedScalarFieldContainer[bool]
     details: _containers.RepeatedCompositeFieldContainer[Logprobs]
     usage: _common_pb2.Usage
     timing: _common_pb2.Timing
-    def __init__(self, scores: _Optional[_Iterable[float]] = ..., columns: _Optional[int] = ..., greedy: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., timing: _Optional[_Union[_common_pb2.Timing, _Mapping]] = ...) -> None: ...
+    class_names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, scores: _Optional[_Iterable[float]] = ..., columns: _Optional[int] = ..., greedy: _Optional[_Iterable[bool]] = ..., details: _Optional[_Iterable[_Union[Logprobs, _Mapping]]] = ..., usage: _Optional[_Union[_common_pb2.Usage, _Mapping]] = ..., timing: _Optional[_Union[_common_pb2.Timing, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ScoreStreamRequest(_message.Message):
     __slots__ = ("item_id", "request")

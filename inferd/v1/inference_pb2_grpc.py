@@ -109,7 +109,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EmbedStream(self, request_iterator, context):
-        """Embeds in bulk, pipelined: results come as they are ready, by item_id.
+        """Embeds in bulk, pipelined: results come as they are ready, by item_id. At most 64 items are in work at a time, and
+        no more are read meanwhile; the other bulk streams behave alike.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,6 +17,7 @@ class Task(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TASK_SCORE_PAIRS: _ClassVar[Task]
     TASK_SCORE_CONTINUATIONS: _ClassVar[Task]
     TASK_SCORE_LABELS: _ClassVar[Task]
+    TASK_CLASSIFY: _ClassVar[Task]
 
 class ConstraintKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -33,6 +34,7 @@ TASK_EMBED: Task
 TASK_SCORE_PAIRS: Task
 TASK_SCORE_CONTINUATIONS: Task
 TASK_SCORE_LABELS: Task
+TASK_CLASSIFY: Task
 CONSTRAINT_KIND_UNSPECIFIED: ConstraintKind
 CONSTRAINT_KIND_JSON_SCHEMA: ConstraintKind
 CONSTRAINT_KIND_JSON_OBJECT: ConstraintKind

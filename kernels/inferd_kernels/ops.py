@@ -132,6 +132,9 @@ class Ops:
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
     copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
+    add_layer_norm  (x [T,E], residual [T,E] | None, weight [E], bias [E], eps) -> [T,E]
+    activate        (x [T,I], name) -> [T,I]; name is gelu, gelu_tanh or relu
+    self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
     decoder_stack   (layers: [DecoderLayer], eps) -> run, run(hidden [T,E] float32, batch) -> [T,E]: all layers in one
                     call, embeddings in, the residual stream before the final norm out; None where no backend has it
     """
@@ -147,10 +150,16 @@ class Ops:
     silu_mul: Callable[..., torch.Tensor]
     sample: Callable[..., torch.Tensor]
     copy_blocks: Callable[..., None]
+    add_layer_norm: Callable[..., torch.Tensor]
+    activate: Callable[..., torch.Tensor]
+    self_attention: Callable[..., torch.Tensor]
     decoder_stack: Callable[..., Callable[..., torch.Tensor]] | None = None
 
 
-OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in ("backends", "decoder_stack"))
+# Of encoders; torch computes them on every backend.
+ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
+NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES)
+OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
 def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = None) -> Ops:
@@ -165,7 +174,7 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
 
     if backend not in ("auto", "native", "triton", "reference"):
         raise ValueError(f"kernel backend {backend!r} is not one of auto, native, triton, reference")
-    chosen = {name: ("reference", getattr(reference, name)) for name in OP_NAMES}
+    chosen = {name: ("reference", getattr(reference, name)) for name in (*OP_NAMES, *ENCODER_OP_NAMES)}
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native

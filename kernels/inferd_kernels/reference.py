@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -158,6 +159,39 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up for gate_up [T,2I] = gate | up."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def add_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """y = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension, h = residual + x, in float32
+    (Ba et al. 2016)."""
+    hidden = x if residual is None else residual + x
+    normed = F.layer_norm(hidden.float(), hidden.shape[-1:], weight.float(), bias.float(), eps)
+    return normed.to(x.dtype)
+
+
+def activate(x: torch.Tensor, name: str) -> torch.Tensor:
+    """gelu: x * Phi(x) by the error function; gelu_tanh: its tanh approximation (Hendrycks & Gimpel 2016); relu."""
+    if name == "relu":
+        return F.relu(x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+
+
+def self_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+    """Attention of packed sequences over themselves, in both directions, without a cache -> [T,Hq,D].
+
+    Sequence i is the rows cu_seqlens[i]:cu_seqlens[i+1] of qkv [T,(Hq+2Hk)D].
+    """
+    heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+    q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).transpose(0, 1).split((heads, kv_heads, kv_heads))
+    out = qkv.new_empty((qkv.shape[0], heads, dim))
+    starts = cu_seqlens.tolist()
+    for start, end in pairwise(starts):
+        query, keys, values = (part[None, :, start:end] for part in (q, k, v))
+        attended = F.scaled_dot_product_attention(query, keys, values, scale=shape.scale, enable_gqa=heads != kv_heads)
+        out[start:end] = attended[0].transpose(0, 1)
+    return out
 
 
 def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:

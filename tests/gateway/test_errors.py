@@ -341,7 +341,7 @@ def test_every_route_has_a_class_and_so_a_scope(start_gateway):
         DiscoveryRoute: {"/v1/models", "/v1/models/{name:path}"},
     }
     routes = [route for included in gateway.app.routes for route in included.original_router.routes]
-    assert len(routes) >= 16
+    assert len(routes) >= 21
     for route in routes:
         assert type(route) in (*named, KeyRoute), route.path
         for kind, paths in named.items():

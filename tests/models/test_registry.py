@@ -29,7 +29,10 @@ CONFIG: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, "MambaForCausalLM is not supported; supported: GPT2LMHeadModel, "),
+        (
+            {"architectures": ["MambaForCausalLM"]},
+            "MambaForCausalLM is not supported; supported: BertForSequenceClassification, BertModel, GPT2LMHeadModel, ",
+        ),
         ({"architectures": None}, "none named is not supported"),
         ({"architectures": None, "model_type": "t5"}, "t5 is not supported"),
         ({"hidden_size": None}, "hidden_size is missing"),

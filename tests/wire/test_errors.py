@@ -175,6 +175,11 @@ BUILT = {
     "GetModelInfo",
     "GetServerInfo",
     "DownloadTokenizer",
+    "Embed",
+    "EmbedStream",
+    "Score",
+    "ScoreStream",
+    "TokenizeStream",
 }
 UNBUILT = [
     (method.full_name.rpartition(".")[0], method)

@@ -100,7 +100,7 @@ def test_the_start_is_visible_from_the_first_moment() -> None:
             failure = fails(InferenceServiceStub(channel).Generate(make_generate()))
             assert (failure.code, failure.reason) == ("UNAVAILABLE", "NOT_READY")
             assert failure.pushback_ms
-            assert "weights" in failure.message
+            assert "the model is loading: " in failure.message  # and the phase: spawn, then weights
             assert ModelServiceStub(channel).ListModels(model_pb2.ListModelsRequest()).models[0].name == "fake"
             assert next(statuses) == SERVING
             assert collect(InferenceServiceStub(channel).Generate(make_generate()))

@@ -19,7 +19,11 @@ def test_list_models(models: ModelServiceStub) -> None:
     (card,) = models.ListModels(model_pb2.ListModelsRequest()).models
 
     assert (card.name, list(card.aliases)) == ("fake", ["alias"])
-    assert list(card.tasks) == [model_pb2.TASK_GENERATE]
+    assert list(card.tasks) == [
+        model_pb2.TASK_GENERATE,
+        model_pb2.TASK_SCORE_CONTINUATIONS,
+        model_pb2.TASK_SCORE_LABELS,
+    ]
     assert card.max_context_tokens == 2048
 
 

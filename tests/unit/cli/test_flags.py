@@ -13,7 +13,8 @@ MAX_SERVE_FLAGS = 48
 
 # A new flag is a promise for years: add it here on purpose.
 SERVE_TEXT = """
-config served-model-name revision dtype quantization max-model-len chat-template generation-config max-logprobs seed
+config served-model-name revision dtype quantization max-model-len pooling chat-template generation-config
+max-logprobs seed
 max-num-seqs max-num-batched-tokens enable-chunked-prefill max-num-queued-reqs queue-timeout
 block-size enable-prefix-caching gpu-memory-utilization kv-cache-memory-bytes num-kv-blocks
 tensor-parallel-size pipeline-parallel-size distributed-executor-backend step-timeout
