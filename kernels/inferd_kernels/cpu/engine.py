@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import weakref
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NO_MEMORY, OUT_OF_RANGE = -1, -2
+SLAB_BYTES = 32 << 20
 
 
 class NativeEngine:
@@ -35,6 +37,7 @@ class NativeEngine:
         if not self.handle:
             raise ValueError(f"isa {isa!r} is not one that this processor has (avx512, avx2, baseline)")
         self._close = weakref.finalize(self, self._library.inferd_destroy, self.handle)
+        self._slabs = Slabs()
         self.isa: str = self._library.inferd_isa(self.handle).decode()
 
     def call(self, op: str, args: ctypes.Structure) -> None:
@@ -49,12 +52,32 @@ class NativeEngine:
     def pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> torch.Tensor:
         """The packed bytes (csrc/layout.h) of rows `source` [N, row bytes or K] of format `kind`."""
         rows, width = shape
-        packed = torch.empty(self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width), dtype=torch.uint8)
+        packed = self._slabs.take(self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width))
         source = source.contiguous()
         row_bytes = source.stride(0) * source.element_size()
         args = library.PackArgs(source.data_ptr(), packed.data_ptr(), row_bytes, library.FORMATS[kind], rows, width)
         self._library.inferd_pack(self.handle, args)
         return packed
+
+
+class Slabs:
+    """Memory for packed weights, in large mappings that the kernel may back with huge pages: streaming through weights
+    is bound by memory, and page walks cost part of it. A mapping lives as long as a tensor cut out of it."""
+
+    def __init__(self) -> None:
+        self._slab = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """num_bytes bytes aligned to 64."""
+        if self._used + num_bytes > self._slab.numel():
+            memory = mmap.mmap(-1, max(SLAB_BYTES, num_bytes))
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            self._slab, self._used = torch.frombuffer(memory, dtype=torch.uint8), 0
+        taken = self._slab[self._used : self._used + num_bytes]
+        self._used += -(-num_bytes // 64) * 64
+        return taken
 
 
 def usable_processors() -> int:

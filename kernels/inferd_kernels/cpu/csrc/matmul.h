@@ -98,9 +98,13 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     const uint8_t* record = panel + records_at(layout.scales, groups);
     const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * kGroup;
     const char* scales = block + scales_at(layout) + first_row * 4;
+    // Few rows are bound by the weights' bytes: ask for the next panel, line by line, while this one is computed.
+    const int64_t panel_size = panel_bytes(format, k), lines_per_group = (panel_size / groups + 63) / 64;
+    const uint8_t* ahead = panel + panel_size;
     F totals[rows];
     for (int r = 0; r < rows; r++) totals[r] = zero();
     for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales += stride) {
+        for (int64_t line = 0; line < lines_per_group; line++, ahead += 64) __builtin_prefetch(ahead);
         U quads[8];
         F scale, second;
         unpack<layout.bits>(record, quads);
