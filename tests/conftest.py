@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
 import pytest
 
 from inferd.checkpoint.source import resolve_source
+
+# As the gateway sets it for itself; here gRPC is imported before the gateway is.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 # A busy machine makes any example slow now and then; how long a test may take is pytest-timeout's business.
 hypothesis.settings.register_profile("inferd", deadline=None)

@@ -24,7 +24,6 @@ def main(argv: list[str] | None = None) -> int:
     except SettingsError as error:
         sys.stderr.write(f"inferd-gateway: {error}\n")
         return 2
-    configure_logging(settings.uvicorn_log_level, settings.log_format)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -39,6 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ssl.SSLError) as error:
         sys.stderr.write(f"inferd-gateway: ssl-certfile: {error}\n")
         return 2
+    configure_logging(settings.uvicorn_log_level, settings.log_format)
     with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
         uvicorn.Server(config).run()
     return 0
