@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig
+from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead
 from inferd.executor.factory import create_executor
@@ -225,8 +225,6 @@ def test_a_dead_executor_stays_dead(tiny_llama: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parallel": ParallelConfig(tensor_parallel_size=2)}, "2 workers"),
-        ({"parallel": ParallelConfig(backend="ray")}, "1 workers \\(ray\\)"),
         ({"device": DeviceConfig(kernel_backend="magic")}, "kernel backend 'magic'"),
         ({"cache": CacheConfig(dtype="int3")}, "KV cache dtype 'int3' is not one of auto, float32"),
         ({"cache": CacheConfig(num_blocks=10**12)}, "cannot be allocated"),
