@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from inferd.request import LogprobParams, Request, SamplingParams, StopParams
 from inferd.testing.requests import Collected, Driver, make_request
 from inferd.testing.tiny_models import VOCAB, write_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 Answers = dict[tuple[int, int], Collected]
 
 
@@ -25,6 +27,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def rank_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes find our packages, and take one thread each."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels")))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -80,3 +80,24 @@ def test_answers_are_those_of_one_worker(
     answers, drive = many(engine_config(tiny_model(name), tensor, stages), ask, 20, 32)
     same(answers, expected)
     assert drive.scheduler.stats().prefix_hits > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_demo_model_answers_alike(
+    demo_gguf: Path,
+    engine_config: Callable[..., EngineConfig],
+    ask: Ask,
+    same: Callable[[Any, Any], None],
+    rank_environment: None,
+) -> None:
+    """Quantized, 9 heads, 3 KV heads; ranks are processes."""
+    config = engine_config(demo_gguf)
+    expected, _ = ask(create_executor(config, lambda phase, fraction: None), config, 20, 32)
+    for tensor, stages in SHAPES:
+        config = engine_config(demo_gguf, tensor, stages, step_timeout_s=120.0)
+        executor = create_executor(config, lambda phase, fraction: None)
+        try:
+            same(ask(executor, config, 20, 32)[0], expected)
+        finally:
+            executor.shutdown()

@@ -20,15 +20,10 @@ from inferd.request import SamplingParams
 from inferd.step import NewSequence, PlanItem, StepPlan
 from inferd.testing.processes import children_of, descriptors, shared_memory
 
-ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[[EngineConfig], Executor]
 Config = Callable[..., EngineConfig]
 
-
-@pytest.fixture(autouse=True)
-def import_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / folder) for folder in (".", "kernels")))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = pytest.mark.usefixtures("rank_environment")
 
 
 @pytest.fixture
@@ -113,7 +108,8 @@ def test_a_step_that_hangs_is_found_and_all_stacks_are_logged(
     assert not set(children_of(os.getpid())) & set(ranks)
 
 
-def test_starts_and_stops_leave_nothing(engine_config: Config, tiny_model: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("cycles", [2, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_starts_and_stops_leave_nothing(cycles: int, engine_config: Config, tiny_model: Callable[[str], Path]) -> None:
     def cycle() -> None:
         executor = create_executor(engine_config(tiny_model("llama"), 2), lambda phase, fraction: None)
         executor.execute(step(1))
@@ -121,7 +117,7 @@ def test_starts_and_stops_leave_nothing(engine_config: Config, tiny_model: Calla
         executor.shutdown()
 
     before = children_of(os.getpid()), descriptors(), shared_memory(), threading.active_count()
-    for _ in range(2):
+    for _ in range(cycles):
         cycle()
     assert (children_of(os.getpid()), descriptors(), shared_memory(), threading.active_count()) == before
 
