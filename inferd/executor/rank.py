@@ -42,6 +42,7 @@ from inferd.executor.wire import (
     receive,
 )
 from inferd.models.registry import check_checkpoint
+from inferd.models.spec import DecoderSpec
 from inferd.parallel.placement import Placement
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     config, placement = settings.config, settings.placement
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
+    assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
     from inferd.executor.build import build_worker, load_model, resolve_device
     from inferd.parallel.context import connect, join_store, open_store
 
