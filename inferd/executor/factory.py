@@ -27,9 +27,9 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
-    if isinstance(spec, EncoderSpec) and backend != "local":
-        raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons instead")
     if backend != "local":
+        if isinstance(spec, EncoderSpec):
+            raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons")
         return start_group(config, backend, checkpoint, spec, progress)
     progress("torch", 0.0)
     from inferd.executor.build import build_local_executor  # torch: seconds

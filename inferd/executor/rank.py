@@ -42,6 +42,7 @@ from inferd.executor.wire import (
     receive,
 )
 from inferd.models.registry import check_checkpoint
+from inferd.models.spec import DecoderSpec
 from inferd.parallel.placement import Placement
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
         rendezvous = core.expect(Connect)
         store = join_store(rendezvous.host, rendezvous.port, timeout_s)
     context = connect(placement, store, device, setup.host, timeout_s)
+    assert isinstance(spec, DecoderSpec), "no group is started for an encoder"
     model = load_model(config, checkpoint, spec, device, LoadingReporter(core), context)
     core.send(_loaded(model, config, setup.num_local))
     worker = build_worker(model, core.expect(Allocate).num_blocks, config.cache.block_size)

@@ -15,8 +15,8 @@ from inferd.layers.encoder_layer import EncoderLayerWeights, LayerNorm
 from inferd.layers.linear import Linear
 from inferd.models.encoder import EncoderWeights
 from inferd.models.encoder_spec import EncoderSpec
-from inferd.models.loader import TensorFiles
 from inferd.models.registry import find_tensor, weight_rules
+from inferd.models.tensor_files import TensorFiles
 from inferd.models.weights import Rule
 
 

@@ -43,38 +43,37 @@ class BulkStream:
         All writes are made here, in the call's own task: that is the one which a stalled write is cut in.
         """
         iterator = aiter(items)
-        closing = asyncio.create_task(self._call.closing.wait())
+        closing: asyncio.Task[object] = asyncio.create_task(self._call.closing.wait())
         reading: asyncio.Task[object] | None = asyncio.create_task(next_item(iterator))
         working: set[asyncio.Task[Message]] = set()
-        ended = drained = False
         try:
-            while reading or working:
+            while True:
                 self._call.background = not working  # a drain waits for items, not for a client that is silent
-                waited = {*working, reading} if reading else working
-                await asyncio.wait(
-                    waited if closing.done() else {*waited, closing}, return_when=asyncio.FIRST_COMPLETED
-                )
+                await asyncio.wait({closing, *working, *filter(None, [reading])}, return_when=asyncio.FIRST_COMPLETED)
                 if reading is not None and reading.done():
                     item, reading = reading.result(), None
-                    ended = item is END
-                    if not ended:
-                        working.add(asyncio.create_task(self._serve(item)))
-                for task in [task for task in working if task.done()]:
-                    await self._call.write(task.result())
-                    working.discard(task)
-                if (closing.done() or (not working and self._is_draining())) and not ended:
-                    closing.cancel()
-                    drained = True
-                    ended, reading = True, cancelled(reading)
-                if reading is None and not ended and len(working) < self._max_items:
+                    if item is END:
+                        break
+                    working.add(asyncio.create_task(self._serve(item)))
+                await self._write_done(working)
+                if closing.done() or (not working and self._is_draining()):
+                    raise Draining("the server is shutting down", retry_after_s=1.0)
+                if reading is None and len(working) < self._max_items:
                     reading = asyncio.create_task(next_item(iterator))
-            if drained:
-                raise Draining("the server is shutting down", retry_after_s=1.0)
+            while working:
+                await asyncio.wait(working, return_when=asyncio.FIRST_COMPLETED)
+                await self._write_done(working)
         finally:
-            left = [closing, *working, *([reading] if reading else [])]
+            left = [closing, *working, *filter(None, [reading])]
             for rest in left:
                 rest.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+    async def _write_done(self, working: set[asyncio.Task[Message]]) -> None:
+        """Send what is ready, and take it out of `working`."""
+        for task in [task for task in working if task.done()]:
+            await self._call.write(task.result())
+            working.discard(task)
 
     async def _serve(self, item: Any) -> Message:
         """The item's outcome. Raises only what is nobody's fault but ours."""
@@ -100,11 +99,6 @@ class BulkStream:
             return await self._answer(item.request, f"{self._call.request_id}/{item_id}")
         finally:
             self._live.discard(item_id)
-
-
-def cancelled(task: asyncio.Task[object] | None) -> None:
-    if task is not None:
-        task.cancel()
 
 
 async def next_item(items: AsyncIterator[Message | None]) -> object:

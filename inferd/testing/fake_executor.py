@@ -183,7 +183,9 @@ class FakeExecutor:
             context = self._read(state, item.start + len(item.token_ids))
             samples = [self._sample(state, context, choice, mask) for choice in item.choices]
             state.num_output_tokens += 1
-        return SequenceResult(item.seq_id, samples, self._prompt_logprobs(state, item), self._vector(state, item))
+        return SequenceResult(
+            item.seq_id, samples, prompt_logprobs(state.new, item, self.info.vocab_size), self._vector(state, item)
+        )
 
     def _vector(self, state: _State, item: PlanItem) -> bytes:
         params, end = state.new.pooling, item.start + len(item.token_ids)
@@ -224,13 +226,13 @@ class FakeExecutor:
             return SampledToken(token_id)
         return SampledToken(token_id, fake_logprobs(token_id, new.logprobs, self.info.vocab_size))
 
-    def _prompt_logprobs(self, state: _State, item: PlanItem) -> list[TokenLogprobs]:
-        """Of the item's positions from 1 on."""
-        params = state.new.prompt_logprobs
-        if params is None:
-            return []
-        targets = item.token_ids[1:] if item.start == 0 else item.token_ids
-        return [fake_logprobs(token_id, params, self.info.vocab_size) for token_id in targets]
+
+def prompt_logprobs(new: NewSequence, item: PlanItem, vocab_size: int) -> list[TokenLogprobs]:
+    """Of the item's positions from 1 on."""
+    if new.prompt_logprobs is None:
+        return []
+    targets = item.token_ids[1:] if item.start == 0 else item.token_ids
+    return [fake_logprobs(token_id, new.prompt_logprobs, vocab_size) for token_id in targets]
 
 
 def is_allowed(token_id: int, mask: bytes | None) -> bool:
