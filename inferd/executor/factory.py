@@ -6,6 +6,7 @@ from pathlib import Path
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
+from inferd.errors import StartupError
 from inferd.executor.base import Executor, Progress
 from inferd.executor.group_start import start_group
 from inferd.executor.seats import choose_backend

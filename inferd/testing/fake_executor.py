@@ -232,6 +232,10 @@ def prompt_logprobs(new: NewSequence, item: PlanItem, vocab_size: int) -> list[T
     return [fake_logprobs(token_id, new.prompt_logprobs, vocab_size) for token_id in targets]
 
 
+def is_allowed(token_id: int, mask: bytes | None) -> bool:
+    return mask is None or (token_id < 8 * len(mask) and bool(mask[token_id // 8] >> token_id % 8 & 1))
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise PlanError(message)
