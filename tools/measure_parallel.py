@@ -125,7 +125,7 @@ def measure_load(options: argparse.Namespace) -> None:
             total += read
             held, own = loaded.weight_bytes, loaded.bytes_read
             print(
-                f"rank {rank}: holds {held / MIB:.1f} MiB, from {own / MIB:.1f} MiB of the file; read {read / MIB:.1f}; "
+                f"rank {rank}: holds {held / MIB:.1f} MiB, from {own / MIB:.1f} of the file; read {read / MIB:.1f}; "
                 f"peak memory {grown / MIB:.1f} MiB above {peak / MIB:.0f} MiB: {grown / held:.2f} x what it holds"
             )
         print(f"read by all: {total / MIB:.1f} MiB")
