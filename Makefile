@@ -8,6 +8,8 @@ MODEL ?= demo
 PORT ?= 8000
 GRPC_PORT ?= 50051
 FLAGS ?=
+CONFORMANCE_VENV ?= $(VENV)-conformance
+OPENAI_SPEC ?=
 
 # torch is the one large dependency. TORCH_SPEC is what pip is asked for, TORCH_INDEX an index to ask instead of pip's
 # own: a plain `torch` is a CUDA build of several gigabytes on many machines (see README, "Setting up").
@@ -19,7 +21,7 @@ PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench \
-        docker-lint wheel clean
+        docker-lint wheel clean contract-full conformance
 
 help:
 	@echo "make run          set up, fetch the demo model, serve it: REST on :$(PORT), gRPC on :$(GRPC_PORT)"
@@ -30,6 +32,8 @@ help:
 	@echo "make fmt          format;                      make lint type contracts budget docker-lint: one check"
 	@echo "make slow         tests too long for CI;       make test-gpu     tests that need a CUDA device"
 	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
+	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
+	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
 
 run: $(VENV)/.run.stamp
@@ -96,6 +100,16 @@ parallel-full: $(VENV)/.dev.stamp
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
 
+# The whole matrix of hostile values over both protocols. Minutes.
+contract-full: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/contract
+
+# Schemathesis in an environment of its own; OPENAI_SPEC=a cut of OpenAI's OpenAPI document, checked as well.
+conformance: $(VENV)/.dev.stamp
+	@test -x $(CONFORMANCE_VENV)/bin/st || \
+	  (python3 -m venv $(CONFORMANCE_VENV) && $(CONFORMANCE_VENV)/bin/pip install -q schemathesis==4.32.5)
+	$(BIN)/python tools/conformance.py $(CONFORMANCE_VENV)/bin/st $(OPENAI_SPEC)
+
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow
 
@@ -108,6 +122,6 @@ wheel: $(VENV)/.dev.stamp
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CONFORMANCE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 -include tools/kernels.mk

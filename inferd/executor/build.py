@@ -17,11 +17,13 @@ from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint
-from inferd.config import DeviceConfig, EngineConfig
+from inferd.config import DeviceConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
+from inferd.executor.decode_graphs import DecodeGraphs
+from inferd.executor.device_worker import DeviceWorker
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
-from inferd.executor.local import LocalExecutor
+from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.memory import cache_budget, step_bytes
 from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
 from inferd.executor.worker import Worker
@@ -63,15 +65,22 @@ class LoadedModel:
 @torch.inference_mode()
 def build_local_executor(
     config: EngineConfig, checkpoint: Checkpoint, spec: DecoderSpec, progress: Progress
-) -> LocalExecutor:
-    """Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
+) -> LocalExecutor | DeviceExecutor:
+    """One that looks ahead and replays graphs where the ops wait for nothing: Triton's do.
+
+    Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
     device = resolve_device(config.device)
     model = load_model(config, checkpoint, spec, device, lambda done: progress("weights", done))
     progress("cache", 0.0)
     plan = plan_kv(spec, config, [kv_room(model, config)])
-    worker = build_worker(model, plan.num_blocks, plan.block_size)
+    executor: LocalExecutor | DeviceExecutor
+    if model.ops.backends["paged_attention"] == "triton":
+        device_worker = build_device_worker(model, plan, config.scheduler)
+        executor = DeviceExecutor(device_worker, executor_info(model, plan, looks_ahead=True))
+    else:
+        executor = LocalExecutor(build_worker(model, plan.num_blocks, plan.block_size), executor_info(model, plan))
     progress("cache", 1.0)
-    return LocalExecutor(worker, executor_info(model, plan))
+    return executor
 
 
 @torch.inference_mode()
@@ -139,10 +148,24 @@ def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepRe
 @torch.inference_mode()
 def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker:
     """Allocates the KV pool. Raises StartupError when there is no memory for it."""
+    return Worker(build_decoder(model, num_blocks, block_size), block_size, model.device, model.context)
+
+
+@torch.inference_mode()
+def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerConfig) -> DeviceWorker:
+    """Like build_worker, for ops that wait for nothing; on CUDA the decode steps are captured here."""
+    decoder = build_decoder(model, plan.num_blocks, plan.block_size)
+    max_rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    graphs = DecodeGraphs(decoder, max_rows, plan.max_context, plan.block_size, model.device)
+    if model.device.type == "cuda":
+        graphs.capture()
+    return DeviceWorker(decoder, plan.block_size, model.device, graphs)
+
+
+def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decoder:
     shape = (num_blocks, block_size, len(model.shard.kv_heads), model.spec.head_dim)
     caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device)
-    decoder = Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
-    return Worker(decoder, block_size, model.device, model.context)
+    return Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
 def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
@@ -221,7 +244,7 @@ def allocate_caches(
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
 
 
-def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> ExecutorInfo:
+def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, looks_ahead: bool = False) -> ExecutorInfo:
     return ExecutorInfo(
         architecture=model.spec.architecture,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -234,4 +257,5 @@ def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> 
         kv_bytes=plan.total_bytes,
         backends=dict(model.ops.backends),
         pipeline_depth=pipeline_depth,
+        looks_ahead=looks_ahead,
     )

@@ -162,8 +162,8 @@ def _group(store: Store, name: str, rank: int, size: int, device: torch.device, 
     timeout = timedelta(seconds=timeout_s)
     prefixed = c10d.PrefixStore(name, store)
     if device.type == "cuda":
-        if name := interface_of(host):
-            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")
+        if interface := interface_of(host):
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
         options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timeout
         return c10d.ProcessGroupNCCL(prefixed, rank, size, options)

@@ -72,7 +72,7 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
     """Check what can be checked before the prompt is tokenized. Raises InferdError."""
     limits = bounds.limits
     bounds.model.check_name(pb.model)
-    check_prompt("prompt", pb.prompt, bounds.vocab_size)
+    check_prompt("prompt", pb.prompt, bounds.vocab_size, adds_bos=bounds.model.tokenizer.adds_bos)
     if pb.stream.prefill_progress and pb.stream.mode == inference_pb2.STREAM_MODE_FINAL:
         raise InvalidParameter(
             "stream.prefill_progress has no meaning when everything comes as one message",
