@@ -8,6 +8,8 @@ MODEL ?= demo
 PORT ?= 8000
 GRPC_PORT ?= 50051
 FLAGS ?=
+CONFORMANCE_VENV ?= $(VENV)-conformance
+OPENAI_SPEC ?=
 
 # torch is the one large dependency. TORCH_SPEC is what pip is asked for, TORCH_INDEX an index to ask instead of pip's
 # own: a plain `torch` is a CUDA build of several gigabytes on many machines (see README, "Setting up").
@@ -19,7 +21,7 @@ PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/exam
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench \
-        clients lm-eval embeddings-check constraints-check docker-lint wheel clean
+        clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
 
 help:
 	@echo "make run          set up, fetch the demo model, serve it: REST on :$(PORT), gRPC on :$(GRPC_PORT)"
@@ -33,6 +35,8 @@ help:
 	@echo "make clients      other people's clients against the product; make lm-eval embeddings-check: other people's figures"
 	@echo "make constraints-check    2,000 constraints, hostile ones among them, against one daemon"
 	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
+	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
+	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
 
 run: $(VENV)/.run.stamp
@@ -113,6 +117,16 @@ embeddings-check: $(VENV)/.dev.stamp
 constraints-check: $(VENV)/.dev.stamp
 	$(BIN)/python -m tools.check_constraints
 
+# The whole matrix of hostile values over both protocols. Minutes.
+contract-full: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/contract
+
+# Schemathesis in an environment of its own; OPENAI_SPEC=a cut of OpenAI's OpenAPI document, checked as well.
+conformance: $(VENV)/.dev.stamp
+	@test -x $(CONFORMANCE_VENV)/bin/st || \
+	  (python3 -m venv $(CONFORMANCE_VENV) && $(CONFORMANCE_VENV)/bin/pip install -q schemathesis==4.32.5)
+	$(BIN)/python tools/conformance.py $(CONFORMANCE_VENV)/bin/st $(OPENAI_SPEC)
+
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow
 
@@ -125,6 +139,6 @@ wheel: $(VENV)/.dev.stamp
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 
 clean:
-	rm -rf $(VENV) .clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .clients $(CONFORMANCE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 -include tools/kernels.mk
