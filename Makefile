@@ -103,6 +103,16 @@ parallel-full: $(VENV)/.dev.stamp
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
 
+# The whole matrix of hostile values over both protocols. Minutes.
+contract-full: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/contract
+
+# Schemathesis in an environment of its own; OPENAI_SPEC=a cut of OpenAI's OpenAPI document, checked as well.
+conformance: $(VENV)/.dev.stamp
+	@test -x $(CONFORMANCE_VENV)/bin/st || \
+	  (python3 -m venv $(CONFORMANCE_VENV) && $(CONFORMANCE_VENV)/bin/pip install -q schemathesis==4.32.5)
+	$(BIN)/python tools/conformance.py $(CONFORMANCE_VENV)/bin/st $(OPENAI_SPEC)
+
 # Each installs what it compares with under .clients/, from the package indexes (npm for Node).
 clients: $(VENV)/.dev.stamp
 	$(BIN)/python -m tools.clients.run
@@ -117,16 +127,6 @@ embeddings-check: $(VENV)/.dev.stamp
 constraints-check: $(VENV)/.dev.stamp
 	$(BIN)/python -m tools.check_constraints
 
-# The whole matrix of hostile values over both protocols. Minutes.
-contract-full: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest -q -m "slow or not slow" tests/contract
-
-# Schemathesis in an environment of its own; OPENAI_SPEC=a cut of OpenAI's OpenAPI document, checked as well.
-conformance: $(VENV)/.dev.stamp
-	@test -x $(CONFORMANCE_VENV)/bin/st || \
-	  (python3 -m venv $(CONFORMANCE_VENV) && $(CONFORMANCE_VENV)/bin/pip install -q schemathesis==4.32.5)
-	$(BIN)/python tools/conformance.py $(CONFORMANCE_VENV)/bin/st $(OPENAI_SPEC)
-
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow
 
@@ -139,6 +139,8 @@ wheel: $(VENV)/.dev.stamp
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 
 clean:
-	rm -rf $(VENV) .clients $(CONFORMANCE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CONFORMANCE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+	rm -rf $(VENV) .clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 -include tools/kernels.mk
