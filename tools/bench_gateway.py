@@ -34,9 +34,10 @@ sys.exit(main())
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """In the program and in the kernel."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
+    return int(fields[11]) / TICKS, int(fields[12]) / TICKS
 
 
 async def stream(session: aiohttp.ClientSession, url: str, seed: int, tokens: int) -> int:
@@ -76,9 +77,11 @@ def measure_events(address: str, mux: bool, options: argparse.Namespace) -> None
         asyncio.run(load(url, 4, 16))
         before, started = cpu_seconds(pid), time.monotonic()
         events = asyncio.run(load(url, options.streams, options.tokens))
-        spent, wall = cpu_seconds(pid) - before, time.monotonic() - started
+        spent = [1e6 * (after - start) / events for after, start in zip(cpu_seconds(pid), before, strict=True)]
+        wall = time.monotonic() - started
     name = "GenerateMux" if mux else "Generate"
-    print(f"{name:12} {events:7} events  {wall:6.2f} s  gateway {1e6 * spent / events:6.1f} us CPU per event")
+    share = f"{sum(spent):6.1f} us CPU per event ({spent[1]:.1f} in the kernel)"
+    print(f"{name:12} {events:7} events  {wall:6.2f} s  gateway {share}")
 
 
 async def measure_requests(address: str, url: str, count: int) -> None:
