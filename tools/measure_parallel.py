@@ -14,7 +14,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from inferd.checkpoint import open_checkpoint
@@ -31,14 +30,17 @@ MIB = 1 << 20
 VOCAB, HEADS, KV_HEADS, CONTEXT = 32000, 16, 8, 512  # of the checkpoint that is loaded
 
 
-def engine_config(path: str, tensor: int, stages: int, blocks: int) -> EngineConfig:
+def engine_config(path: str, options: argparse.Namespace, tensor: int, blocks: int) -> EngineConfig:
     return EngineConfig(
         model=ModelConfig(source=path, path=path),
         cache=CacheConfig(num_blocks=blocks),
         scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=256),
-        device=DeviceConfig(device="cpu", kernel_backend="reference"),
+        device=DeviceConfig(device="cpu", kernel_backend=options.kernel_backend),
         parallel=ParallelConfig(
-            tensor_parallel_size=tensor, pipeline_parallel_size=stages, backend="multiprocess", step_timeout_s=120.0
+            tensor_parallel_size=tensor,
+            pipeline_parallel_size=options.pipeline_parallel_size,
+            backend="multiprocess",
+            step_timeout_s=120.0,
         ),
     )
 
@@ -114,9 +116,7 @@ def measure_load(options: argparse.Namespace) -> None:
             if phase == "weights" and not before:  # every rank is set up and has read nothing but headers
                 before.update({pid: (peak_memory(pid)["VmHWM"], bytes_read(pid)) for pid in children_of(os.getpid())})
 
-        config = engine_config(str(path), options.tensor_parallel_size, options.pipeline_parallel_size, 32)
-        device = msgspec.structs.replace(config.device, kernel_backend=options.kernel_backend)
-        executor = create_executor(msgspec.structs.replace(config, device=device), progress)
+        executor = create_executor(engine_config(str(path), options, options.tensor_parallel_size, 32), progress)
         assert isinstance(executor, GroupExecutor)
         total = 0
         for rank, (pid, loaded) in enumerate(zip(children_of(os.getpid()), executor.loaded, strict=True)):
@@ -133,7 +133,7 @@ def measure_load(options: argparse.Namespace) -> None:
 
 
 def measure_bubble(options: argparse.Namespace) -> None:
-    config = engine_config(options.model, 1, options.pipeline_parallel_size, 400)
+    config = engine_config(options.model, options, 1, 400)
     executor = create_executor(config, lambda phase, fraction: None)
     assert isinstance(executor, GroupExecutor)
     times: dict[int, list[StepTime]] = {}
@@ -190,7 +190,6 @@ def main() -> None:
     load.add_argument("--tensor-parallel-size", type=int, default=4)
     load.add_argument("--pipeline-parallel-size", type=int, default=1)
     load.add_argument("--format", choices=("safetensors", "gguf"), default="safetensors")
-    load.add_argument("--kernel-backend", choices=("auto", "reference"), default="auto")
     load.add_argument("--layers", type=int, default=12)
     load.add_argument("--hidden", type=int, default=1024)
     bubble = commands.add_parser("bubble")
@@ -199,6 +198,8 @@ def main() -> None:
     bubble.add_argument("--sequences", type=int, default=8)
     bubble.add_argument("--tokens", type=int, default=64)
     bubble.add_argument("--plot")
+    for command in (load, bubble):
+        command.add_argument("--kernel-backend", choices=("auto", "reference"), default="auto")
     options = parser.parse_args()
     (measure_load if options.command == "load" else measure_bubble)(options)
 

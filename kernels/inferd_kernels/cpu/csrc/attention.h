@@ -159,14 +159,16 @@ inline void locate_keys(const Unit& u, int32_t tile, int64_t at[kTile]) {
     const AttentionShape& shape = u.args.shape;
     const int32_t* table = u.args.batch->block_tables + u.sequence * u.args.batch->max_blocks;
     const int32_t first = u.first_key(u.position), last = u.row_position(u.rows - 1);
-    int32_t page = tile * kTile / cache.page, offset = tile * kTile % cache.page;
-    for (int32_t j = 0; j < kTile; j++, offset++) {
-        if (offset == cache.page) page++, offset = 0;
-        const int32_t key = tile * kTile + j;
-        at[j] = key < first || key > last
-                    ? -1
-                    : ((int64_t{table[page]} * cache.page + offset) * shape.kv_heads + u.head) * shape.head_dim;
+    const int64_t step = int64_t{shape.kv_heads} * shape.head_dim;
+    const int32_t begin = larger(0, first - tile * kTile), end = smaller(kTile, last + 1 - tile * kTile);
+    for (int32_t j = 0; j < begin; j++) at[j] = -1;
+    for (int32_t j = begin; j < end;) {
+        const int32_t key = tile * kTile + j, offset = key % cache.page;
+        const int32_t until = smaller(end, j + cache.page - offset);
+        int64_t place = (int64_t{table[key / cache.page]} * cache.page + offset) * step + u.head * shape.head_dim;
+        for (; j < until; j++, place += step) at[j] = place;
     }
+    for (int32_t j = larger(begin, end); j < kTile; j++) at[j] = -1;
 }
 
 inline void prefetch_rows(const void* cache, int type, const int64_t at[kTile], int64_t dim) {
@@ -178,33 +180,53 @@ inline void prefetch_rows(const void* cache, int type, const int64_t at[kTile], 
     }
 }
 
-// The tile's keys transposed to [dim][64] and its values as [64][dim], float32. Rows of one head lie apart in the
-// cache, where the hardware does not see them coming: what is needed next is asked for early.
-inline void load_tile(const Unit& u, int32_t tile) {
-    const Cache& cache = u.args.cache;
-    int64_t at[kTile], next[kTile];
-    locate_keys(u, tile, at);
-    prefetch_rows(cache.v, cache.type, at, u.args.shape.head_dim);
-    for (int32_t j = 0; j < kTile; j += 16) {
-        for (int32_t d = 0; d < u.dim; d += 16) {
-            const int lanes = smaller(16, u.args.shape.head_dim - d);
-            F square[16];
-            for (int i = 0; i < 16; i++)
-                square[i] = at[j + i] < 0 ? zero() : load_cache(cache.k, cache.type, at[j + i] + d, lanes);
-            transpose16(square);
-            for (int i = 0; i < 16; i++) store(u.keys_t + (d + i) * kTile + j, square[i]);
+template <int type>
+inline S read_square(const void* cache, int64_t at) {
+    if constexpr (type == kCacheF32) return load_square(static_cast<const float*>(cache) + at);
+    else if constexpr (type == kCacheBF16) return load_square_bf16(static_cast<const uint16_t*>(cache) + at);
+    else return load_square_f16(static_cast<const uint16_t*>(cache) + at);
+}
+
+template <int type>
+inline F read_values(const void* cache, int64_t at) {
+    if constexpr (type == kCacheF32) return load(static_cast<const float*>(cache) + at);
+    else if constexpr (type == kCacheBF16) return load_bf16(static_cast<const uint16_t*>(cache) + at);
+    else return load_f16(static_cast<const uint16_t*>(cache) + at);
+}
+
+// Keys that no row sees are read from the start of the cache: their scores are masked.
+template <int type>
+inline void transpose_keys(const Unit& u, const int64_t at[kTile]) {
+    const void* keys = u.args.cache.k;
+    const int32_t dim = u.args.shape.head_dim;
+    for (int32_t j = 0; j < kTile; j += kSquare) {
+        int64_t rows[kSquare];
+        for (int i = 0; i < kSquare; i++) rows[i] = larger<int64_t>(at[j + i], 0);
+        float* out = u.keys_t + j;
+        int32_t d = 0;
+        for (; d + kSquare <= dim; d += kSquare, out += kSquare * kTile) {
+            S square[kSquare];
+            for (int i = 0; i < kSquare; i++) square[i] = read_square<type>(keys, rows[i] + d);
+            transpose_square(square);
+            for (int i = 0; i < kSquare; i++) store_square(out + i * kTile, square[i]);
+        }
+        for (; d < u.dim; d++, out += kTile) {
+            for (int i = 0; i < kSquare; i++)
+                out[i] = d < dim ? first(load_cache(keys, type, rows[i] + d, 1)) : 0.0f;
         }
     }
-    if (tile < u.last_tile) {
-        locate_keys(u, tile + 1, next);
-        prefetch_rows(cache.k, cache.type, next, u.args.shape.head_dim);
-    }
-    for (int32_t j = 0; j < kTile; j++) {
-        for (int32_t d = 0; d < u.dim; d += 16) {
-            const int lanes = smaller(16, u.args.shape.head_dim - d);
-            store(u.values + j * u.dim + d,
-                  at[j] < 0 ? zero() : load_cache(cache.v, cache.type, at[j] + d, lanes));
-        }
+}
+
+// The tile's values as [64][dim], float32.
+template <int type>
+inline void copy_values(const Unit& u, int32_t first_key, int32_t last_key, const int64_t at[kTile]) {
+    const void* values = u.args.cache.v;
+    const int32_t dim = u.args.shape.head_dim;
+    for (int32_t j = first_key; j < last_key; j++) {
+        float* out = u.values + j * u.dim;
+        int32_t d = 0;
+        for (; d + 16 <= dim; d += 16) store(out + d, read_values<type>(values, at[j] + d));
+        if (d < dim) store(out + d, load_cache(values, type, at[j] + d, dim - d));
     }
 }
 
@@ -236,14 +258,29 @@ inline void soften(const Unit& u, int32_t row, int32_t tile, F scores[kTileVecto
     stats[1] = reduce_add(sum);
 }
 
-template <int rows, int vectors>
-inline void weigh_values(const Unit& u, int32_t d, int32_t keys, float* part, int64_t stride) {
+// Where the values of a tile are read: in the cache, or, where several row groups read them, in the scratch.
+struct Values {
+    const int64_t* at;   // in the cache; null: in the scratch
+    int32_t first, last;  // the keys that a row sees
+};
+
+template <int type>
+inline F load_value(const Unit& u, const Values& from, int32_t j, int32_t d) {
+    if (!from.at) return load(u.values + j * u.dim + d);
+    const int32_t lanes = u.args.shape.head_dim - d;
+    if (lanes < 16) return load_cache(u.args.cache.v, type, from.at[j] + d, lanes);
+    return read_values<type>(u.args.cache.v, from.at[j] + d);
+}
+
+// rows times vectors sums stay in registers.
+template <int type, int rows, int vectors>
+inline void weigh_values(const Unit& u, const Values& from, int32_t d, int32_t keys, float* part, int64_t stride) {
     F sums[rows][vectors];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = zero();
-    for (int32_t j = 0; j < keys; j++) {
+    for (int32_t j = from.first; j < keys; j++) {
         F values[vectors];
-        for (int v = 0; v < vectors; v++) values[v] = load(u.values + j * u.dim + d + 16 * v);
+        for (int v = 0; v < vectors; v++) values[v] = load_value<type>(u, from, j, d + 16 * v);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const F p = set1(u.weights[r * kTile + j]);
@@ -254,52 +291,81 @@ inline void weigh_values(const Unit& u, int32_t d, int32_t keys, float* part, in
         for (int v = 0; v < vectors; v++) store(part + r * stride + d + 16 * v, sums[r][v]);
 }
 
-// Partial results of rows row .. row + rows - 1 over one loaded tile.
-template <int rows>
-void attend_rows(const Unit& u, int32_t tile, int32_t row, float* part) {
-    const int64_t stride = partial_stride(u.args.shape.head_dim);
-    part += row * stride;
-    F scores[rows][kTileVectors];
+// Scores of `rows` rows against the keys of vectors first .. first + vectors - 1 of the tile.
+template <int rows, int vectors>
+inline void score_keys(const Unit& u, const float* q, int first, F scores[rows][kTileVectors]) {
+    F sums[rows][vectors];
     for (int r = 0; r < rows; r++)
-        for (int v = 0; v < kTileVectors; v++) scores[r][v] = zero();
-    const float* q = u.queries + row * u.dim;
+        for (int v = 0; v < vectors; v++) sums[r][v] = zero();
     for (int32_t d = 0; d < u.dim; d++) {
-        F keys[kTileVectors];
-        for (int v = 0; v < kTileVectors; v++) keys[v] = load(u.keys_t + d * kTile + 16 * v);
+        F keys[vectors];
+        for (int v = 0; v < vectors; v++) keys[v] = load(u.keys_t + d * kTile + 16 * (first + v));
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const F value = set1(q[r * u.dim + d]);
-            for (int v = 0; v < kTileVectors; v++) scores[r][v] = fma(value, keys[v], scores[r][v]);
+            for (int v = 0; v < vectors; v++) sums[r][v] = fma(value, keys[v], sums[r][v]);
         }
     }
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < vectors; v++) scores[r][first + v] = sums[r][v];
+}
+
+// Partial results of rows row .. row + rows - 1 over one tile.
+template <int type, int rows>
+void attend_rows(const Unit& u, const Values& values, int32_t tile, int32_t row, float* part) {
+    const int64_t stride = partial_stride(u.args.shape.head_dim);
+    part += row * stride;
+    F scores[rows][kTileVectors];
+    for (int v = 0; v < kTileVectors; v += kAttendVectors)
+        score_keys<rows, kAttendVectors>(u, u.queries + row * u.dim, v, scores);
     for (int r = 0; r < rows; r++)
         soften(u, row + r, tile, scores[r], u.weights + r * kTile, part + r * stride + u.dim);
     const int32_t keys = smaller(kTile, u.row_position(row + rows - 1) + 1 - tile * kTile);
     int32_t d = 0;
-    for (; d + 64 <= u.dim; d += 64) weigh_values<rows, 4>(u, d, keys, part, stride);
-    for (; d < u.dim; d += 16) weigh_values<rows, 1>(u, d, keys, part, stride);
+    for (; d + 16 * kAttendVectors <= u.dim; d += 16 * kAttendVectors)
+        weigh_values<type, rows, kAttendVectors>(u, values, d, keys, part, stride);
+    for (; d < u.dim; d += 16) weigh_values<type, rows, 1>(u, values, d, keys, part, stride);
 }
 
-inline void attend_tile(const Unit& u, int32_t tile, float* part) {
-    load_tile(u, tile);
+// Rows of one head lie apart in the cache, where the hardware does not see them coming: what is needed next is asked for
+// early.
+template <int type>
+void attend_tile(const Unit& u, int32_t tile, float* part) {
+    const Cache& cache = u.args.cache;
     const int64_t stride = partial_stride(u.args.shape.head_dim);
-    int32_t row = 0;
-    while (row < u.rows) {
+    int64_t at[kTile], next[kTile];
+    locate_keys(u, tile, at);
+    prefetch_rows(cache.v, type, at, u.args.shape.head_dim);
+    transpose_keys<type>(u, at);
+    if (tile < u.last_tile) {
+        locate_keys(u, tile + 1, next);
+        prefetch_rows(cache.k, type, next, u.args.shape.head_dim);
+    }
+    const int32_t base = tile * kTile;
+    Values values{at, larger(0, u.first_key(u.position) - base),
+                  smaller(kTile, u.row_position(u.rows - 1) + 1 - base)};
+    if (u.rows > 4) {
+        copy_values<type>(u, values.first, values.last, at);
+        values.at = nullptr;
+    }
+    for (int32_t row = 0; row < u.rows; row += 4) {
         const int32_t count = smaller(4, u.rows - row);
-        if (u.row_position(row + count - 1) < tile * kTile) {
+        if (u.row_position(row + count - 1) < base) {
             for (int32_t r = row; r < row + count; r++) part[r * stride + u.dim + 1] = 0.0f;
         } else if (count == 4) {
-            attend_rows<4>(u, tile, row, part);
+            attend_rows<type, 4>(u, values, tile, row, part);
         } else if (count == 3) {
-            attend_rows<3>(u, tile, row, part);
+            attend_rows<type, 3>(u, values, tile, row, part);
         } else if (count == 2) {
-            attend_rows<2>(u, tile, row, part);
+            attend_rows<type, 2>(u, values, tile, row, part);
         } else {
-            attend_rows<1>(u, tile, row, part);
+            attend_rows<type, 1>(u, values, tile, row, part);
         }
-        row += count;
     }
 }
+
+using AttendTile = void (*)(const Unit&, int32_t, float*);
+constexpr AttendTile kAttendTile[] = {attend_tile<kCacheF32>, attend_tile<kCacheBF16>, attend_tile<kCacheF16>};
 
 inline void clear_total(const Unit& u) {
     const int64_t stride = partial_stride(u.args.shape.head_dim);
@@ -342,7 +408,7 @@ inline void attention_phase(Team& team, const AttentionArgs& args, const Attenti
             const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
             if (tile < u.first_tile || tile > u.last_tile) return;
             load_queries(u);
-            attend_tile(u, tile, plan.partial + c * part_floats);
+            kAttendTile[args.cache.type](u, tile, plan.partial + c * part_floats);
         });
     }
     team_for(team, units, [&](int64_t c) {
@@ -350,7 +416,7 @@ inline void attention_phase(Team& team, const AttentionArgs& args, const Attenti
         clear_total(u);
         if (!plan.split) load_queries(u);
         for (int32_t tile = u.first_tile; tile <= u.last_tile; tile++) {
-            if (!plan.split) attend_tile(u, tile, u.part);
+            if (!plan.split) kAttendTile[args.cache.type](u, tile, u.part);
             merge_part(u, plan.split ? plan.partial + (c * plan.max_tiles + tile) * part_floats : u.part);
         }
         write_output(u);
