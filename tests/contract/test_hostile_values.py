@@ -58,6 +58,7 @@ HTTP_REFUSES: Mapping[str, Callable[[Any], bool]] = {
     "max_tokens": lambda value: value == 0,  # nothing would come back
     "max_completion_tokens": lambda value: value == 0,
     "model": lambda value: value == "",  # over gRPC: the only model
+    "truncate_prompt_tokens": lambda value: value >= 2**32,
     "request_id": lambda value: True,  # shorter here, so that there is room for a prefix
 }
 ANSWER_S = 10.0  # no answer may hang; the machine may be busy
