@@ -80,6 +80,7 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
             info.vocab_size,
             info.pipeline_depth,
             info.whole_prompts,
+            info.looks_ahead,
         )
         scheduler = Scheduler(config.scheduler, config.cache, capacity)
         channel.describe = partial(describe, scheduler)

@@ -63,6 +63,7 @@ class Sequence:
     announced: bool = False  # the executor knows it
     matcher: Matcher | None = None  # at the end of token_ids
     in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
+    ahead: int = 0  # the step of a second one, which computes the token that the first draws; 0: none
     num_preemptions: int = 0
     first_scheduled: float | None = None
 

@@ -8,6 +8,7 @@ from inferd.request import LogprobParams, PoolingParams, SamplingParams
 
 NOT_FINITE = -1  # in place of a token id: the logits were not finite
 NO_TOKEN = -2  # the masks of the request left nothing to draw
+PENDING = -3  # in PlanItem.token_ids: the token that the step before this one draws for the sequence
 
 
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
@@ -36,6 +37,9 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     new_block_ids extends the sequence's block table. choices lists the choice indices to sample from the last
     position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
     of n choices completes: the sequence goes on as choices[0], the others come as new sequences in the next step.
+
+    token_ids is (PENDING,) in a plan that was made before its predecessor's result was there; only executors that
+    look ahead get such plans. When that token ended the choice, nobody reads what is computed from it.
     """
 
     seq_id: int

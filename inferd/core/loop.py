@@ -78,7 +78,7 @@ class EngineLoop:
 
     def _submit(self, now: float) -> None:
         """Keep the executor's pipeline full, as far as there is something to compute."""
-        while len(self._in_flight) < self._executor.info.pipeline_depth:
+        while len(self._in_flight) < self._executor.info.max_in_flight:
             plan = self._scheduler.schedule(now)
             if plan is None:
                 return

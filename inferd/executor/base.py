@@ -30,7 +30,12 @@ class ExecutorInfo:
     kv_bytes: int
     backends: Mapping[str, str]
     pipeline_depth: int = 1  # plans worth having in flight
+    looks_ahead: bool = False  # one more, made before the tokens of the last are known: see step.PENDING
     whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
+
+    @property
+    def max_in_flight(self) -> int:
+        return self.pipeline_depth + self.looks_ahead
 
 
 class Executor(Protocol):
@@ -39,7 +44,7 @@ class Executor(Protocol):
     info: ExecutorInfo
 
     def submit(self, plan: StepPlan) -> None:
-        """Hand over the next step. At most info.pipeline_depth are handed over and not collected."""
+        """Hand over the next step. At most info.max_in_flight are handed over and not collected."""
 
     def collect(self) -> StepResult:
         """The result of the oldest step that is not collected. Raises ExecutorDead when the executor cannot go on."""

@@ -10,6 +10,7 @@ import torch
 from inferd_kernels.ops import PagedBatch
 
 from inferd.executor.sequence_state import SequenceState
+from inferd.executor.transfer import upload
 from inferd.step import PlanItem
 
 
@@ -43,17 +44,20 @@ def build_batch(
     ids = np.fromiter((token for item in ordered for token in item.token_ids), np.int64, total)
     row_starts = np.empty(len(items), np.int64)
     row_starts[order] = cu_seqlens[:-1]
+    slots = blocks * block_size + positions % block_size
+    arrays = (ids, positions, slots, cu_seqlens, seq_lens, tables)
+    tensors = [torch.from_numpy(array) for array in arrays] if device.type == "cpu" else upload(arrays, device)
     paged = PagedBatch(
-        positions=_tensor(positions, device),
-        slots=_tensor(blocks * block_size + positions % block_size, device),
-        cu_seqlens=_tensor(cu_seqlens, device),
-        seq_lens=_tensor(seq_lens, device),
-        block_tables=_tensor(tables, device),
+        positions=tensors[1],
+        slots=tensors[2],
+        cu_seqlens=tensors[3],
+        seq_lens=tensors[4],
+        block_tables=tensors[5],
         num_decodes=int((lengths == 1).sum()),
         max_query_len=int(lengths.max(initial=0)),
         max_seq_len=int(seq_lens.max(initial=0)),
     )
-    return ForwardBatch(_tensor(ids, device), paged, row_starts.tolist())
+    return ForwardBatch(tensors[0], paged, row_starts.tolist())
 
 
 def _block_tables(
@@ -66,10 +70,3 @@ def _block_tables(
         blocks = states[item.seq_id].blocks.values[:count]
         tables[row, : blocks.size] = blocks
     return tables
-
-
-def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(values)
-    if device.type == "cuda":  # a copy from pinned memory does not hold up the step (not run here: no GPU was at hand)
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -10,18 +10,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint
-from inferd.config import DeviceConfig, EngineConfig
+from inferd.config import DeviceConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
+from inferd.executor.decode_graphs import DecodeGraphs
+from inferd.executor.device_worker import DeviceWorker
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
-from inferd.executor.local import LocalExecutor
-from inferd.executor.memory import cache_budget
+from inferd.executor.local import DeviceExecutor, LocalExecutor
+from inferd.executor.memory import cache_budget, step_bytes
+from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
 from inferd.executor.worker import Worker
 from inferd.layers.decoder_layer import KVCache
 from inferd.models.decoder import Decoder, DecoderWeights
@@ -31,6 +35,7 @@ from inferd.models.shard import ModelShard, shard_model
 from inferd.models.spec import DecoderSpec
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
+from inferd.step import StepPlan, StepResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_BITS = {"q4": 4, "q8": 8}
@@ -60,15 +65,22 @@ class LoadedModel:
 @torch.inference_mode()
 def build_local_executor(
     config: EngineConfig, checkpoint: Checkpoint, spec: DecoderSpec, progress: Progress
-) -> LocalExecutor:
-    """Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
+) -> LocalExecutor | DeviceExecutor:
+    """One that looks ahead and replays graphs where the ops wait for nothing: Triton's do.
+
+    Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
     device = resolve_device(config.device)
     model = load_model(config, checkpoint, spec, device, lambda done: progress("weights", done))
     progress("cache", 0.0)
     plan = plan_kv(spec, config, [kv_room(model, config)])
-    worker = build_worker(model, plan.num_blocks, plan.block_size)
+    executor: LocalExecutor | DeviceExecutor
+    if model.ops.backends["paged_attention"] == "triton":
+        device_worker = build_device_worker(model, plan, config.scheduler)
+        executor = DeviceExecutor(device_worker, executor_info(model, plan, looks_ahead=True))
+    else:
+        executor = LocalExecutor(build_worker(model, plan.num_blocks, plan.block_size), executor_info(model, plan))
     progress("cache", 1.0)
-    return LocalExecutor(worker, executor_info(model, plan))
+    return executor
 
 
 @torch.inference_mode()
@@ -112,30 +124,74 @@ def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
     size = block_bytes(len(model.shard.layers), model.kv_size, config.cache.block_size, model.kv_dtype.itemsize)
-    return KVRoom(size, cache_budget(model.spec, config, model.device, model.dtype.itemsize, num_neighbours))
+    return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
+
+
+def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
+    """What a step takes beside weights and KV pool: measured on an accelerator, whose ranks all do so together."""
+    limits, cache = config.scheduler, config.cache
+    if model.device.type != "cuda" or cache.num_blocks is not None or cache.memory_bytes is not None:
+        return step_bytes(model.spec, limits.max_num_batched_tokens, limits.max_num_seqs, model.dtype.itemsize)
+    return measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
+
+
+def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
+    context = requested_context(model.spec, config.model.max_model_len)
+    return largest_plan(config.scheduler, context, config.cache.block_size)
+
+
+def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:
+    """Execute `plan` with a pool of no more blocks than it needs. A rank's peers must do the same."""
+    return build_worker(model, num_blocks(plan), config.cache.block_size).execute(plan)
 
 
 @torch.inference_mode()
 def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker:
     """Allocates the KV pool. Raises StartupError when there is no memory for it."""
+    return Worker(build_decoder(model, num_blocks, block_size), block_size, model.device, model.context)
+
+
+@torch.inference_mode()
+def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerConfig) -> DeviceWorker:
+    """Like build_worker, for ops that wait for nothing; on CUDA the decode steps are captured here."""
+    decoder = build_decoder(model, plan.num_blocks, plan.block_size)
+    max_rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+    graphs = DecodeGraphs(decoder, max_rows, plan.max_context, plan.block_size, model.device)
+    if model.device.type == "cuda":
+        graphs.capture()
+    return DeviceWorker(decoder, plan.block_size, model.device, graphs)
+
+
+def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decoder:
     shape = (num_blocks, block_size, len(model.shard.kv_heads), model.spec.head_dim)
     caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device)
-    decoder = Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
-    return Worker(decoder, block_size, model.device, model.context)
+    return Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
-def resolve_device(config: DeviceConfig, local_rank: int = 0, num_local: int = 1) -> torch.device:
-    """auto: the accelerator if there is one, that of the local rank. On a CPU torch gets this rank's share of
-    config.threads, or of the cores of the affinity mask."""
+def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
+    """auto: accelerator number `index` if there is one, which becomes this thread's current device (kernels are
+    launched and collectives run there). On a CPU torch gets config.threads, or the cores of the affinity mask."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cuda" and not count:
         raise StartupError("device cuda was asked for, but torch finds none")
     if config.device != "cpu" and count:
-        if local_rank >= count:
+        if index >= count:
             raise StartupError(f"{num_local} ranks on a machine with {count} CUDA devices: one device each is needed")
-        return torch.device("cuda", local_rank)
-    torch.set_num_threads(max((config.threads or len(os.sched_getaffinity(0))) // num_local, 1))
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        return device
+    torch.set_num_threads(config.threads or usable_cores())
     return torch.device("cpu")
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def rank_device(config: DeviceConfig, num_local: int) -> DeviceConfig:
+    """`config` for one of num_local ranks of a machine: each computes with an even share of its threads."""
+    share = max((config.threads or usable_cores()) // num_local, 1)
+    return msgspec.structs.replace(config, threads=share)
 
 
 def resolve_dtype(stated: str, device: torch.device, checkpoint: Checkpoint) -> str:
@@ -188,7 +244,7 @@ def allocate_caches(
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
 
 
-def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> ExecutorInfo:
+def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, looks_ahead: bool = False) -> ExecutorInfo:
     return ExecutorInfo(
         architecture=model.spec.architecture,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -201,4 +257,5 @@ def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1) -> 
         kv_bytes=plan.total_bytes,
         backends=dict(model.ops.backends),
         pipeline_depth=pipeline_depth,
+        looks_ahead=looks_ahead,
     )

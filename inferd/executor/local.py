@@ -1,4 +1,4 @@
-"""The executor of one device: the worker lives in this process."""
+"""The executors of one device: the worker lives in this process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 from inferd.executor.base import ExecutorDead, ExecutorInfo
+from inferd.executor.device_worker import DeviceWorker, LaunchedStep
 from inferd.executor.encoder_worker import EncoderWorker
 from inferd.executor.worker import Worker
 from inferd.step import RankTimings, StepPlan, StepResult
@@ -43,3 +44,50 @@ class LocalExecutor:
 
     def shutdown(self) -> None:
         self._worker = None
+
+
+class DeviceExecutor:
+    """Implements inferd.executor.base.Executor: submit enqueues a step on the device, collect waits for its results."""
+
+    def __init__(self, worker: DeviceWorker, info: ExecutorInfo) -> None:
+        self._worker: DeviceWorker | None = worker
+        self.info = info
+        self._launched: deque[LaunchedStep] = deque()
+
+    def submit(self, plan: StepPlan) -> None:
+        """Raises ExecutorDead like collect."""
+        worker = self._alive()
+        try:
+            self._launched.append(worker.launch(plan))
+        except (RuntimeError, MemoryError) as error:
+            raise self._die(plan, error) from error
+
+    def collect(self) -> StepResult:
+        """Raises ExecutorDead after shutdown and when the device fails, out of memory included: its state is lost."""
+        worker, step = self._alive(), self._launched.popleft()
+        try:
+            return worker.finish(step)
+        except (RuntimeError, MemoryError) as error:
+            raise self._die(step.plan, error) from error
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        self.submit(plan)
+        return self.collect()
+
+    def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
+        """The worker dies with this process."""
+
+    def timings(self) -> list[RankTimings]:
+        return []
+
+    def shutdown(self) -> None:
+        self._worker = None
+
+    def _alive(self) -> DeviceWorker:
+        if self._worker is None:
+            raise ExecutorDead("the executor was shut down")
+        return self._worker
+
+    def _die(self, plan: StepPlan, error: Exception) -> ExecutorDead:
+        self._worker = None
+        return ExecutorDead(f"step {plan.step} failed: {error}")

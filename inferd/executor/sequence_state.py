@@ -1,4 +1,4 @@
-"""What a worker remembers of one sequence between steps. The worker is its only writer."""
+"""What a worker remembers of its sequences between steps. The worker is the only writer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from inferd.executor.pooling import PooledPrompt
+from inferd.sampling.adjust import SamplingRow
 from inferd.sampling.growing import GrowingArray
 from inferd.sampling.history import TokenHistory
-from inferd.step import NewSequence, PlanItem
+from inferd.step import NewSequence, PlanItem, StepPlan
 
 
 @dataclass(slots=True, eq=False)
@@ -42,3 +43,20 @@ class SequenceState:
         if self.first_sampled_position is None:
             self.first_sampled_position = position
         return self.new.num_output_tokens + position - self.first_sampled_position
+
+    def sampling_row(self, item: PlanItem, choice: int, mask: bytes | None) -> SamplingRow:
+        """The draw that follows the item's last token."""
+        position = item.start + len(item.token_ids)
+        outputs = self.num_output_tokens(position)
+        blocked = self.new.blocked_token_ids if outputs < self.new.min_tokens else ()
+        return SamplingRow(self.new.sampling, self.history, choice, position, blocked, mask)
+
+
+def apply_changes(states: dict[int, SequenceState], plan: StepPlan) -> None:
+    """What the plan changes before its items: sequences dropped, new ones, and copied blocks in their tables."""
+    for seq_id in plan.dropped:
+        del states[seq_id]
+    for new in plan.new:
+        states[new.seq_id] = SequenceState.from_plan(new)
+    for copy in plan.copies:
+        states[copy.seq_id].blocks.values[copy.index] = copy.destination

@@ -11,7 +11,7 @@ import torch
 from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.pooling import float32_bytes
-from inferd.executor.sequence_state import SequenceState
+from inferd.executor.sequence_state import SequenceState, apply_changes
 from inferd.models.decoder import Decoder
 from inferd.parallel.context import ParallelContext
 from inferd.request import LogprobParams
@@ -46,10 +46,7 @@ class Worker:
         On the last pipeline stage the results are in the order of plan.items; on others there are none.
         """
         started = time.perf_counter()
-        for seq_id in plan.dropped:
-            del self._states[seq_id]
-        for new in plan.new:
-            self._states[new.seq_id] = SequenceState.from_plan(new)
+        apply_changes(self._states, plan)
         self._copy_blocks(plan.copies)
         results = self._compute(plan) if plan.items else []
         return StepResult(plan.step, results, time.perf_counter() - started)
@@ -57,8 +54,6 @@ class Worker:
     def _copy_blocks(self, copies: list[BlockCopy]) -> None:
         if not copies:
             return
-        for copy in copies:
-            self._states[copy.seq_id].blocks.values[copy.index] = copy.destination
         sources = torch.tensor([copy.source for copy in copies], device=self._device)
         destinations = torch.tensor([copy.destination for copy in copies], device=self._device)
         self._decoder.copy_blocks(sources, destinations)
@@ -112,7 +107,7 @@ class Worker:
             for choice in item.choices:
                 places.append(place)
                 sources.append(start + len(item.token_ids) - 1)
-                rows.append(self._sampling_row(item, choice, plan.masks.get(item.seq_id)))
+                rows.append(self._states[item.seq_id].sampling_row(item, choice, plan.masks.get(item.seq_id)))
         samples: list[list[SampledToken]] = [[] for _ in items]
         for first in range(0, len(rows), self._slice_rows):
             part = slice(first, first + self._slice_rows)
@@ -134,13 +129,6 @@ class Worker:
             return logits
         index = {source: row for row, source in enumerate(unique)}
         return logits[torch.tensor([index[source] for source in sources], device=self._device)]
-
-    def _sampling_row(self, item: PlanItem, choice: int, mask: bytes | None) -> SamplingRow:
-        state = self._states[item.seq_id]
-        position = item.start + len(item.token_ids)
-        outputs = state.num_output_tokens(position)
-        blocked = state.new.blocked_token_ids if outputs < state.new.min_tokens else ()
-        return SamplingRow(state.new.sampling, state.history, choice, position, blocked, mask)
 
     def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
         """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""

@@ -55,9 +55,9 @@ class KVManager:
             self._count_first_admission(sequence)
         return True
 
-    def grow(self, sequence: Sequence) -> Growth | None:
-        """Make the position num_computed_tokens writable. None, and nothing changed, when no block is available."""
-        index, offset = divmod(sequence.num_computed_tokens, self.block_size)
+    def grow(self, sequence: Sequence, position: int) -> Growth | None:
+        """Make the first position without a slot writable. None, and nothing changed, when no block is available."""
+        index, offset = divmod(position, self.block_size)
         blocks = sequence.block_ids
         is_new = index == len(blocks)
         assert is_new or offset, f"sequence {sequence.seq_id} would write a block that it did not fill so far"

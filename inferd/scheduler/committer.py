@@ -32,7 +32,7 @@ class Committer:
             sequence = sequences.get(item.seq_id)
             if sequence is None or sequence.in_flight != plan.step:
                 continue  # it ended or was preempted while it was computed
-            sequence.in_flight = 0
+            sequence.in_flight, sequence.ahead = sequence.ahead, 0
             samples = answer.samples
             if item.choices and item.choices != sequence.choices:
                 pairs = zip(item.choices, samples, strict=True)

@@ -17,6 +17,7 @@ class Capacity:
     vocab_size: int
     pipeline_depth: int = 1  # plans the executor works on at the same time
     whole_prompts: bool = False  # attention looks both ways: no chunks, and no prefix that could be reused
+    looks_ahead: bool = False  # the executor takes a plan whose tokens the one before draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class StepLimits:
     max_context: int  # what fits the model and, alone, the KV pool
     vocab_size: int
     pipeline_depth: int
+    looks_ahead: bool
 
 
 def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
@@ -39,4 +41,5 @@ def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
         max_context=min(capacity.max_context_tokens, capacity.num_blocks * capacity.block_size),
         vocab_size=capacity.vocab_size,
         pipeline_depth=capacity.pipeline_depth,
+        looks_ahead=capacity.looks_ahead,
     )

@@ -5,6 +5,11 @@ Order: running sequences with one token first (they keep their pace whatever arr
 then waiting ones. Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in
 flight and takes no more than its share of the rest, so that there is something to plan meanwhile. The cost is that of
 the tokens chosen: neither the queue nor a prompt nor the pool is walked.
+
+Where the executor looks ahead, the next plan is made while one runs: each of its sequences goes on with the token that
+is being drawn, PENDING. A sequence that the token ends is in the next plan for nothing; its result is left out. When
+what a sequence draws next depends on the pending token on this side (a constraint, penalties, bad words) or is no
+single token (a chunk of a prompt, several choices), nothing is planned before the result is there.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import sys
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
-from inferd.step import BlockCopy, PlanItem, StepPlan
+from inferd.step import PENDING, BlockCopy, PlanItem, StepPlan
 
 NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
 NO_MASKS: dict[int, bytes] = {}
@@ -49,12 +54,16 @@ class Planner:
         self._limits = limits
         self._steps = 0
         self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
+        self._last_items: list[PlanItem] = []  # of the last plan
 
     def plan(self, now: float, in_flight: int) -> StepPlan | None:
         """The next step, or None when no sequence is left that is not in one of the in_flight plans."""
+        looks_ahead = self._limits.looks_ahead and in_flight > 0
+        if looks_ahead and not self._can_look_ahead():
+            return None
         draft = Draft(self._limits.token_budget, self._room())
         self._seat_urgent(now)
-        self._advance_running(draft)
+        self._advance_running(draft, looks_ahead)
         self._admit_waiting(draft, now)
         items = draft.single + draft.longer
         if not items:
@@ -62,7 +71,12 @@ class Planner:
             return None
         self._steps += 1
         for item in items:
-            self._roster.sequences[item.seq_id].in_flight = self._steps
+            sequence = self._roster.sequences[item.seq_id]
+            if sequence.in_flight:
+                sequence.ahead = self._steps
+            else:
+                sequence.in_flight = self._steps
+        self._last_items = items
         new, dropped = self._roster.take_news()
         return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
 
@@ -82,13 +96,40 @@ class Planner:
         candidates = min(len(self._roster.running) + len(self._roster.waiting), self._limits.seats)
         return max(-(-candidates // depth), 1)
 
-    def _advance_running(self, draft: Draft) -> None:
+    def _can_look_ahead(self) -> bool:
+        """Whether each sequence of the last plan goes on with one token that nobody here needs to know."""
+        for item in self._last_items:
+            sequence = self._roster.sequences.get(item.seq_id)
+            if sequence is None or not sequence.in_flight:
+                continue  # it ended or was preempted: no later plan can hold it in this one's place
+            sampling = sequence.request.sampling
+            if len(item.choices) != 1 or sequence.matcher is not None or sampling.needs_history:
+                return False
+        return True
+
+    def _look_ahead(self, sequence: Sequence, draft: Draft) -> None:
+        """The token that the plan in flight draws, unless it is the last one by its number."""
+        position = sequence.num_tokens
+        if not sequence.in_flight or sequence.ahead or position + 1 >= sequence.max_tokens:
+            return
+        blocks = NO_BLOCKS
+        if position >= sequence.num_slots:
+            growth = self._roster.grow(sequence, position)
+            if growth is None:
+                return
+            assert growth.copy is None, "a position after one that is being written is in a block of its own"
+            blocks = growth.new_block_ids
+        draft.single.append(PlanItem(sequence.seq_id, position, [PENDING], blocks, sequence.choices))
+
+    def _advance_running(self, draft: Draft, looks_ahead: bool) -> None:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
         longer: list[Sequence] = []
         single = draft.single
         # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
         for sequence in self._roster.running.sequences:
             if sequence.in_flight or len(single) >= draft.room:
+                if looks_ahead:
+                    self._look_ahead(sequence, draft)
                 continue
             start = sequence.num_computed_tokens
             tokens = sequence.token_ids
@@ -105,7 +146,7 @@ class Planner:
                 draft.add(sequence, num_tokens)
 
     def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
-        growth = self._roster.grow(sequence)
+        growth = self._roster.grow(sequence, sequence.num_computed_tokens)
         if growth is None:
             return
         if growth.copy is not None:

@@ -55,12 +55,12 @@ class Roster:
         self._announce(sequence)
         return True
 
-    def grow(self, sequence: Sequence) -> Growth | None:
+    def grow(self, sequence: Sequence, position: int) -> Growth | None:
         """Make the next position of a running sequence writable, preempting the worst ones while blocks are short.
 
         None when the sequence itself was the worst. The best one always gets its block: alone it fits the pool.
         """
-        while (growth := self.kv.grow(sequence)) is None:
+        while (growth := self.kv.grow(sequence, position)) is None:
             worst = self.running.sequences[-1]
             self.preempt(worst)
             if worst is sequence:
@@ -134,7 +134,7 @@ class Roster:
         write the blocks again, because the executor runs plans in their order."""
         self.running.remove(sequence)
         self.kv.free(sequence)
-        sequence.in_flight = 0
+        sequence.in_flight = sequence.ahead = 0
         if sequence.announced:
             self._dropped.append(sequence.seq_id)
         sequence.announced = False

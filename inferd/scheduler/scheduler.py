@@ -2,7 +2,7 @@
 
 Every request ends in exactly one finish or one error per choice, or silently when it is aborted. Plans are committed
 in the order in which they were scheduled; until then anything may happen, the next schedule() included: a plan never
-holds a sequence that is in an uncommitted one.
+holds a sequence that is in an uncommitted one, unless it looks ahead (planner).
 """
 
 from __future__ import annotations

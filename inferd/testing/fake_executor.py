@@ -14,6 +14,7 @@ from inferd.request import LogprobParams
 from inferd.step import (
     NO_TOKEN,
     NOT_FINITE,
+    PENDING,
     BlockCopy,
     NewSequence,
     PlanItem,
@@ -49,6 +50,7 @@ def fake_info(
     max_context_tokens: int = 128,
     vocab_size: int = 1000,
     pipeline_depth: int = 1,
+    looks_ahead: bool = False,
 ) -> ExecutorInfo:
     return ExecutorInfo(
         architecture="fake",
@@ -62,6 +64,7 @@ def fake_info(
         kv_bytes=0,
         backends={"fake": "fake"},
         pipeline_depth=pipeline_depth,
+        looks_ahead=looks_ahead,
     )
 
 
@@ -99,6 +102,7 @@ class _State:
         self.new = new
         self.table = list(new.block_ids)
         self.num_output_tokens = new.num_output_tokens
+        self.drawn: tuple[int, int] | None = None  # step, token
 
 
 class FakeExecutor:
@@ -119,7 +123,7 @@ class FakeExecutor:
         self._results: deque[StepResult] = deque()
 
     def submit(self, plan: StepPlan) -> None:
-        _require(len(self._results) < self.info.pipeline_depth, "more plans in flight than the pipeline holds")
+        _require(len(self._results) < self.info.max_in_flight, "more plans in flight than the pipeline holds")
         self._results.append(self.execute(plan))
 
     def collect(self) -> StepResult:
@@ -174,15 +178,22 @@ class FakeExecutor:
         state.table += item.new_block_ids
         self._users.update(item.new_block_ids)
         for offset, token_id in enumerate(item.token_ids):
-            self._write(state, item.start + offset, token_id)
+            self._write(state, item.start + offset, self._pending(state) if token_id == PENDING else token_id)
         samples: list[SampledToken] = []
         if item.choices:
             context = self._read(state, item.start + len(item.token_ids))
             samples = [self._sample(state, context, choice, mask) for choice in item.choices]
             state.num_output_tokens += 1
+            state.drawn = self._step, max(samples[0].token_id, 0)
         return SequenceResult(
             item.seq_id, samples, prompt_logprobs(state.new, item, self.info.vocab_size), self._vector(state, item)
         )
+
+    def _pending(self, state: _State) -> int:
+        _require(self.info.looks_ahead, "a plan looks ahead")
+        _require(state.drawn is not None and state.drawn[0] == self._step - 1, "a token is due that was not drawn")
+        assert state.drawn is not None
+        return state.drawn[1]
 
     def _vector(self, state: _State, item: PlanItem) -> bytes:
         params, end = state.new.pooling, item.start + len(item.token_ids)

@@ -83,7 +83,7 @@ class Driver:
         """Expire, schedule what the pipeline takes, commit the oldest plan, audit. Returns the last plan scheduled."""
         self._collect(self.scheduler.expired(self.now))
         plan = None
-        while len(self._in_flight) < self.executor.info.pipeline_depth:
+        while len(self._in_flight) < self.executor.info.max_in_flight:
             plan = self.scheduler.schedule(self.now)
             if plan is None:
                 break
@@ -113,4 +113,11 @@ class Driver:
 
 
 def capacity(info: ExecutorInfo) -> Capacity:
-    return Capacity(info.num_blocks, info.block_size, info.max_context_tokens, info.vocab_size, info.pipeline_depth)
+    return Capacity(
+        info.num_blocks,
+        info.block_size,
+        info.max_context_tokens,
+        info.vocab_size,
+        info.pipeline_depth,
+        looks_ahead=info.looks_ahead,
+    )

@@ -132,6 +132,9 @@ class Ops:
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
     copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
+    penalize        (logits [S,V], rows [R], tokens [R,L], counts [R,L], repetition [R], presence [R], frequency [R])
+                    edits rows in place
+    mask_tokens     (logits [S,V], rows [R], bits [R, ceil(V/32)] int32) sets refused tokens of rows to -inf in place
     add_layer_norm  (x [T,E], residual [T,E] | None, weight [E], bias [E], eps) -> [T,E]
     activate        (x [T,I], name) -> [T,I]; name is gelu, gelu_tanh or relu
     self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
@@ -150,6 +153,8 @@ class Ops:
     silu_mul: Callable[..., torch.Tensor]
     sample: Callable[..., torch.Tensor]
     copy_blocks: Callable[..., None]
+    penalize: Callable[..., None]
+    mask_tokens: Callable[..., None]
     add_layer_norm: Callable[..., torch.Tensor]
     activate: Callable[..., torch.Tensor]
     self_attention: Callable[..., torch.Tensor]
@@ -158,7 +163,9 @@ class Ops:
 
 # Of encoders; torch computes them on every backend.
 ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
-NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES)
+# Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
+LOGITS_OP_NAMES = ("penalize", "mask_tokens")
+NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
@@ -174,7 +181,9 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
 
     if backend not in ("auto", "native", "triton", "reference"):
         raise ValueError(f"kernel backend {backend!r} is not one of auto, native, triton, reference")
-    chosen = {name: ("reference", getattr(reference, name)) for name in (*OP_NAMES, *ENCODER_OP_NAMES)}
+    chosen = {
+        name: ("reference", getattr(reference, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
+    }
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
@@ -199,4 +208,4 @@ def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
         raise ValueError("kernel backend 'triton' needs the package triton (extra: cuda)")
     from inferd_kernels.triton import backend
 
-    return {name: ("triton", getattr(backend, name)) for name in OP_NAMES}
+    return {name: ("triton", getattr(backend, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES)}

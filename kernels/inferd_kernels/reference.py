@@ -111,6 +111,9 @@ def paged_attention(
         rows = slice(starts[index], starts[index + 1])
         if rows.start == rows.stop:
             continue
+        if seq_len == 0:  # a padded row of a decode batch
+            out[rows] = 0
+            continue
         blocks = batch.block_tables[index, : -(-seq_len // page)].long()
         keys = k_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
         values = v_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
@@ -197,6 +200,39 @@ def self_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: Attention
 def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
     """cache[destinations[i]] = cache[sources[i]]; no block is both a source and a destination."""
     cache[destinations] = cache[sources]
+
+
+def penalize(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    counts: torch.Tensor,
+    repetition: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+) -> None:
+    """In place on rows [R] int32 of logits [S,V] float32, at tokens [R,L] int32 (distinct in a row, -1 pads).
+
+    l' = (l / repetition if l > 0 else l * repetition) - frequency * count - presence * [count > 0] (Keskar et al. 2019;
+    OpenAI), counts [R,L] int32 occurrences in the output: 0 is a token of the prompt alone. Penalties [R] float32.
+    """
+    rows = rows.long()
+    listed = tokens >= 0
+    at = torch.where(listed, tokens, 0).long()
+    values = logits[rows.unsqueeze(1), at]
+    rate = repetition.unsqueeze(1)
+    values = torch.where(values > 0, values / rate, values * rate)
+    values = values - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * (counts > 0)
+    spread = rows.unsqueeze(1).expand_as(at)
+    logits[spread[listed], at[listed]] = values[listed]
+
+
+def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    """In place: -inf in rows [R] int32 of logits [S,V] where bit token % 32 of bits [R, ceil(V/32)] int32, word
+    token // 32, is 0."""
+    spread = bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=bits.device) & 1
+    refused = spread.flatten(1)[:, : logits.shape[1]] == 0
+    logits[rows.long()] = logits[rows.long()].masked_fill(refused, float("-inf"))
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:

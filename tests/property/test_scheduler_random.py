@@ -11,6 +11,7 @@ import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig
 from inferd.request import CacheParams, FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.step import PENDING
 from inferd.testing.fake_executor import FakeExecutor, fake_info, fake_logprobs, solo_tokens
 from inferd.testing.requests import Driver, make_request
 
@@ -35,7 +36,8 @@ def random_setting(rng: random.Random) -> Setting:
     block_size = rng.choice([1, 2, 4, 7])
     fitting = -(-CONTEXT // block_size)
     depth = rng.choice([1, 1, 2, 3])
-    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB, depth)
+    looks_ahead = depth == 1 and rng.random() < 0.6
+    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB, depth, looks_ahead)
     config = SchedulerConfig(
         max_num_seqs=rng.choice([1, 2, 3, 6, 12]),
         max_num_batched_tokens=rng.choice([1, 3, 5, 16, 64]),
@@ -64,7 +66,9 @@ def random_request(setting: Setting, key: int) -> Request:
         key,
         prompt,
         stop=stop,
-        sampling=SamplingParams(temperature=0.0, seed=rng.randrange(1 << 64), presence_penalty=rng.choice([0.0, 0.5])),
+        sampling=SamplingParams(
+            temperature=0.0, seed=rng.randrange(1 << 64), presence_penalty=0.5 if rng.random() < 0.25 else 0.0
+        ),
         num_choices=rng.choice([1, 1, 1, 2, 3, 4]),
         priority=rng.choice([0, 0, 0, -1, 1]),
         logprobs=LogprobParams(top_n=1) if rng.random() < 0.2 else None,
@@ -168,6 +172,7 @@ def play(seed: int, operations: int) -> Counter[str]:
         preemptions=stats.preemptions,
         hits=stats.prefix_hits,
         copies=sum(len(plan.copies) for plan in drive.plans),
+        ahead=sum(item.token_ids == [PENDING] for plan in drive.plans for item in plan.items),
         choices=sum(request.num_choices for request in setting.asked.values()),
     )
 
@@ -184,7 +189,7 @@ def test_ten_thousand_operations(record_property):
     for name, value in sorted(total.items()):
         record_property(name, value)
     assert total["step"] + total["add"] + total["abort"] + total["abort choice"] + total["clear"] == 10_000
-    for name, least in (("preemptions", 300), ("copies", 100), ("hits", 1000), ("choices", 1500)):
+    for name, least in (("preemptions", 300), ("ahead", 1000), ("copies", 100), ("hits", 1000), ("choices", 1500)):
         assert total[name] >= least, f"the operations hardly reach {name}: {total}"
     for finish in ("EOS", "STOP_TOKEN", "MAX_TOKENS", "CONTEXT_FULL"):
         assert total[f"finish {finish}"] > 0

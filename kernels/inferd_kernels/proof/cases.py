@@ -124,10 +124,11 @@ def mixture() -> object:
     return experts.moe_mlp(torch.empty(16, 2048, dtype=BF16), torch.empty(16, 8, dtype=BF16), gate_up, down, 2)
 
 
-def edits() -> object:
+def edits() -> None:
     logits, tokens = torch.empty(4, 128256), torch.empty(4, 512, dtype=torch.int32)
-    experts.penalize(logits, tokens, tokens, torch.empty(4), torch.empty(4), torch.empty(4))
-    return experts.mask_grammar(logits, torch.empty(4, 4008, dtype=torch.int32))
+    rows = torch.empty(4, dtype=torch.int32)
+    backend.penalize(logits, rows, tokens, tokens, torch.empty(4), torch.empty(4), torch.empty(4))
+    backend.mask_tokens(logits, rows, torch.empty(4, 4008, dtype=torch.int32))
 
 
 def copies() -> object:

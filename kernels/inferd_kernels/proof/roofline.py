@@ -83,11 +83,11 @@ def decode_attention(device: Device, model: Model, table: dict[str, Facts], batc
     """One layer. Blocks: sequences x KV heads x splits."""
     facts = table[f"decode bf16 D{model.head_dim}: decode_split"]
     tile = decode_tile(device.arch, 2, model.head_dim, model.kv_heads)
-    splits = ceil(context / tile.split)
+    splits = min(ceil(context / tile.split), tile.max_splits)
     blocks = batch * model.kv_heads * splits
     slots = device.multiprocessors * blocks_per_multiprocessor(facts, device.arch)
     waves = ceil(blocks / slots)
-    steps = ceil(min(context, tile.split) / tile.tile)
+    steps = ceil(context / splits / tile.tile)
     size = 2 * batch * context * model.kv_heads * model.head_dim * 2
     partial = 2 * batch * model.heads * splits * (model.head_dim + 1) * 4 if splits > 1 else 0
     per_multiprocessor = ceil(min(blocks, slots) / device.multiprocessors)

@@ -17,7 +17,9 @@ __all__ = [
     "copy_blocks",
     "embedding",
     "linear",
+    "mask_tokens",
     "paged_attention",
+    "penalize",
     "prepare_weight",
     "rms_norm",
     "rope_kv_write",
@@ -82,6 +84,22 @@ def paged_attention(
         q, k_cache, v_cache, k_scale, v_scale, sinks, batch.cu_seqlens, batch.seq_lens, batch.block_tables,
         batch.num_decodes, batch.max_seq_len, shape.scale, shape.window, shape.softcap,
     )  # fmt: skip
+
+
+def penalize(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    counts: torch.Tensor,
+    repetition: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+) -> None:
+    library.penalize(logits, rows, tokens, counts, repetition, presence, frequency)
+
+
+def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    library.mask_tokens(logits, rows, bits)
 
 
 def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:

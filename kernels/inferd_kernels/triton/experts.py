@@ -1,10 +1,9 @@
-"""The mixture-of-experts MLP and the logits edits: ops that models and samplers reach beside the door's own."""
+"""The mixture-of-experts MLP, beside the door: no model here has experts yet."""
 
 from __future__ import annotations
 
 import torch
 
-from inferd_kernels.triton import logits as edits
 from inferd_kernels.triton import moe
 from inferd_kernels.triton.library import silu_mul
 from inferd_kernels.triton.tiles import architecture, gemm_moe_tile
@@ -40,28 +39,3 @@ def moe_mlp(
 @moe_mlp.register_fake
 def _(x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
     return torch.empty_like(x)
-
-
-@torch.library.custom_op("inferd::penalize", mutates_args=("logits",))
-def penalize(
-    logits: torch.Tensor,
-    tokens: torch.Tensor,
-    counts: torch.Tensor,
-    repetition: torch.Tensor,
-    presence: torch.Tensor,
-    frequency: torch.Tensor,
-) -> None:
-    """In place on logits [S,V]: see `logits.launch_penalties`."""
-    edits.launch_penalties(logits, tokens, counts, repetition, presence, frequency)
-
-
-@torch.library.custom_op("inferd::mask_grammar", mutates_args=("logits",))
-def mask_grammar(logits: torch.Tensor, bits: torch.Tensor) -> None:
-    """In place on logits [S,V]: see `logits.launch_bitmask`."""
-    edits.launch_bitmask(logits, bits)
-
-
-@penalize.register_fake
-@mask_grammar.register_fake
-def _(*_: object, **__: object) -> None:
-    return None

@@ -10,6 +10,7 @@ import torch
 
 from inferd_kernels.triton import activation, norm, paged_decode, paged_prefill, rope_kv
 from inferd_kernels.triton import copy_blocks as block_copies
+from inferd_kernels.triton import logits as edits
 from inferd_kernels.triton import sample as sampling
 from inferd_kernels.triton.tiles import architecture, decode_tile, prefill_tile
 
@@ -154,3 +155,27 @@ def sample(
 @sample.register_fake
 def _(logits: torch.Tensor, temperature: torch.Tensor, *_: object) -> torch.Tensor:
     return temperature.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+@torch.library.custom_op("inferd::penalize", mutates_args=("logits",))
+def penalize(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    counts: torch.Tensor,
+    repetition: torch.Tensor,
+    presence: torch.Tensor,
+    frequency: torch.Tensor,
+) -> None:
+    edits.launch_penalties(logits, rows, tokens, counts, repetition, presence, frequency)
+
+
+@torch.library.custom_op("inferd::mask_tokens", mutates_args=("logits",))
+def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+    edits.launch_bitmask(logits, rows, bits)
+
+
+@penalize.register_fake
+@mask_tokens.register_fake
+def _(*_: object, **__: object) -> None:
+    return None

@@ -1,8 +1,8 @@
 """Attention of one query token per sequence over its paged context: split kernel and merge kernel.
 
 o = softmax(scale q K^T) V over the positions p - window < j <= p, p = seq_len - 1. The context is cut into splits of a
-fixed number of tokens (flash-decoding, Dao et al. 2023, with the split's size fixed instead of the count), so a row's
-arithmetic depends on its own length alone: the same bits in any batch, under any bound on the context.
+number of tokens that follows from its length (flash-decoding, Dao et al. 2023, where the count follows from the batch),
+so a row's arithmetic depends on its own length alone: the same bits in any batch, under any bound on the context.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ MERGE_SPLITS: tl.constexpr = tl.constexpr(16)
 
 
 @triton.jit
+def split_size(length, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, TILE: tl.constexpr):
+    """Tokens per split: SPLIT, or as many whole tiles as keep a long row within MAX_SPLITS."""
+    even = (length + (MAX_SPLITS * TILE - 1)) // (MAX_SPLITS * TILE) * TILE
+    return tl.maximum(even, SPLIT)
+
+
+@triton.jit
 def decode_split(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, tables_ptr, lens_ptr, partial_ptr, lse_ptr, out_ptr,
     scale, softcap, window, table_stride, block_stride, token_stride, kv_heads, splits,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr,
-    TILE: tl.constexpr, SPLIT: tl.constexpr, SINGLE: tl.constexpr, QUANTIZED: tl.constexpr, CAPPED: tl.constexpr,
-    WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
+    TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SINGLE: tl.constexpr, QUANTIZED: tl.constexpr,
+    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (sequences, kv heads, splits): one split of one sequence for the GROUP query heads of one KV head."""
     row = tl.program_id(0)
@@ -33,8 +40,9 @@ def decode_split(
     first = 0
     if WINDOWED:
         first = tl.maximum(length - window, 0)
-    low = tl.maximum(split * SPLIT, first)
-    high = tl.minimum(split * SPLIT + SPLIT, length)
+    size = split_size(length, SPLIT, MAX_SPLITS, TILE)
+    low = tl.maximum(split * size, first)
+    high = tl.minimum(split * size + size, length)
     if not SINGLE:
         if low >= high:
             return
@@ -78,7 +86,8 @@ def decode_split(
 @triton.jit
 def decode_merge(
     partial_ptr, lse_ptr, sinks_ptr, lens_ptr, out_ptr, window, heads, splits,
-    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, SPLIT: tl.constexpr, WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
+    WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (sequences, heads): the weighted sum of a row's splits, in their order, 16 at a time."""
     row = tl.program_id(0)
@@ -87,8 +96,9 @@ def decode_merge(
     first = 0
     if WINDOWED:
         first = tl.maximum(length - window, 0)
-    begin = first // SPLIT
-    end = (length + SPLIT - 1) // SPLIT
+    size = split_size(length, SPLIT, MAX_SPLITS, TILE)
+    begin = first // size
+    end = (length + size - 1) // size
     at = row.to(tl.int64) * heads + head
     one = tl.arange(0, 1)
     m = tl.full([1], float("-inf"), tl.float32)
@@ -133,7 +143,7 @@ def launch(
     """
     rows, heads, dim = q.shape
     page, kv_heads = k_cache.shape[1:3]
-    splits = max(1, -(-max_seq_len // tile.split))
+    splits = min(max(1, -(-max_seq_len // tile.split)), tile.max_splits)
     single = splits == 1
     partial = q.new_empty(0 if single else rows * heads * splits * dim, dtype=torch.float32)
     lse = q.new_empty(0 if single else rows * heads * splits, dtype=torch.float32)
@@ -141,7 +151,9 @@ def launch(
     shared = {
         "HEAD_DIM": dim,
         "DIM_PAD": next_power_of_2(dim),
+        "TILE": tile.tile,
         "SPLIT": tile.split,
+        "MAX_SPLITS": tile.max_splits,
         "WINDOWED": window > 0,
         "HAS_SINKS": sinks is not None,
     }
@@ -149,7 +161,7 @@ def launch(
     decode_split[(rows, kv_heads, splits)](
         q, k_cache, v_cache, k_scale, v_scale, sinks, tables, lens, partial, lse, out,
         scale, softcap, window, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads, splits,
-        GROUP=heads // kv_heads, GROUP_PAD=max(16, next_power_of_2(heads // kv_heads)), PAGE=page, TILE=tile.tile,
+        GROUP=heads // kv_heads, GROUP_PAD=max(16, next_power_of_2(heads // kv_heads)), PAGE=page,
         SINGLE=single, QUANTIZED=scales is not None, CAPPED=softcap > 0,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **shared,
     )  # fmt: skip

@@ -18,6 +18,7 @@ class AttentionTile:
     num_warps: int
     num_stages: int
     split: int = 512  # decode: tokens of context per program
+    max_splits: int = 32  # decode: of one row; longer contexts get longer splits
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def test_grow_appends_a_block_at_the_boundary():
     kv = KVManager(4, 4)
     sequence = computed(kv, 1, range(4))
     assert sequence.num_slots == 4
-    growth = kv.grow(sequence)
+    growth = kv.grow(sequence, sequence.num_computed_tokens)
     assert growth is not None
     assert growth.copy is None
     assert sequence.block_ids[1:] == growth.new_block_ids
@@ -145,7 +145,7 @@ def test_grow_appends_a_block_at_the_boundary():
 def test_grow_without_blocks():
     kv = KVManager(1, 4)
     sequence = computed(kv, 1, range(4))
-    assert kv.grow(sequence) is None
+    assert kv.grow(sequence, sequence.num_computed_tokens) is None
     assert len(sequence.block_ids) == 1
 
 
@@ -162,12 +162,12 @@ def test_a_shared_partial_block_is_copied_before_the_first_write_and_the_last_ow
     assert child.block_ids == parent.block_ids
     assert child.num_slots == parent.num_slots == 4
     shared = parent.block_ids[1]
-    growth = kv.grow(parent)
+    growth = kv.grow(parent, parent.num_computed_tokens)
     assert growth is not None
     assert growth.copy is not None
     assert (growth.copy.seq_id, growth.copy.index, growth.copy.source) == (1, 1, shared)
     assert growth.copy.destination == parent.block_ids[1] != shared
-    growth = kv.grow(child)
+    growth = kv.grow(child, child.num_computed_tokens)
     assert growth == ([], None)
     assert child.block_ids[1] == shared
     kv.check([parent, child])
@@ -178,7 +178,7 @@ def test_forks_of_whole_blocks_share_them_for_good():
     parent = computed(kv, 1, range(8))
     child = fork(kv, parent, 2)
     for sequence in (parent, child):
-        growth = kv.grow(sequence)
+        growth = kv.grow(sequence, sequence.num_computed_tokens)
         assert growth is not None
         assert growth.copy is None
     assert parent.block_ids[:2] == child.block_ids[:2]
@@ -190,7 +190,7 @@ def test_a_forked_sequence_publishes_its_own_blocks():
     parent = computed(kv, 1, range(6))
     child = fork(kv, parent, 2)
     for sequence, token in ((parent, 100), (child, 200)):
-        kv.grow(sequence)
+        kv.grow(sequence, sequence.num_computed_tokens)
         sequence.token_ids += [token, token]
         compute(kv, sequence)
         kv.free(sequence)
@@ -218,7 +218,7 @@ def test_clear_forgets_and_what_started_before_is_not_found_after():
     assert hits(kv, range(9)) == 0
     computed(kv, 2, range(9))
     sequence.token_ids += [8, 9, 10, 11]
-    kv.grow(sequence)
+    kv.grow(sequence, sequence.num_computed_tokens)
     compute(kv, sequence)  # a block of the chain that started before the clearing
     assert hits(kv, range(13)) == 8
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from inferd_kernels import reference
 from inferd_kernels.ops import SamplingBatch
 from inferd_kernels.proof.guard import Guard
-from inferd_kernels.triton import backend, device, experts
+from inferd_kernels.triton import backend, device
 
 
 def batch(rows: list[tuple[float, int, float, float]], seed: int = 5) -> SamplingBatch:
@@ -115,37 +115,32 @@ def test_noise_is_finite_where_the_uniform_would_round_to_one() -> None:
     assert backend.sample(logits, parameters).tolist() == reference.sample(logits, parameters).tolist() == [5]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_penalties(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(3, 50, generator=generator).to(dtype)
+    logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(3)).to(dtype)
+    rows = torch.tensor([3, 0, 4], dtype=torch.int32)
     tokens = torch.tensor([[3, 49, 7, -1], [0, 1, 2, 3], [-1, -1, -1, -1]], dtype=torch.int32)
     counts = torch.tensor([[2, 0, 1, 0], [1, 1, 5, 0], [0, 0, 0, 0]], dtype=torch.int32)
     repetition, presence = torch.tensor([1.5, 1.0, 2.0]), torch.tensor([0.5, 0.0, 1.0])
     frequency = torch.tensor([0.25, 1.0, 1.0])
-    expected = logits.clone().float()
-    for row in range(3):
-        for token, count in zip(tokens[row].tolist(), counts[row].tolist(), strict=True):
-            if token >= 0:
-                x = expected[row, token]
-                x = x / repetition[row] if x > 0 else x * repetition[row]
-                expected[row, token] = x - (presence[row] if count else 0) - count * frequency[row]
+    expected = logits.float()
+    reference.penalize(expected, rows, tokens, counts, repetition, presence, frequency)
     with Guard():
-        experts.penalize(logits, tokens, counts, repetition, presence, frequency)
+        backend.penalize(logits, rows, tokens, counts, repetition, presence, frequency)
     assert torch.equal(logits, expected.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("vocab", [31, 32, 1030])
-def test_grammar_mask(vocab: int) -> None:
+def test_grammar_mask(vocab: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(vocab)
-    allowed = torch.rand(2, vocab, generator=generator) < 0.5
-    words = -(-vocab // 32)
-    padded = torch.zeros(2, words * 32, dtype=torch.int64)
-    padded[:, :vocab] = allowed
-    bits = (padded.view(2, words, 32) << torch.arange(32)).sum(-1)
-    bits = torch.where(bits >= 2**31, bits - 2**32, bits).int()
-    logits = torch.randn(2, vocab, generator=generator)
-    expected = logits.masked_fill(~allowed, -math.inf)
+    bits = torch.randint(-(2**31), 2**31, (2, -(-vocab // 32)), generator=generator, dtype=torch.int64).int()
+    rows = torch.tensor([2, 0], dtype=torch.int32)
+    logits = torch.randn(3, vocab, generator=generator).to(dtype)
+    expected = logits.clone()
+    reference.mask_tokens(expected, rows, bits)
+    refused = [int(bits[1, token // 32]) >> token % 32 & 1 == 0 for token in range(vocab)]
+    assert torch.equal(expected[0] == -math.inf, torch.tensor(refused))
     with Guard():
-        experts.mask_grammar(logits, bits)
+        backend.mask_tokens(logits, rows, bits)
     assert torch.equal(logits, expected)

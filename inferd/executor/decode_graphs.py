@@ -1,0 +1,147 @@
+"""Decode steps from captured CUDA graphs: one launch instead of a dozen per layer, whose host time is a small model's.
+
+A graph is captured per bucket: a number of rows and a bound on the context. A step takes the smallest bucket that
+holds it; the rows it does not fill have length 0 and slot -1, compute nothing that is kept and write nothing. Inputs
+sit in buffers that live as long as the graphs; lengths are read from them on the device, so replaying needs no
+launch parameter to change.
+
+Without capture (on a CPU) the same buffers, buckets and padding run op by op, which is how this is tested. Capture
+and replay themselves have not run: no GPU was at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from inferd_kernels.ops import PagedBatch
+
+from inferd.models.decoder import Decoder
+
+SHORTEST_CONTEXT = 2048  # tokens; the first bound, each next one four times as long
+
+
+@dataclass(slots=True)
+class Bucket:
+    """One captured step. graph is None where nothing is captured."""
+
+    ids: torch.Tensor
+    batch: PagedBatch
+    graph: torch.cuda.CUDAGraph | None = None
+    stream: torch.Tensor | None = None  # the captured step's result, written by each replay
+
+
+@dataclass(frozen=True, slots=True)
+class Buffers:
+    """Inputs of the largest bucket; smaller ones use the first rows."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    starts: torch.Tensor
+    seq_lens: torch.Tensor
+    tables: torch.Tensor
+
+    @classmethod
+    def allocate(cls, rows: int, table_width: int, device: torch.device) -> Buffers:
+        longs = torch.zeros((2, rows), dtype=torch.int64, device=device)
+        shorts = torch.zeros(rows, dtype=torch.int32, device=device)
+        return cls(
+            ids=longs[0],
+            positions=longs[1],
+            slots=torch.full((rows,), -1, dtype=torch.int64, device=device),
+            starts=torch.arange(rows + 1, dtype=torch.int32, device=device),
+            seq_lens=shorts,
+            tables=torch.full((rows, table_width), -1, dtype=torch.int32, device=device),
+        )
+
+    def fill(self, ids: torch.Tensor, batch: PagedBatch, rows: int) -> None:
+        """The step's rows, and padding up to `rows`."""
+        count = len(ids)
+        for buffer, values, padding in (
+            (self.ids, ids, 0),
+            (self.positions, batch.positions, 0),
+            (self.slots, batch.slots, -1),
+            (self.seq_lens, batch.seq_lens, 0),
+        ):
+            buffer[:count].copy_(values)
+            buffer[count:rows].fill_(padding)
+        self.tables[:count, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+
+
+class DecodeGraphs:
+    """Runs the decode steps of a model that is one stage. max_rows: the most sequences that run at once."""
+
+    def __init__(
+        self, decoder: Decoder, max_rows: int, max_context: int, block_size: int, device: torch.device
+    ) -> None:
+        self._decoder = decoder
+        self._device = device
+        self._rows = row_buckets(max_rows)
+        self._contexts = context_buckets(max_context)
+        self._buffers = Buffers.allocate(self._rows[-1], -(-max_context // block_size), device)
+        self._buckets = {key: self._bucket(*key) for key in product(self._rows, self._contexts)}
+
+    def takes(self, batch: PagedBatch) -> bool:
+        """Whether each sequence of the step has one query token, and there is a bucket for them."""
+        rows = len(batch.seq_lens)
+        return rows == batch.num_decodes <= self._rows[-1] and batch.max_seq_len <= self._contexts[-1]
+
+    def forward(self, ids: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+        """Decoder.forward for a step that takes() accepts. The result is valid until the next call."""
+        rows = smallest(self._rows, len(ids))
+        bucket = self._buckets[rows, smallest(self._contexts, batch.max_seq_len)]
+        self._buffers.fill(ids, batch, rows)
+        if bucket.graph is None:
+            return self._decoder.forward(bucket.ids, bucket.batch)[: len(ids)]
+        bucket.graph.replay()
+        assert bucket.stream is not None, "a graph has a result"
+        return bucket.stream[: len(ids)]
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture every bucket, the largest first: the others find their memory in its pool."""
+        pool = torch.cuda.graph_pool_handle()
+        for key in sorted(self._buckets, reverse=True):
+            bucket = self._buckets[key]
+            self._decoder.forward(bucket.ids, bucket.batch)  # compiles kernels; all rows are padding
+            torch.cuda.synchronize(self._device)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool):
+                bucket.stream = self._decoder.forward(bucket.ids, bucket.batch)
+            bucket.graph = graph
+
+    def _bucket(self, rows: int, context: int) -> Bucket:
+        buffers = self._buffers
+        batch = PagedBatch(
+            positions=buffers.positions[:rows],
+            slots=buffers.slots[:rows],
+            cu_seqlens=buffers.starts[: rows + 1],
+            seq_lens=buffers.seq_lens[:rows],
+            block_tables=buffers.tables[:rows],
+            num_decodes=rows,
+            max_query_len=1,
+            max_seq_len=context,
+        )
+        return Bucket(buffers.ids[:rows], batch)
+
+
+def row_buckets(most: int) -> list[int]:
+    """1, 2, 4, 8, then steps of 8 to 64, of 16 to 256, of 64: at most an eighth of a large step is padding."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, most + 64, 64)]
+    return [size for size in sizes if size < most] + [most]
+
+
+def context_buckets(most: int) -> list[int]:
+    """Bounds that quadruple: the decode grid has a program per split of the bound, most of which leave at once."""
+    bounds, bound = [], SHORTEST_CONTEXT
+    while bound < most:
+        bounds.append(bound)
+        bound *= 4
+    return [*bounds, most]
+
+
+def smallest(sizes: list[int], least: int) -> int:
+    """The first of ascending sizes that is not below least."""
+    return next(size for size in sizes if size >= least)
