@@ -415,7 +415,7 @@ CHATS: Mapping[str, Case] = {
     "chat_template_kwargs": Case(({"tone": "kind"},), template_kwargs),
     "reasoning_effort": Case(("low",), reasoning_effort),
     "tools": Case(([TOOL],), tools, {"tool_choice": "none"}, matters=False),
-    "tool_choice": Case((NAMED, "none"), tool_choice, FORCED, shape=called),
+    "tool_choice": Case((NAMED, "none"), tool_choice, FORCED, matters=False, shape=called),
     "parallel_tool_calls": Case((True,), nothing, matters=False),
     "include_reasoning": Case((False,), nothing, matters=False),
     "echo": Case((False,), nothing, matters=False),

@@ -30,16 +30,22 @@ def entrances(product: Product) -> Iterator[Entrances]:
 
 
 @pytest.fixture(scope="session")
-def both_models(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A gateway in front of two daemons: the chat model's, and one that embeds."""
+def embedder_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A daemon that embeds."""
     from transformers import BertModel
 
     folder = tmp_path_factory.mktemp("tiny-embedder")
     make_tiny_bert(folder, BertModel, matryoshka_dimensions=[8, 16])
     add_sentence_modules(folder)
+    with running_daemon(str(folder), "--served-model-name", "tiny-embedder", "--threads", "1") as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def both_models(product: Product, embedder_address: str) -> Iterator[httpx.Client]:
+    """A gateway in front of two daemons: the chat model's, and the one that embeds."""
     with (
-        running_daemon(str(folder), "--served-model-name", "tiny-embedder", "--threads", "1") as address,
-        running_gateway((product.address, address)) as url,
+        running_gateway((product.address, embedder_address)) as url,
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         yield client

@@ -280,15 +280,15 @@ def test_every_route_with_a_body_is_in_the_matrix(entrances: Entrances) -> None:
 
 
 def test_a_sample_of_fields_agrees(product: Product, entrances: Entrances) -> None:
-    run_agreement(product, entrances, 120, 60)
+    run_agreement(product, entrances, 90, 40)
 
 
 def test_a_sample_of_messages_is_answered(product: Product, entrances: Entrances) -> None:
-    run_messages(product, entrances, 150, 50)
+    run_messages(product, entrances, 120, 40)
 
 
 def test_a_sample_of_the_other_routes_is_answered(product: Product, entrances: Entrances) -> None:
-    run_other_routes(product, entrances, 100)
+    run_other_routes(product, entrances, 60)
 
 
 @pytest.mark.slow
