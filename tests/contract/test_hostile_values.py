@@ -28,9 +28,9 @@ from inferd.testing.http_fields import (
     COMPLETIONS,
     MODEL,
     Case,
-    NotOverGrpc,
     build_call,
 )
+from inferd.testing.http_meanings import NotOverGrpc
 from inferd.testing.parity import Entrances
 from inferd.testing.product import Product
 from inferd.testing.wire import Failure, decode_failure

@@ -19,7 +19,8 @@ import pytest
 from inferd_gateway.http_protocol import server_options
 from inferd_gateway.sse import PING
 
-from inferd.testing.http_fields import CHAT_PATH, COMPLETION_PATH, NAMED, SCHEMA, TOOL
+from inferd.testing.http_fields import CHAT_PATH, COMPLETION_PATH, NAMED, TOOL
+from inferd.testing.http_meanings import SCHEMA
 from inferd.testing.parity import Entrances, events_of
 from inferd.testing.product import Product, wait_until
 from inferd.testing.tiny_chat import BOS_ID, CONTEXT, EOS_ID, VOCAB

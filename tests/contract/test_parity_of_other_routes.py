@@ -12,7 +12,8 @@ import grpc
 import httpx
 import pytest
 
-from inferd.testing.http_fields import CHATS, SCHEMA, TOOL, build_call
+from inferd.testing.http_fields import CHATS, TOOL, build_call
+from inferd.testing.http_meanings import SCHEMA
 from inferd.testing.parity import Entrances, Outcome
 from inferd.v1 import common_pb2, inference_pb2, inference_pb2_grpc
 
