@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -86,6 +87,17 @@ def test_events(document: dict[str, Any], both_models: httpx.Client, path: str, 
     assert response.status_code == 200, response.text
     for event in events_of(response.text):
         check(document, path, "post", response, event)
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_named_events(document: dict[str, Any], both_models: httpx.Client, path: str) -> None:
+    body = next(body for other, body in GOOD if other == path)
+    response = both_models.post(path, json=body | {"stream": True})
+    assert response.status_code == 200, response.text
+    for block in response.text.strip().split("\n\n"):
+        event = dict(line.split(": ", 1) for line in block.split("\n"))
+        check(document, path, "post", response, event)
+        assert json.loads(event["data"])["type"] == event["event"]
 
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in GOOD} | {"/classify"}))
