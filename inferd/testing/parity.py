@@ -23,7 +23,7 @@ FINISH = {
     inference_pb2.FINISH_REASON_TIME_LIMIT: "length",
 }
 FLOOR = -9999.0
-TIMEOUT_S = 60
+TIMEOUT_S = 30
 
 
 @dataclass

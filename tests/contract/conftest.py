@@ -15,7 +15,9 @@ from inferd.testing.tiny_chat import write_tiny_chat
 @pytest.fixture(scope="session")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     folder = write_tiny_chat(tmp_path_factory.mktemp("tiny-chat"))
-    with running_product(str(folder), "--served-model-name", MODEL, "other-name", "--threads", "1") as running:
+    with running_product(
+        str(folder), "--served-model-name", MODEL, "other-name", "org/tiny", "--threads", "1"
+    ) as running:
         yield running
 
 
