@@ -100,6 +100,7 @@ test-gpu: $(VENV)/.dev.stamp
 parallel-full: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 	$(BIN)/python tools/measure_parallel.py load
+	$(BIN)/python tools/measure_parallel.py load --format gguf --hidden 1536
 	$(BIN)/python tools/measure_parallel.py bubble $(MODEL_FILE) --plot bubble.png
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
