@@ -71,7 +71,7 @@ def build_local_executor(
     progress("cache", 0.0)
     plan = plan_kv(spec, config, [kv_room(model, config)])
     executor: LocalExecutor | DeviceExecutor
-    if model.ops.backends["paged_attention"] == "triton":
+    if model.ops.backends["sample"] == "triton":
         device_worker = build_device_worker(model, plan, config.scheduler)
         executor = DeviceExecutor(device_worker, executor_info(model, plan, looks_ahead=True))
     else:

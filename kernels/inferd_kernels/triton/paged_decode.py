@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2
+from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2, padded_head_dim
 
 MERGE_SPLITS: tl.constexpr = tl.constexpr(16)
 
@@ -150,7 +150,7 @@ def launch(
     k_scale, v_scale = scales if scales is not None else (lse, lse)
     shared = {
         "HEAD_DIM": dim,
-        "DIM_PAD": next_power_of_2(dim),
+        "DIM_PAD": padded_head_dim(dim),
         "TILE": tile.tile,
         "SPLIT": tile.split,
         "MAX_SPLITS": tile.max_splits,

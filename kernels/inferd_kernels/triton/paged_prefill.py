@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2
+from inferd_kernels.triton.tiles import AttentionTile, padded_head_dim
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def launch(
     prefill[(tokens // per_program + sequences, kv_heads)](
         q, k_cache, v_cache, k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
         scale, softcap, window, sequences, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads,
-        GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=next_power_of_2(dim), PAGE=page,
+        GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,
         TILE=tile.tile, QUANTIZED=scales is not None, CAPPED=softcap > 0, WINDOWED=window > 0,
         HAS_SINKS=sinks is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

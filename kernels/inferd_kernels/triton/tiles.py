@@ -34,6 +34,13 @@ def next_power_of_2(value: int) -> int:
     return 1 << (value - 1).bit_length()
 
 
+def padded_head_dim(head_dim: int) -> int:
+    """The width of a head's tile in registers: a power of two that tensor cores take. Raises ValueError above 256."""
+    if head_dim > 256:
+        raise ValueError(f"head dim {head_dim} has no kernel configuration; the largest is 256")
+    return max(16, next_power_of_2(head_dim))
+
+
 # Families of architectures that share a configuration.
 FAMILIES = {
     "sm_80": "ampere", "sm_86": "ada", "sm_89": "ada", "sm_90": "hopper", "sm_100": "blackwell", "sm_103": "blackwell",

@@ -1,11 +1,10 @@
-"""The Triton backend behind the door: custom ops, fake implementations, and a whole decoder that equals the
-reference."""
+"""The Triton backend behind the door: custom ops and their fake implementations, mixed batches, padded rows."""
 
 import dataclasses
 
 import pytest
 import torch
-from inferd_kernels.ops import OP_NAMES, AttentionShape, Ops, PagedBatch, Rope, SamplingBatch, load_ops
+from inferd_kernels.ops import LOGITS_OP_NAMES, OP_NAMES, AttentionShape, Ops, load_ops
 from inferd_kernels.proof.problems import allocate, paged_batch, relative_error
 from inferd_kernels.triton import library, linear
 
@@ -18,7 +17,7 @@ def ops() -> Ops:
 
 
 def test_every_op_is_triton(ops: Ops) -> None:
-    assert {ops.backends[name] for name in OP_NAMES} == {"triton"}
+    assert {ops.backends[name] for name in (*OP_NAMES, *LOGITS_OP_NAMES)} == {"triton"}
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "silu_mul", "quantize_rows", "paged_attention", "linear_w4"])
@@ -54,72 +53,6 @@ def test_mixed_batches_equal_the_reference(ops: Ops, queries: list[int], lens: l
     rows = [row for row, length in zip(range(len(q)), lens, strict=False) if length] if 0 in lens else slice(None)
     expected = load_ops("cpu", "reference").paged_attention(q, kv[0], kv[1], batch, SHAPE)
     assert relative_error(out[rows], expected[rows]) < 2e-6
-
-
-class TinyLlama:
-    """Two layers of width 64 over the door alone, with one sequence in a paged cache."""
-
-    def __init__(self, ops: Ops, seed: int = 0) -> None:
-        self.ops = ops
-        generator = torch.Generator().manual_seed(seed)
-
-        def random(*size: int) -> torch.Tensor:
-            return torch.randn(size, generator=generator) / size[-1] ** 0.5
-
-        self.embedding = torch.randn(97, 64, generator=generator)
-        self.layers = [
-            (
-                random(128, 64),
-                random(64, 64),
-                random(192, 64),
-                random(64, 96),
-                torch.rand(64, generator=generator) + 0.5,
-            )
-            for _ in range(2)
-        ]
-        angles = torch.arange(64).unsqueeze(1) / 100 ** (torch.arange(8) / 8)
-        self.rope = Rope(torch.cat((angles.cos(), angles.sin()), 1), 16)
-        self.caches = [tuple(torch.zeros(6, 16, 2, 16) for _ in range(2)) for _ in self.layers]
-
-    def logits(self, tokens: list[int], batch: PagedBatch) -> torch.Tensor:
-        ops = self.ops
-        hidden = ops.embedding(torch.tensor(tokens), self.embedding, torch.float32)
-        normed = ops.rms_norm(hidden, self.layers[0][4], 1e-5)
-        for (qkv, output, gate_up, down, norm), cache in zip(self.layers, self.caches, strict=True):
-            q = ops.rope_kv_write(ops.linear(normed, qkv), *cache, batch, self.rope, SHAPE)
-            out = ops.paged_attention(q, *cache, batch, SHAPE).flatten(1)
-            normed, hidden = ops.add_rms_norm(ops.linear(out, output), hidden, norm, 1e-5)
-            out = ops.linear(ops.silu_mul(ops.linear(normed, gate_up)), down)
-            normed, hidden = ops.add_rms_norm(out, hidden, norm, 1e-5)
-        return ops.linear(normed[-1:], self.embedding)
-
-    def generate(self, prompt: list[int], count: int, temperature: float) -> list[int]:
-        tables = torch.tensor([[3, 1, 4, 2]], dtype=torch.int32)
-        tokens, new = list(prompt), list(prompt)
-        for _ in range(count):
-            batch = paged_batch([len(new)], [len(tokens)], tables)
-            sampling = SamplingBatch(
-                torch.tensor([temperature]), torch.tensor([20], dtype=torch.int32), torch.tensor([0.9]), torch.zeros(1),
-                torch.tensor([7]), torch.zeros(1, dtype=torch.int32), torch.tensor([len(tokens)]), temperature == 0,
-            )  # fmt: skip
-            new = self.ops.sample(self.logits(new, batch), sampling).tolist()
-            tokens += new
-        return tokens[len(prompt) :]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("prompt", range(5))
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_tiny_llama_says_what_the_reference_says(ops: Ops, prompt: int, temperature: float) -> None:
-    tokens = torch.randint(0, 97, (5 + 6 * prompt,), generator=torch.Generator().manual_seed(prompt)).tolist()
-    said = TinyLlama(ops).generate(tokens, 8, temperature)
-    assert said == TinyLlama(load_ops("cpu", "reference")).generate(tokens, 8, temperature)
-
-
-def test_a_step_of_a_tiny_llama(ops: Ops) -> None:
-    assert TinyLlama(ops).generate([5, 6, 7], 2, 0.0) == TinyLlama(load_ops("cpu", "reference")).generate(
-        [5, 6, 7], 2, 0.0
-    )
 
 
 def test_padded_decode_rows_of_a_graph_are_harmless(ops: Ops) -> None:
