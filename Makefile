@@ -8,6 +8,8 @@ MODEL ?= demo
 PORT ?= 8000
 GRPC_PORT ?= 50051
 FLAGS ?=
+CONFORMANCE_VENV ?= $(VENV)-conformance
+OPENAI_SPEC ?=
 
 # torch is the one large dependency. TORCH_SPEC is what pip is asked for, TORCH_INDEX an index to ask instead of pip's
 # own: a plain `torch` is a CUDA build of several gigabytes on many machines (see README, "Setting up").
@@ -15,21 +17,26 @@ export TORCH_SPEC ?= torch==2.13.0
 export TORCH_INDEX ?=
 
 SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard setup.py)
-PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools
+PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/examples
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench \
-        docker-lint wheel clean
+        clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
 
 help:
 	@echo "make run          set up, fetch the demo model, serve it: REST on :$(PORT), gRPC on :$(GRPC_PORT)"
 	@echo "                  (MODEL=... FLAGS='...' PORT=... GRPC_PORT=...)"
 	@echo "make test         set up, then every check: lint, types, contract, kernels, tests"
 	@echo "make setup        only set up for development"
-	@echo "make proto        regenerate the stubs;        make docs         the flag tables;  make breaking     compare the contract with main's"
+	@echo "make proto        regenerate the stubs;        make docs         flag tables and API references"
+	@echo "make breaking     compare the contract with main's"
 	@echo "make fmt          format;                      make lint type contracts budget docker-lint: one check"
 	@echo "make slow         tests too long for CI;       make test-gpu     tests that need a CUDA device"
+	@echo "make clients      other people's clients against the product; make lm-eval embeddings-check: other people's figures"
+	@echo "make constraints-check    2,000 constraints, hostile ones among them, against one daemon"
 	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
+	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
+	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
 
 run: $(VENV)/.run.stamp
@@ -60,7 +67,7 @@ proto: $(VENV)/.dev.stamp
 	$(BIN)/python tools/gen_proto.py
 
 docs: $(VENV)/.dev.stamp
-	$(BIN)/python tools/gen_docs.py
+	$(BIN)/python -m tools.gen_docs
 
 breaking: $(VENV)/.dev.stamp
 	@bash tools/buf_breaking.sh $(BIN)/buf
@@ -95,6 +102,30 @@ parallel-full: $(VENV)/.dev.stamp
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
 
+# The whole matrix of hostile values over both protocols. Minutes.
+contract-full: $(VENV)/.dev.stamp
+	$(BIN)/python -m pytest -q -m "slow or not slow" tests/contract
+
+# Schemathesis in an environment of its own; OPENAI_SPEC=a cut of OpenAI's OpenAPI document, checked as well.
+conformance: $(VENV)/.dev.stamp
+	@test -x $(CONFORMANCE_VENV)/bin/st || \
+	  (python3 -m venv $(CONFORMANCE_VENV) && $(CONFORMANCE_VENV)/bin/pip install -q schemathesis==4.32.5)
+	$(BIN)/python tools/conformance.py $(CONFORMANCE_VENV)/bin/st $(OPENAI_SPEC)
+
+# Each installs what it compares with under .clients/, from the package indexes (npm for Node).
+clients: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.clients.run
+
+lm-eval: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.evaluation.loglikelihood
+
+embeddings-check: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.evaluation.embeddings
+
+# 2,000 of them against one daemon; a few minutes.
+constraints-check: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.check_constraints
+
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow
 
@@ -107,6 +138,8 @@ wheel: $(VENV)/.dev.stamp
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CONFORMANCE_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+	rm -rf $(VENV) .clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 -include tools/kernels.mk

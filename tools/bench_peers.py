@@ -170,7 +170,7 @@ def build_llama(work: Path) -> None:
     """llama-server and llama-bench from the source distribution of llama-cpp-python (about 12 minutes on 2 cores)."""
     source = work / "source"
     source.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "-d", str(source)]
+    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", str(source)]
     subprocess.run([*pip, "llama-cpp-python"], check=True)
     with tarfile.open(next(source.glob("llama_cpp_python*.tar.gz"))) as archive:
         archive.extractall(source, filter="data")

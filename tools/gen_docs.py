@@ -1,4 +1,7 @@
-"""Write the flag tables of docs/ from the flags themselves: `make docs`. --check fails when they differ."""
+"""Write what docs/ says of flags and fields from the flags and fields themselves: `make docs`.
+
+The tables between markers, and the two API references. --check fails when something differs, and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 
 from inferd.cli.flags import GATEWAY_FLAGS, HEALTH_FLAGS, SERVE_FLAGS, Flag
 from inferd.cli.vllm import NO_EFFECT, NOT_SUPPORTED
+from tools.api_reference import grpc_reference, http_reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -59,19 +63,25 @@ def with_tables(text: str) -> str:
     return text
 
 
+def documents() -> dict[Path, str]:
+    """What every document of docs/ should say."""
+    references = {ROOT / "docs" / "api-grpc.md": grpc_reference(), ROOT / "docs" / "api-http.md": http_reference()}
+    written = sorted(set((ROOT / "docs").rglob("*.md")) - set(references))
+    return references | {path: with_tables(path.read_text(encoding="utf-8")) for path in written}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only")
     check = parser.parse_args().check
     stale = []
-    for path in sorted((ROOT / "docs").rglob("*.md")):
-        text = path.read_text(encoding="utf-8")
-        if (made := with_tables(text)) != text:
+    for path, made in documents().items():
+        if not path.exists() or path.read_text(encoding="utf-8") != made:
             stale.append(str(path.relative_to(ROOT)))
             if not check:
                 path.write_text(made, encoding="utf-8")
     if check and stale:
-        sys.exit("stale tables, run `make docs`: " + ", ".join(stale))
+        sys.exit("stale, run `make docs`: " + ", ".join(stale))
 
 
 if __name__ == "__main__":

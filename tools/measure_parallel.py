@@ -1,10 +1,10 @@
 """What a group of ranks costs: bytes read and memory per rank, and how busy the stages of a pipeline are.
 
-    python tools/measure_parallel.py load --tensor-parallel-size 4 [--layers 12 --hidden 1024]
+    python tools/measure_parallel.py load --tensor-parallel-size 4 [--format gguf --layers 12 --hidden 1024]
     python tools/measure_parallel.py bubble MODEL --sequences 8 --plot bubble.png
 
 `load` writes a random Llama checkpoint of that size and loads it. Memory is counted beyond what a worker takes before
-it loads (Python and torch), because that does not shrink with the number of ranks.
+it loads (Python and torch), because that does not shrink with the number of ranks. Bytes are what the kernel counts.
 """
 
 from __future__ import annotations
@@ -14,68 +14,126 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
+from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from inferd.executor.factory import create_executor
 from inferd.executor.group import GroupExecutor
 from inferd.executor.wire import StepTime
 from inferd.request import StopParams
-from inferd.testing.processes import children_of, peak_memory
+from inferd.testing.processes import bytes_read, children_of, peak_memory
 from inferd.testing.requests import Driver, make_request
 
 STEPS_DRAWN = 12
+MIB = 1 << 20
+VOCAB, HEADS, KV_HEADS, CONTEXT = 32000, 16, 8, 512  # of the checkpoint that is loaded
 
 
-def engine_config(path: str, tensor: int, stages: int, blocks: int) -> EngineConfig:
+def engine_config(path: str, options: argparse.Namespace, tensor: int, blocks: int) -> EngineConfig:
     return EngineConfig(
         model=ModelConfig(source=path, path=path),
         cache=CacheConfig(num_blocks=blocks),
         scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=256),
-        device=DeviceConfig(device="cpu", kernel_backend="reference"),
+        device=DeviceConfig(device="cpu", kernel_backend=options.kernel_backend),
         parallel=ParallelConfig(
-            tensor_parallel_size=tensor, pipeline_parallel_size=stages, backend="multiprocess", step_timeout_s=120.0
+            tensor_parallel_size=tensor,
+            pipeline_parallel_size=options.pipeline_parallel_size,
+            backend="multiprocess",
+            step_timeout_s=120.0,
         ),
     )
 
 
-def measure_load(options: argparse.Namespace) -> None:
+def write_safetensors(folder: Path, options: argparse.Namespace) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=options.hidden,
+        intermediate_size=options.hidden * 4,
+        num_hidden_layers=options.layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        max_position_embeddings=CONTEXT,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_gguf(folder: Path, options: argparse.Namespace) -> Path:
+    """The same model in blocks of type Q8_0."""
+    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf.quants import quantize
+
+    hidden, inner, kv = options.hidden, options.hidden * 4, options.hidden * KV_HEADS // HEADS
+    writer = GGUFWriter(path := folder / "model.gguf", "llama")
+    writer.add_block_count(options.layers)
+    writer.add_context_length(CONTEXT)
+    writer.add_embedding_length(hidden)
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"{token}" for token in range(VOCAB)])
+    writer.add_token_merges(["1 2"])
+    layer = {
+        "attn_q": (hidden, hidden),
+        "attn_k": (kv, hidden),
+        "attn_v": (kv, hidden),
+        "attn_output": (hidden, hidden),
+    }
+    layer |= {"ffn_gate": (inner, hidden), "ffn_up": (inner, hidden), "ffn_down": (hidden, inner)}
+    shapes = {"token_embd.weight": (VOCAB, hidden), "output.weight": (VOCAB, hidden)}
+    norms = ["output_norm.weight"]
+    for index in range(options.layers):
+        shapes |= {f"blk.{index}.{name}.weight": shape for name, shape in layer.items()}
+        norms += [f"blk.{index}.attn_norm.weight", f"blk.{index}.ffn_norm.weight"]
+    generator = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        blocks = quantize(0.02 * generator.standard_normal(shape, np.float32), GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q8_0)
+    for name in norms:
+        writer.add_tensor(name, np.ones(hidden, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def measure_load(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = LlamaConfig(
-            vocab_size=32000,
-            hidden_size=options.hidden,
-            intermediate_size=options.hidden * 4,
-            num_hidden_layers=options.layers,
-            num_attention_heads=16,
-            num_key_value_heads=8,
-            max_position_embeddings=512,
-        )
-        LlamaForCausalLM(config).save_pretrained(folder)
-        total = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors"))
-        print(f"checkpoint: {total / 2**20:.0f} MiB")
-        baseline: dict[int, int] = {}
+        write = write_gguf if options.format == "gguf" else write_safetensors
+        path = write(Path(folder), options)
+        tensors = open_checkpoint(path).tensors.values()
+        print(f"{options.format}: {sum(tensor.nbytes for tensor in tensors) / MIB:.1f} MiB in tensors")
+        before: dict[int, tuple[int, int]] = {}
 
         def progress(phase: str, fraction: float) -> None:
-            if phase == "weights" and not baseline:  # every rank is set up and has read nothing but headers
-                baseline.update({pid: peak_memory(pid)["VmHWM"] for pid in children_of(os.getpid())})
+            if phase == "weights" and not before:  # every rank is set up and has read nothing but headers
+                before.update({pid: (peak_memory(pid)["VmHWM"], bytes_read(pid)) for pid in children_of(os.getpid())})
 
-        executor = create_executor(
-            engine_config(folder, options.tensor_parallel_size, options.pipeline_parallel_size, 4), progress
-        )
+        executor = create_executor(engine_config(str(path), options, options.tensor_parallel_size, 32), progress)
         assert isinstance(executor, GroupExecutor)
+        total = 0
         for rank, (pid, loaded) in enumerate(zip(children_of(os.getpid()), executor.loaded, strict=True)):
-            grown = peak_memory(pid)["VmHWM"] - baseline[pid]
+            peak, read = before[pid]
+            grown, read = peak_memory(pid)["VmHWM"] - peak, bytes_read(pid) - read
+            total += read
+            held, own = loaded.weight_bytes, loaded.bytes_read
             print(
-                f"rank {rank}: shard {loaded.weight_bytes / 2**20:.1f} MiB, read {loaded.bytes_read / 2**20:.1f} MiB, "
-                f"peak memory {grown / 2**20:.1f} MiB above {baseline[pid] / 2**20:.0f} MiB: "
-                f"{grown / loaded.weight_bytes:.2f} x shard"
+                f"rank {rank}: holds {held / MIB:.1f} MiB, from {own / MIB:.1f} of the file; read {read / MIB:.1f}; "
+                f"peak memory {grown / MIB:.1f} MiB above {peak / MIB:.0f} MiB: {grown / held:.2f} x what it holds"
             )
-        print(f"read by all: {sum(each.bytes_read for each in executor.loaded) / 2**20:.1f} MiB")
+        print(f"read by all: {total / MIB:.1f} MiB")
         executor.shutdown()
 
 
 def measure_bubble(options: argparse.Namespace) -> None:
-    config = engine_config(options.model, 1, options.pipeline_parallel_size, 400)
+    config = engine_config(options.model, options, 1, 400)
     executor = create_executor(config, lambda phase, fraction: None)
     assert isinstance(executor, GroupExecutor)
     times: dict[int, list[StepTime]] = {}
@@ -131,6 +189,7 @@ def main() -> None:
     load = commands.add_parser("load")
     load.add_argument("--tensor-parallel-size", type=int, default=4)
     load.add_argument("--pipeline-parallel-size", type=int, default=1)
+    load.add_argument("--format", choices=("safetensors", "gguf"), default="safetensors")
     load.add_argument("--layers", type=int, default=12)
     load.add_argument("--hidden", type=int, default=1024)
     bubble = commands.add_parser("bubble")
@@ -139,6 +198,8 @@ def main() -> None:
     bubble.add_argument("--sequences", type=int, default=8)
     bubble.add_argument("--tokens", type=int, default=64)
     bubble.add_argument("--plot")
+    for command in (load, bubble):
+        command.add_argument("--kernel-backend", choices=("auto", "reference"), default="auto")
     options = parser.parse_args()
     (measure_load if options.command == "load" else measure_bubble)(options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from inferd.v1 import common_pb2
@@ -89,10 +90,11 @@ class ChatWhole:
     def __init__(self, head: Head, body: ChatRequest, plan: ParsePlan) -> None:
         self._head = head
         self._plan = plan
-        self._parsers = {index: plan.parser() for index in range(body.n or 1)}
+        # Made as the choices come: how many there are is the daemon's to allow.
+        self._parsers: defaultdict[int, ChoiceParser] = defaultdict(plan.parser)
         self._names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._body = body
-        self._choices = [ChoiceText() for _ in range(body.n or 1)]
+        self._choices: defaultdict[int, ChoiceText] = defaultdict(ChoiceText)
         self._prompt = pb.PromptInfo()
         self._usage = common_pb2.Usage()
 
@@ -112,7 +114,7 @@ class ChatWhole:
     def reply(self) -> dict[str, Any]:
         reply = {
             **self._head.fields(),
-            "choices": [self._choice(index, choice) for index, choice in enumerate(self._choices)],
+            "choices": [self._choice(index, self._choices[index]) for index in sorted(self._choices)],
             "usage": usage_of([self._usage], reasoning_tokens(self._plan, self._parsers)),
         }
         if self._body.return_token_ids:

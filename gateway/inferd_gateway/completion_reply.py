@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ class CompletionReply:
         self._n = body.n or 1
         names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._names = names
-        self._columns = [CompletionLogprobs(names, hidden) for _ in range(self._n * len(echoes))]
+        # Made as the choices come: how many there are is the daemon's to allow.
+        self._columns: defaultdict[int, CompletionLogprobs] = defaultdict(lambda: CompletionLogprobs(names, hidden))
         self._prompts: list[pb.PromptInfo] = [pb.PromptInfo() for _ in echoes]
         self._usages: dict[int, common_pb2.Usage] = {}
         options = body.stream_options
@@ -92,7 +94,7 @@ class CompletionReply:
 
     def whole(self, messages: list[tuple[int, pb.GenerateResponse]]) -> dict[str, Any]:
         """The reply to a call that is not streamed."""
-        choices = [ChoiceText() for _ in self._columns]
+        choices: defaultdict[int, ChoiceText] = defaultdict(ChoiceText)
         for prompt, message in messages:
             for index, delta, fields in self.deltas(prompt, message):
                 choices[index].add(delta, fields["text"])
@@ -100,7 +102,7 @@ class CompletionReply:
                     choices[index].logprobs.append(fields["logprobs"])
         return {
             **self._head,
-            "choices": [self._whole_choice(index, choice) for index, choice in enumerate(choices)],
+            "choices": [self._whole_choice(index, choices[index]) for index in sorted(choices)],
             "usage": usage_of(list(self._usages.values())),
         }
 

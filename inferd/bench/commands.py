@@ -7,6 +7,7 @@ import asyncio
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from inferd.bench.clients import Client, GrpcClient, HttpClient
@@ -18,6 +19,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     """Add the benchmarks as subcommands of `parser`; each sets `run` to a function of the parsed arguments."""
     commands = parser.add_subparsers(dest="benchmark", required=True)
     _add_serve(commands.add_parser("serve", help="load a running server and report latency and throughput"))
+    _add_ops(commands.add_parser("ops", help="time every native CPU op against this machine's limits"))
     startup = commands.add_parser("startup", help="time from exec to SERVING")
     startup.add_argument("model")
     startup.add_argument("--runs", type=int, default=5)
@@ -47,6 +49,32 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, help="write the figures here")
     add("--plot", type=Path, help="draw the distributions here (png, svg, pdf)")
     parser.set_defaults(run=run_serve)
+
+
+def _add_ops(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="default: the processors this process may use")
+    parser.add_argument("--isa", default="", help="avx512, avx2 or baseline; default: the best this processor has")
+    parser.add_argument("--match", default="", help="only ops whose name contains this")
+    parser.add_argument("--seconds", type=float, default=0.2, help="time spent on each op")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.set_defaults(run=run_ops)
+
+
+def run_ops(arguments: argparse.Namespace) -> int:
+    """A line per op as it is measured. Raises StartupError where there are no native ops."""
+    from inferd.bench.ops import HEADER, limits_line, measure_ops, open_ops, row_line
+
+    ops = open_ops(arguments.threads, arguments.isa)
+    limits, measurements = measure_ops(ops, arguments.match, arguments.seconds)
+    sys.stdout.write(f"{limits_line(ops, limits)}\n{HEADER}\n")
+    rows = []
+    for row in measurements:
+        sys.stdout.write(row_line(row) + "\n")
+        sys.stdout.flush()
+        rows.append(asdict(row))
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"limits": asdict(limits), "ops": rows}, indent=1) + "\n")
+    return 0
 
 
 def run_serve(arguments: argparse.Namespace) -> int:

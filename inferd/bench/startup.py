@@ -20,7 +20,7 @@ POLL_S = 0.01
 
 
 class Startup(msgspec.Struct, frozen=True):
-    """Seconds from exec. phases are the daemon's own, in its order; rss_mb is of all its processes once serving."""
+    """Seconds from exec. phases are the daemon's own, in its order."""
 
     port_open_s: float
     serving_s: float

@@ -49,7 +49,9 @@ class Flag:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        return typing.get_args(self.value_type) if typing.get_origin(self.value_type) is typing.Literal else ()
+        """Of a Literal, or of one that may be left unset."""
+        members = (self.value_type, *typing.get_args(self.value_type))
+        return next((typing.get_args(kind) for kind in members if typing.get_origin(kind) is typing.Literal), ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

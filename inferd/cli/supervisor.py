@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 CLEAN_EXITS = (0, -signal.SIGTERM, -signal.SIGINT)
+EXPLAINED_EXITS = (1, 2)  # of a start: the child's own last line says why
 
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up before any fork; Linux only
 
@@ -32,6 +33,7 @@ class Supervisor:
         self._children: dict[str, Process] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._over = asyncio.Event()
+        self._started = False
         self._signals: list[signal.Signals] = []
 
     async def start(self, name: str, command: Sequence[str]) -> None:
@@ -62,8 +64,12 @@ class Supervisor:
         return 0 if asked and clean else 1
 
     def _on_started(self, starting: asyncio.Task[None]) -> None:
-        if not starting.cancelled() and starting.exception():
+        if starting.cancelled():
+            return
+        if starting.exception():
             self._over.set()
+        else:
+            self._started = True
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._signals.append(number)
@@ -74,7 +80,8 @@ class Supervisor:
     async def _watch(self, name: str, child: Process) -> None:
         status = await child.wait()
         if not self._over.is_set():
-            logger.error("%s ended with status %d", name, status)
+            if self._started or status not in EXPLAINED_EXITS:
+                logger.error("%s ended with status %d", name, status)
             self._over.set()
 
     async def _stop_all(self) -> None:

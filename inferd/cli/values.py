@@ -15,6 +15,7 @@ import msgspec
 import yaml
 
 from inferd.cli.flags import Flag
+from inferd.cli.vllm import NOT_SUPPORTED
 
 ENV_PREFIX = "INFERD_"
 DECIMAL = {"k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
@@ -101,6 +102,8 @@ def from_file(path: str, flags: Sequence[Flag], no_effect: Iterable[str]) -> tup
             ignored.append(name)
             continue
         if name == "config" or name not in names:
+            if name in NOT_SUPPORTED:
+                raise UsageError(f"{path}: {key!r} is not supported: {NOT_SUPPORTED[name]}")
             raise UsageError(f"{path}: unknown key {key!r}{nearest(name, names)}")
         flag = names[name]
         if flag.name in values:

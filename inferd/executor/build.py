@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
@@ -23,7 +24,8 @@ from inferd.executor.decode_graphs import DecodeGraphs
 from inferd.executor.device_worker import DeviceWorker
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
 from inferd.executor.local import DeviceExecutor, LocalExecutor
-from inferd.executor.memory import cache_budget
+from inferd.executor.memory import cache_budget, step_bytes
+from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
 from inferd.executor.worker import Worker
 from inferd.layers.decoder_layer import KVCache
 from inferd.models.decoder import Decoder, DecoderWeights
@@ -33,6 +35,7 @@ from inferd.models.shard import ModelShard, shard_model
 from inferd.models.spec import DecoderSpec
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
+from inferd.step import StepPlan, StepResult
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_BITS = {"q4": 4, "q8": 8}
@@ -121,7 +124,25 @@ def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
     size = block_bytes(len(model.shard.layers), model.kv_size, config.cache.block_size, model.kv_dtype.itemsize)
-    return KVRoom(size, cache_budget(model.spec, config, model.device, model.dtype.itemsize, num_neighbours))
+    return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
+
+
+def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
+    """What a step takes beside weights and KV pool: measured on an accelerator, whose ranks all do so together."""
+    limits, cache = config.scheduler, config.cache
+    if model.device.type != "cuda" or cache.num_blocks is not None or cache.memory_bytes is not None:
+        return step_bytes(model.spec, limits.max_num_batched_tokens, limits.max_num_seqs, model.dtype.itemsize)
+    return measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
+
+
+def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
+    context = requested_context(model.spec, config.model.max_model_len)
+    return largest_plan(config.scheduler, context, config.cache.block_size)
+
+
+def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:
+    """Execute `plan` with a pool of no more blocks than it needs. A rank's peers must do the same."""
+    return build_worker(model, num_blocks(plan), config.cache.block_size).execute(plan)
 
 
 @torch.inference_mode()
@@ -147,18 +168,30 @@ def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decod
     return Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
-def resolve_device(config: DeviceConfig, local_rank: int = 0, num_local: int = 1) -> torch.device:
-    """auto: the accelerator if there is one, that of the local rank. On a CPU torch gets this rank's share of
-    config.threads, or of the cores of the affinity mask."""
+def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
+    """auto: accelerator number `index` if there is one, which becomes this thread's current device (kernels are
+    launched and collectives run there). On a CPU torch gets config.threads, or the cores of the affinity mask."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cuda" and not count:
         raise StartupError("device cuda was asked for, but torch finds none")
     if config.device != "cpu" and count:
-        if local_rank >= count:
+        if index >= count:
             raise StartupError(f"{num_local} ranks on a machine with {count} CUDA devices: one device each is needed")
-        return torch.device("cuda", local_rank)
-    torch.set_num_threads(max((config.threads or len(os.sched_getaffinity(0))) // num_local, 1))
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+        return device
+    torch.set_num_threads(config.threads or usable_cores())
     return torch.device("cpu")
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def rank_device(config: DeviceConfig, num_local: int) -> DeviceConfig:
+    """`config` for one of num_local ranks of a machine: each computes with an even share of its threads."""
+    share = max((config.threads or usable_cores()) // num_local, 1)
+    return msgspec.structs.replace(config, threads=share)
 
 
 def resolve_dtype(stated: str, device: torch.device, checkpoint: Checkpoint) -> str:

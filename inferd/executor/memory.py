@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from inferd.config import EngineConfig
+from inferd.config import CacheConfig
 from inferd.models.spec import DecoderSpec
 
 CPU_SHARE = 0.25  # of the memory that is free when the pool is sized
@@ -16,14 +16,12 @@ CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
 
-def cache_budget(
-    spec: DecoderSpec, config: EngineConfig, device: torch.device, itemsize: int, num_neighbours: int = 1
-) -> int:
-    """Bytes that the KV pool may take once the weights are in memory. num_neighbours ranks share the machine's."""
-    working = step_bytes(spec, config.scheduler.max_num_batched_tokens, config.scheduler.max_num_seqs, itemsize)
+def cache_budget(cache: CacheConfig, device: torch.device, working: int, num_neighbours: int = 1) -> int:
+    """Bytes that the KV pool may take once the weights are in memory, beside the `working` bytes of a step.
+    num_neighbours ranks share the machine's memory; an accelerator is one rank's."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return int(config.cache.memory_utilization * total) - (total - free) - working
+        return int(cache.memory_utilization * total) - (total - free) - working
     return min(int(CPU_SHARE * available_memory()), CPU_MAX_BYTES) // num_neighbours - working
 
 

@@ -151,10 +151,11 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
     assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
-    from inferd.executor.build import build_worker, load_model, resolve_device
+    from inferd.executor.build import build_worker, load_model, rank_device, resolve_device
     from inferd.parallel.context import connect, join_store, open_store
 
     setup = settings.setup
+    config = msgspec.structs.replace(config, device=rank_device(config.device, setup.num_local))
     device = resolve_device(config.device, setup.device_index, setup.num_local)
     timeout_s = max(config.parallel.step_timeout_s * GROUP_TIMEOUT_FACTOR, 10.0)
     environment = local_environment(checkpoint.fingerprint)
@@ -168,7 +169,6 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
         rendezvous = core.expect(Connect)
         store = join_store(rendezvous.host, rendezvous.port, timeout_s)
     context = connect(placement, store, device, setup.host, timeout_s)
-    assert isinstance(spec, DecoderSpec), "no group is started for an encoder"
     model = load_model(config, checkpoint, spec, device, LoadingReporter(core), context)
     core.send(_loaded(model, config, setup.num_local))
     worker = build_worker(model, core.expect(Allocate).num_blocks, config.cache.block_size)

@@ -6,11 +6,16 @@ number of contexts and every socket is bound to the address that was chosen.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import struct
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -19,6 +24,8 @@ import torch.distributed
 from inferd.parallel.placement import Placement
 
 MAX_PENDING_SENDS = 8
+SIOCGIFADDR = 0x8915  # <linux/sockios.h>: the address of an interface
+IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 
 c10d: Any = torch.distributed  # its stores and groups are not among torch's typed names
 Store: TypeAlias = Any
@@ -135,7 +142,7 @@ def family(host: str) -> socket.AddressFamily:
 def connect(placement: Placement, store: Store, device: torch.device, host: str, timeout_s: float) -> ParallelContext:
     """Join the groups of this rank; every rank calls it. Raises RuntimeError when a peer does not come.
 
-    host is the address of this machine that peers reach (gloo; NCCL chooses by NCCL_SOCKET_IFNAME).
+    host is the address of this machine that peers reach: gloo is bound to it, NCCL to its interface.
     """
     clock = WaitClock()
     tensor, link = TensorGroup(clock=clock), None
@@ -155,6 +162,8 @@ def _group(store: Store, name: str, rank: int, size: int, device: torch.device, 
     timeout = timedelta(seconds=timeout_s)
     prefixed = c10d.PrefixStore(name, store)
     if device.type == "cuda":
+        if interface := interface_of(host):
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={interface}")
         options = c10d.ProcessGroupNCCL.Options()
         options._timeout = timeout
         return c10d.ProcessGroupNCCL(prefixed, rank, size, options)
@@ -163,3 +172,19 @@ def _group(store: Store, name: str, rank: int, size: int, device: torch.device, 
     options._threads = 1
     options._timeout = timeout
     return c10d.ProcessGroupGloo(prefixed, rank, size, options)
+
+
+def interface_of(host: str) -> str | None:
+    """The network interface that has the address `host`; None when none has."""
+    if ":" in host:
+        wanted = socket.inet_pton(socket.AF_INET6, host.partition("%")[0]).hex()
+        rows = [line.split() for line in IPV6_ADDRESSES.read_text().splitlines()] if IPV6_ADDRESSES.exists() else []
+        return next((row[-1] for row in rows if row[0] == wanted), None)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("16s240x", name.encode())
+            with suppress(OSError):  # it has no address
+                answer = fcntl.ioctl(probe, SIOCGIFADDR, request)
+                if socket.inet_ntoa(answer[20:24]) == host:
+                    return name
+    return None

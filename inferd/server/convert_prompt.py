@@ -8,12 +8,14 @@ from inferd.text.tokenizer import Segments, Tokenizer
 from inferd.v1 import common_pb2
 
 
-def check_prompt(field: str, prompt: common_pb2.Prompt, vocab_size: int) -> None:
-    """Not empty, and ids of the vocabulary. Costs no tokenization."""
+def check_prompt(field: str, prompt: common_pb2.Prompt, vocab_size: int, *, adds_bos: bool = False) -> None:
+    """Not empty, and ids of the vocabulary. adds_bos: a BOS before plain text counts as its content. Costs no
+    tokenization."""
     kind = prompt.WhichOneof("kind")
     match kind:
         case "text":
-            empty = not prompt.text
+            bare = prompt.HasField("add_special_tokens") and not prompt.add_special_tokens
+            empty = not prompt.text and (bare or not adds_bos)
         case "segments":
             empty = not any(segment.text for segment in prompt.segments.segments)
         case "token_ids":

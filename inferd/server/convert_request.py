@@ -72,7 +72,7 @@ def check_request(pb: inference_pb2.GenerateRequest, bounds: Bounds) -> CheckedR
     """Check what can be checked before the prompt is tokenized. Raises InferdError."""
     limits = bounds.limits
     bounds.model.check_name(pb.model)
-    check_prompt("prompt", pb.prompt, bounds.vocab_size)
+    check_prompt("prompt", pb.prompt, bounds.vocab_size, adds_bos=bounds.model.tokenizer.adds_bos)
     if pb.stream.prefill_progress and pb.stream.mode == inference_pb2.STREAM_MODE_FINAL:
         raise InvalidParameter(
             "stream.prefill_progress has no meaning when everything comes as one message",
@@ -120,19 +120,18 @@ def build_request(
     """The Request, and whether its prompt was truncated. Raises InferdError."""
     context = bounds.max_context_tokens
     explicit_max = pb.stop.max_tokens if pb.stop.HasField("max_tokens") else None
-    if explicit_max is not None and explicit_max > context:
+    if explicit_max is not None and explicit_max >= context:
         raise ContextLengthExceeded(
-            f"stop.max_tokens is {explicit_max}, the context has {context} tokens",
+            f"stop.max_tokens is {explicit_max}, the context of {context} tokens leaves no room for a prompt",
             field="stop.max_tokens",
             metadata={"max_context_tokens": str(context)},
         )
     if not prompt_ids:
         raise InvalidParameter("prompt has no tokens", field="prompt")
-    # A prompt that is only computed may fill the context; any other leaves room for a token.
-    room = context if explicit_max == 0 else context - 1
+    # The tokens that were asked for must fit beside the prompt; without a number, at least one.
+    room = context + pb.resumed_tokens - (1 if explicit_max is None else explicit_max)
     kept = truncate(prompt_ids, pb.truncation, room, context)
-    left = context - len(kept) + pb.resumed_tokens
-    max_tokens = left if explicit_max is None else min(explicit_max, left)
+    max_tokens = context - len(kept) + pb.resumed_tokens if explicit_max is None else explicit_max
     if pb.stop.min_tokens > max_tokens:
         raise InvalidParameter(
             f"stop.min_tokens must be at most the {max_tokens} tokens that may be generated, got {pb.stop.min_tokens}",

@@ -34,3 +34,9 @@ def peak_memory(pid: int) -> dict[str, int]:
     """VmHWM (peak resident) and RssAnon of a process, in bytes."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
     return {name: int(fields[name].split()[0]) * 1024 for name in ("VmHWM", "RssAnon")}
+
+
+def bytes_read(pid: int) -> int:
+    """By read and its like, from disk or from the page cache; mappings do not count."""
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["rchar"])

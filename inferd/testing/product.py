@@ -11,14 +11,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_S = 0.02
+READINESS = "inferd.v1.InferenceService"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0, what: str
         time.sleep(POLL_S)
 
 
+def grpc_serves(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=READINESS))
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
 def is_healthy(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
@@ -66,19 +77,42 @@ def is_healthy(url: str) -> bool:
 
 @contextlib.contextmanager
 def running_product(model: str, *flags: str) -> Iterator[Product]:
+    """`inferd up`."""
     http, rpc, metrics = free_port(), free_port(), free_port()
-    command = [sys.executable, "-m", "inferd", "up", model, "--port", str(http), "--grpc-port", str(rpc)]
+    ports = ("--port", str(http), "--grpc-port", str(rpc), "--metrics-port", str(metrics))
+    url = f"http://127.0.0.1:{http}"
+    with running(("inferd", "up", model, *ports, *flags), lambda: is_healthy(url)) as pid:
+        yield Product(url, f"127.0.0.1:{rpc}", f"http://127.0.0.1:{metrics}/metrics", pid)
+
+
+@contextlib.contextmanager
+def running_daemon(model: str, *flags: str) -> Iterator[str]:
+    """`inferd serve`; its address."""
+    address = f"127.0.0.1:{free_port()}"
+    ports = ("--port", address.rpartition(":")[2], "--metrics-port", str(free_port()))
+    with running(("inferd", "serve", model, *ports, *flags), lambda: grpc_serves(address)):
+        yield address
+
+
+@contextlib.contextmanager
+def running_gateway(backends: Sequence[str], *flags: str) -> Iterator[str]:
+    """`inferd-gateway` in front of daemons that serve; its URL."""
+    url = f"http://127.0.0.1:{free_port()}"
+    options = [option for backend in backends for option in ("--backend", backend)]
+    command = ("inferd_gateway", "--port", url.rpartition(":")[2], *options, *flags)
+    with running(command, lambda: is_healthy(url)):
+        yield url
+
+
+@contextlib.contextmanager
+def running(arguments: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[int]:
+    """A command of this repository once it is ready; its process id. It must end well."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "gateway"), str(ROOT / "kernels")])
-    process = subprocess.Popen(
-        [*command, "--metrics-port", str(metrics), *flags], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
-    )
-    product = Product(
-        f"http://127.0.0.1:{http}", f"127.0.0.1:{rpc}", f"http://127.0.0.1:{metrics}/metrics", process.pid
-    )
+    process = subprocess.Popen([sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
     try:
-        wait_until(lambda: is_healthy(product.http) or process.poll() is not None, 60, "health 200")
-        assert process.poll() is None, f"inferd up exited with {process.returncode}"
-        yield product
+        wait_until(lambda: is_ready() or process.poll() is not None, 60, f"{arguments[0]} ready")
+        assert process.poll() is None, f"{' '.join(arguments[:2])} exited with {process.returncode}"
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) == 0

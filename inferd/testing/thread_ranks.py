@@ -15,7 +15,7 @@ from inferd.checkpoint import Checkpoint, open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead, ExecutorInfo
-from inferd.executor.build import build_worker, executor_info, kv_room, load_model
+from inferd.executor.build import build_worker, executor_info, kv_room, load_model, rehearsal, rehearse
 from inferd.executor.kv_plan import plan_kv
 from inferd.executor.worker import Worker
 from inferd.models.registry import check_checkpoint
@@ -113,6 +113,7 @@ class ThreadExecutor:
         store = self._server.store if placement.rank == 0 else join_store(HOST, self._server.port, TIMEOUT_S)
         context = connect(placement, store, device, HOST, TIMEOUT_S)
         model = load_model(config, checkpoint, spec, device, lambda fraction: None, context)
+        rehearse(model, config, rehearsal(model, config))  # as accelerators do
         plan = plan_kv(spec, config, [kv_room(model, config)])
         info = executor_info(model, plan, placement.num_stages)
         return build_worker(model, plan.num_blocks, plan.block_size), info

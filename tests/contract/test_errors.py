@@ -16,32 +16,8 @@ from inferd import errors
 from inferd.errors import DOMAIN, InferdError
 from inferd.front.admission import Admission
 from inferd.server.status import item_error, status_code, status_trailers
+from inferd.testing.error_contract import CONTRACT
 
-# reason -> (gRPC code, HTTP status, OpenAI type, OpenAI code, whether a client may retry)
-CONTRACT = {
-    "INVALID_PARAMETER": ("INVALID_ARGUMENT", 400, "invalid_request_error", None, False),
-    "INVALID_CONSTRAINT": ("INVALID_ARGUMENT", 400, "invalid_request_error", "invalid_schema", False),
-    "CONTEXT_LENGTH_EXCEEDED": ("INVALID_ARGUMENT", 400, "invalid_request_error", "context_length_exceeded", False),
-    "MODEL_NOT_FOUND": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found", False),
-    "TASK_NOT_SUPPORTED": ("FAILED_PRECONDITION", 400, "invalid_request_error", "unsupported_task", False),
-    "UNSUPPORTED_FEATURE": ("UNIMPLEMENTED", 400, "invalid_request_error", "unsupported_feature", False),
-    "DUPLICATE_REQUEST": ("ALREADY_EXISTS", 409, "invalid_request_error", "duplicate_request", False),
-    "QUEUE_FULL": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "server_overloaded", True),
-    "QUEUE_TIMEOUT": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "queue_timeout", True),
-    "DEADLINE_EXCEEDED": ("DEADLINE_EXCEEDED", 504, "timeout", "timeout", False),
-    "NOT_READY": ("UNAVAILABLE", 503, "service_unavailable", "model_loading", True),
-    "DRAINING": ("UNAVAILABLE", 503, "service_unavailable", "draining", True),
-    "ENGINE_DEAD": ("UNAVAILABLE", 503, "server_error", "engine_unavailable", True),
-    "ADMIN_ABORT": ("ABORTED", 503, "server_error", "aborted", False),
-    "SLOW_CONSUMER": ("ABORTED", 503, "server_error", "aborted", False),
-    "NUMERIC_ERROR": ("ABORTED", 500, "server_error", "generation_failed", False),
-    "CONSTRAINT_FAILED": ("ABORTED", 500, "server_error", "generation_failed", False),
-    # The gateway's own key: no caller can mend it.
-    "MISSING_TOKEN": ("UNAUTHENTICATED", 500, "server_error", "internal_error", False),
-    "BAD_TOKEN": ("UNAUTHENTICATED", 500, "server_error", "internal_error", False),
-    "FORBIDDEN": ("PERMISSION_DENIED", 403, "permission_error", "forbidden", False),
-    "INTERNAL": ("INTERNAL", 500, "server_error", "internal_error", False),
-}
 RETRY_S = 7.2
 
 
@@ -72,12 +48,7 @@ def details(failure: grpc.aio.AioRpcError) -> dict[str, Any]:
 
 
 def test_every_error_of_the_daemon_is_in_the_contract() -> None:
-    assert {reason for reason, _ in ALL} == set(CONTRACT) - not_built()
-
-
-def not_built() -> set[str]:
-    """Reasons of the contract that no class of this build has."""
-    return {"CONSTRAINT_FAILED"} - {cls.reason for cls in classes()}
+    assert {reason for reason, _ in ALL} == set(CONTRACT)
 
 
 @pytest.mark.parametrize(("reason", "cls"), ALL, ids=[reason for reason, _ in ALL])
@@ -119,7 +90,7 @@ def test_over_http(reason: str, cls: type[InferdError], multiplexed: bool) -> No
 
 def test_the_gateways_table_names_no_reason_that_the_daemon_lacks() -> None:
     ours = {(cls.code, cls.reason) for cls in classes()}
-    future = {("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED"), ("ABORTED", "CONSTRAINT_FAILED")}
+    future = {("RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED")}
     assert {key for key in TABLE if key[1]} <= ours | future
     assert {code for code, _ in TABLE} <= set(grpc.StatusCode.__members__)
 

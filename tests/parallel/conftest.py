@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,26 @@ import pytest
 import torch
 
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from inferd.constraint.grammar import grammar_of
+from inferd.constraint.matcher import MatcherFactory
+from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.executor.base import Executor
-from inferd.request import LogprobParams, Request, SamplingParams, StopParams
+from inferd.messages import Vocabulary
+from inferd.request import (
+    Constraint,
+    ConstraintKind,
+    ConstraintSpec,
+    LogprobParams,
+    Request,
+    SamplingParams,
+    StopParams,
+)
 from inferd.testing.requests import Collected, Driver, make_request
 from inferd.testing.tiny_models import VOCAB, write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 Answers = dict[tuple[int, int], Collected]
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a", "b"]}'
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +80,8 @@ def engine_config() -> Callable[..., EngineConfig]:
 
 
 def workload(count: int, tokens: int) -> list[Request]:
-    """`count` prompts that share beginnings: greedy, seeded, filtered, penalized, with choices, with logprobs."""
+    """`count` prompts that share beginnings: greedy, seeded, filtered, penalized, constrained, with choices, with
+    logprobs."""
     greedy = SamplingParams(temperature=0.0)
     kinds: list[dict[str, Any]] = [
         {},
@@ -77,6 +92,12 @@ def workload(count: int, tokens: int) -> list[Request]:
         {"prompt_logprobs": LogprobParams(top_n=2), "num_choices": 3, "logprobs": LogprobParams()},
         {"sampling": SamplingParams(temperature=0.8, seed=3, allowed_token_ids=(5, 60, 99, 140, 202))},
         {"sampling": SamplingParams(temperature=0.0, logit_bias=((11, 4.0), (200, 5.5), (90, -100.0)))},
+        {"constraint": constraint(ConstraintKind.REGEX, "[a-f0-9]{2,9}(, [a-f0-9]{2,9})*")},
+        {
+            "constraint": constraint(ConstraintKind.JSON_SCHEMA, SCHEMA),
+            "sampling": SamplingParams(temperature=0.7, seed=11),
+            "num_choices": 2,
+        },
     ]
     shared = [(5 * position + 3) % VOCAB for position in range(26)]
     requests = []
@@ -88,9 +109,21 @@ def workload(count: int, tokens: int) -> list[Request]:
     return requests
 
 
+@functools.cache
+def matcher_factory() -> MatcherFactory:
+    """Constraints see the first tokens as bytes; no text has the others, whatever the model."""
+    vocabulary = Vocabulary([bytes([token]) for token in range(VOCAB)], [2], [])
+    return MatcherFactory(MatchVocabulary(vocabulary, VOCAB))
+
+
+def constraint(kind: ConstraintKind, source: str) -> Constraint:
+    return Constraint(grammar_of(ConstraintSpec(kind, source), matcher_factory().vocabulary))
+
+
 def answer(executor: Executor, config: EngineConfig, count: int, tokens: int) -> tuple[Answers, Driver]:
     drive = Driver(executor=executor, config=config.scheduler, cache=config.cache)
-    drive.add(*workload(count, tokens))
+    for request in workload(count, tokens):
+        drive.scheduler.add(request, None if request.constraint is None else matcher_factory().for_request(request))
     drive.run()
     return dict(drive.outputs), drive
 

@@ -33,6 +33,7 @@ from inferd.executor.wire import (
     proof,
     receive,
 )
+from inferd.parallel import context
 from inferd.testing.product import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,6 +76,16 @@ def test_others_stay_out(listener: RankListener, said: bytes) -> None:
 def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(StartupError, match=r"cannot listen on 192\.0\.2\.1:0 for other ranks"):
         RankListener("192.0.2.1", 0, 1.0)
+
+
+def test_an_interface_is_found_by_its_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = tmp_path / "if_inet6"
+    addresses.write_text("20010db8000000000000000000000007 03 40 00 80     eth7\n" + f"{1:032x} 01 80 10 80       lo\n")
+    monkeypatch.setattr(context, "IPV6_ADDRESSES", addresses)
+    found = [
+        context.interface_of(host) for host in ("127.0.0.1", "::1", "2001:db8::7%eth7", "192.0.2.77", "2001:db8::8")
+    ]
+    assert found == ["lo", "lo", "eth7", None, None]
 
 
 def test_every_difference_is_named() -> None:

@@ -3,13 +3,8 @@ by libraries that know nothing of ours."""
 
 from __future__ import annotations
 
-import json
 import random
-import re
-from collections.abc import Callable
-from typing import Any
 
-import jsonschema
 import pytest
 
 from inferd.constraint.grammar import checked_grammar
@@ -18,6 +13,7 @@ from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.errors import InvalidConstraint
 from inferd.messages import Vocabulary
 from inferd.request import ConstraintKind, ConstraintSpec
+from inferd.testing.random_constraints import random_case
 
 END = 256
 WORDS = [
@@ -40,6 +36,7 @@ WORDS = [
 ]
 CLOSING = {END, *b'"}]'}
 MAX_TOKENS = 400
+KINDS = {"json_schema": ConstraintKind.JSON_SCHEMA, "regex": ConstraintKind.REGEX, "ebnf": ConstraintKind.EBNF}
 
 
 def vocabulary() -> MatchVocabulary:
@@ -72,183 +69,23 @@ def generate(factory: MatcherFactory, grammar: str, choose: random.Random) -> st
     return None
 
 
-def random_schema(choose: random.Random, depth: int = 0) -> dict[str, Any]:
-    makers = [string_schema, integer_schema, number_schema, enum_schema, type_schema]
-    if depth < 3:
-        makers += [object_schema, array_schema, union_schema, object_schema, all_of_schema]
-    return choose.choice(makers)(choose, depth)
-
-
-def string_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "string"}
-    if choose.random() < 0.5:
-        schema["minLength"] = choose.randrange(4)
-    if choose.random() < 0.5:
-        schema["maxLength"] = 3 + choose.randrange(6)
-    if choose.random() < 0.3:
-        schema["pattern"] = random_regex(choose)
-    elif choose.random() < 0.2:
-        schema = {"type": "string", "format": choose.choice(["date", "uuid", "ipv4", "time", "x-made-up"])}
-    return schema
-
-
-def integer_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "integer"}
-    low = choose.randrange(-200, 200)
-    if choose.random() < 0.5:
-        schema[choose.choice(["minimum", "exclusiveMinimum"])] = low
-    if choose.random() < 0.5:
-        schema[choose.choice(["maximum", "exclusiveMaximum"])] = low + choose.randrange(2, 500)
-    if choose.random() < 0.2:
-        schema["multipleOf"] = choose.choice([2, 3, 7, 10])
-    return schema
-
-
-def number_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    low = choose.choice([-1.5, 0, 0.25, 10])
-    return {"type": "number", choose.choice(["minimum", "exclusiveMinimum"]): low, "maximum": low + 2.5}
-
-
-def enum_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    values = [1, -2.5, "a", 'q"uote', "é", None, True, [1, "x"], {"k": [None]}, ""]
-    if choose.random() < 0.3:
-        return {"const": choose.choice(values)}
-    return {"enum": choose.sample(values, choose.randrange(1, 4))}
-
-
-def type_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    kinds = ["string", "integer", "boolean", "null", "number", "array", "object"]
-    return {"type": choose.sample(kinds, choose.randrange(1, 3)), "title": "T", "description": "…"}
-
-
-def object_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    names = choose.sample(["a", "b", "name", "x1", "x2", 'q"', "é", "a b"], choose.randrange(4))
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": {name: random_schema(choose, depth + 1) for name in names},
-        "required": choose.sample([*names, "other"], choose.randrange(len(names) + 1)),
-    }
-    if choose.random() < 0.6:
-        schema["additionalProperties"] = choose.choice([False, {"type": "integer"}, random_schema(choose, depth + 1)])
-    if choose.random() < 0.2:
-        schema["patternProperties"] = {"^x": random_schema(choose, depth + 1)}
-    for key in ("minProperties", "maxProperties", "propertyNames", "dependentRequired"):
-        if choose.random() < 0.06:
-            value = {"propertyNames": {"pattern": "^[a-z]+$"}, "dependentRequired": {"a": ["b"]}}
-            schema[key] = value.get(key, choose.randrange(1, 4))
-    return schema
-
-
-def array_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    schema: dict[str, Any] = {"type": "array", "items": random_schema(choose, depth + 1)}
-    if choose.random() < 0.3:
-        schema["prefixItems"] = [random_schema(choose, depth + 1) for _ in range(choose.randrange(1, 3))]
-        schema["items"] = choose.choice([False, schema["items"]])
-    if choose.random() < 0.5:
-        schema["minItems"] = choose.randrange(3)
-    if choose.random() < 0.5:
-        schema["maxItems"] = choose.randrange(2, 4)
-    if choose.random() < 0.05:
-        schema["uniqueItems"] = True
-    return schema
-
-
-def union_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    branches = [random_schema(choose, depth + 1) for _ in range(choose.randrange(1, 4))]
-    if depth == 0 and choose.random() < 0.3:
-        return {"$defs": {"it": branches[0]}, "anyOf": [{"$ref": "#/$defs/it"}, {"type": "null"}]}
-    schema: dict[str, Any] = {choose.choice(["anyOf", "anyOf", "oneOf"]): branches}
-    if choose.random() < 0.1:
-        schema["type"] = choose.choice(["object", "string", "integer"])
-    return schema
-
-
-def all_of_schema(choose: random.Random, depth: int) -> dict[str, Any]:
-    maker = choose.choice([object_schema, integer_schema, string_schema])
-    return {"allOf": [maker(choose, depth + 1), maker(choose, depth + 1)]}
-
-
-def random_regex(choose: random.Random, depth: int = 0) -> str:
-    """Both engines read these alike."""
-    atoms = ["a", "b", "[a-f]", "[^x]", r"[0-9]", r"\.", "é", "yes", "(?:no|maybe)", "[A-Z_]", r"\-", " "]
-    parts = []
-    for _ in range(choose.randrange(1, 5)):
-        atom = choose.choice(atoms)
-        if depth < 2 and choose.random() < 0.3:
-            atom = f"({random_regex(choose, depth + 1)}|{random_regex(choose, depth + 1)})"
-        elif len(atom.lstrip("\\")) > 1 and atom[0] not in "[(":
-            atom = f"(?:{atom})"
-        parts.append(atom + choose.choice(["", "", "", "?", "*", "+", "{2}", "{1,3}"]))
-    text = "".join(parts)
-    return f"^{text}$" if depth == 0 and choose.random() < 0.5 else text
-
-
-def random_grammar(choose: random.Random) -> tuple[str, str]:
-    """A grammar without recursion, and the regex of the same language."""
-    rules: list[tuple[str, str]] = []
-    for index in range(choose.randrange(1, 5)):
-        options = [grammar_sequence(choose, rules) for _ in range(choose.randrange(1, 3))]
-        name = f"part-{index}"
-        grammar = " | ".join(option[0] for option in options)
-        rules.append((name, "(?:" + "|".join(option[1] for option in options) + ")"))
-        rules[-1] = (f"{name} ::= {grammar}", rules[-1][1])
-    source = "\n".join([f"root ::= part-{len(rules) - 1} # the last", *(rule for rule, _ in rules)])
-    return source, rules[-1][1]
-
-
-def grammar_sequence(choose: random.Random, rules: list[tuple[str, str]]) -> tuple[str, str]:
-    grammar, pattern = [], []
-    for _ in range(choose.randrange(1, 4)):
-        atoms = [('"ab"', "ab"), ("[a-c]", "[a-c]"), ("[^a-y\\n]", "[^a-y\\n]"), ('"\\"x\\n"', '"x\\n'), ('"é"', "é")]
-        atoms += [(rule.split(" ")[0], text) for rule, text in rules]
-        left, right = choose.choice(atoms)
-        repeat = choose.choice(["", "", "", "?", "*", "+", "{2}", "{1,2}"])
-        grammar.append(left + repeat)
-        pattern.append(f"(?:{right}){repeat}")
-    return " ".join(grammar), "".join(pattern)
-
-
-def schema_case(choose: random.Random) -> tuple[ConstraintSpec, Callable[[str], None]]:
-    schema = random_schema(choose)
-    validator = jsonschema.Draft202012Validator(schema)
-    return ConstraintSpec(ConstraintKind.JSON_SCHEMA, json.dumps(schema)), lambda text: validator.validate(
-        json.loads(text)
-    )
-
-
-def regex_case(choose: random.Random) -> tuple[ConstraintSpec, Callable[[str], None]]:
-    pattern = random_regex(choose)
-    return ConstraintSpec(ConstraintKind.REGEX, pattern), must_match(pattern)
-
-
-def grammar_case(choose: random.Random) -> tuple[ConstraintSpec, Callable[[str], None]]:
-    source, pattern = random_grammar(choose)
-    return ConstraintSpec(ConstraintKind.EBNF, source), must_match(pattern)
-
-
-def must_match(pattern: str) -> Callable[[str], None]:
-    def check(text: str) -> None:
-        assert re.fullmatch(pattern, text), f"{text!r} does not match {pattern}"
-
-    return check
-
-
 def run(factory: MatcherFactory, seeds: range) -> dict[str, int]:
     counts = {"accepted": 0, "refused": 0, "finished": 0}
     for seed in seeds:
         choose = random.Random(seed)
-        spec, check = choose.choice([schema_case, schema_case, regex_case, grammar_case])(choose)
+        case = random_case(seed)
+        ((kind, text),) = case.fields.items()
         try:
-            grammar = checked_grammar(spec, factory)
+            grammar = checked_grammar(ConstraintSpec(KINDS[kind], text), factory)
         except InvalidConstraint:
             counts["refused"] += 1
             continue
         counts["accepted"] += 1
         for _ in range(3):
-            text = generate(factory, grammar, choose)
-            if text is not None:
+            output = generate(factory, grammar, choose)
+            if output is not None:
                 counts["finished"] += 1
-                check(text)
+                case.check(output)
     return counts
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import grpc
 import pytest
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
+from inferd.testing.product import wait_until
 from inferd.testing.wire import as_text, collect, expected_tokens, fails, make_generate
 from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -123,3 +127,68 @@ def test_a_reader_that_stalls_is_cut_off(slow: DaemonProcess) -> None:
         failure = fails(call)
 
     assert (failure.code, failure.reason) == ("ABORTED", "SLOW_CONSUMER")
+
+
+PREFILL = 1500  # tokens of a prompt that is read four a step
+READER = """
+import sys, grpc
+from inferd.testing.wire import make_generate
+from inferd.v1.inference_pb2_grpc import InferenceServiceStub
+address, prompt = sys.argv[1:]
+list(InferenceServiceStub(grpc.insecure_channel(address)).Generate(make_generate(prompt, max_tokens=500)))
+"""
+
+
+@pytest.fixture(scope="module")
+def stepping() -> Iterator[DaemonProcess]:
+    """One sequence at a time, four tokens a step, 150 ms each: steps can be counted from outside."""
+    config = fake_config(scheduler={"max_num_seqs": 1, "max_num_batched_tokens": 4, "max_waiting": 2})
+    with DaemonProcess(config, {"behaviour": {"step_s": 0.15}, "num_blocks": 256}) as process:
+        yield process.wait_ready()
+
+
+def num_steps(metrics: dict[str, float]) -> float:
+    return metrics["inferd_iteration_tokens_total_count"]
+
+
+def has_reached(state: str, daemon: DaemonProcess, generated: float) -> bool:
+    metrics = daemon.metrics()
+    if state == "queued":
+        return metrics["inferd_requests_waiting"] == 1
+    started = metrics["inferd_requests_running"] == 1 and metrics["inferd_kv_cache_usage_ratio"] > 0
+    return started and (state == "prefilling" or metrics["inferd_generation_tokens_total"] > generated)
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "deadline", "client killed"])
+@pytest.mark.parametrize("state", ["running", "prefilling", "queued"])
+def test_blocks_are_free_within_two_steps(stepping: DaemonProcess, state: str, ending: str) -> None:
+    prompt = "p" * PREFILL if state == "prefilling" else "hello"
+    with ExitStack() as stack, grpc.insecure_channel(stepping.address) as channel:
+        stub = InferenceServiceStub(channel)
+        assert_all_free(stepping)
+        if state == "queued":
+            occupant = stub.Generate(make_generate(max_tokens=1000))
+            stack.callback(occupant.cancel)
+            stepping.wait_metrics(requests_running=1)
+        generated = stepping.metrics()["inferd_generation_tokens_total"]
+        end: Callable[[], object]
+        if ending == "client killed":
+            reader = stack.enter_context(
+                subprocess.Popen([sys.executable, "-c", READER, stepping.address, prompt], stderr=subprocess.DEVNULL)
+            )
+            stack.callback(reader.kill)
+            end = reader.kill
+        else:
+            request = make_generate(prompt, max_tokens=500)
+            call = stub.Generate(request, timeout=1.5 if ending == "deadline" else None)
+            stack.callback(call.cancel)
+            end = (lambda: fails(call)) if ending == "deadline" else call.cancel
+        wait_until(lambda: has_reached(state, stepping, generated), what=state)
+        end()
+
+        ended_at = num_steps(stepping.metrics())
+        if state == "queued":
+            metrics = stepping.wait_metrics(requests_waiting=0)
+        else:
+            metrics = stepping.wait_metrics(requests_running=0, kv_cache_usage_ratio=0)
+        assert num_steps(metrics) - ended_at <= 2

@@ -112,13 +112,23 @@ def test_an_error_tells_bound_and_value(stub: InferenceServiceStub) -> None:
     assert failure.metadata == {"prompt_tokens": "3000", "max_context_tokens": "2048"}
 
 
-def test_max_tokens_beyond_the_context_is_refused_and_less_is_clamped(stub: InferenceServiceStub) -> None:
-    failure = fails(stub.Generate(make_generate(max_tokens=2049)))
-    assert (failure.code, failure.reason) == TOO_LONG
-    assert failure.fields == ("stop.max_tokens",)
+def test_the_tokens_that_are_asked_for_fit_beside_the_prompt(stub: InferenceServiceStub) -> None:
+    for prompt, max_tokens, field in (("a", 2049, "stop.max_tokens"), ("a", 2048, "stop.max_tokens"),
+                                      ("a" * 2040, 9, "prompt")):  # fmt: skip
+        failure = fails(stub.Generate(make_generate(prompt, max_tokens=max_tokens)))
+        assert (failure.code, failure.reason) == TOO_LONG
+        assert failure.fields == (field,)
 
-    choice = collect(stub.Generate(make_generate("a" * 2040, max_tokens=2048)))[0]
-    assert len(choice.token_ids) == 8
+    for max_tokens in (8, None):
+        request = make_generate("a" * 2040, max_tokens=max_tokens, stop={"ignore_eos": True})
+        assert len(collect(stub.Generate(request))[0].token_ids) == 8
+
+
+def test_truncation_leaves_room_for_the_tokens_that_are_asked_for(stub: InferenceServiceStub) -> None:
+    request = make_generate("a" * 3000, max_tokens=100, truncation=common_pb2.TRUNCATION_KEEP_END)
+    messages = list(stub.Generate(request))
+    assert messages[0].prompt.tokens == 1948
+    assert messages[0].prompt.truncated
 
 
 def test_unknown_model_and_alias(stub: InferenceServiceStub) -> None:

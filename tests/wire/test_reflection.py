@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +18,124 @@ from grpc_reflection.v1alpha import reflection_pb2
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
 from inferd.testing.wire import SEED, as_text, expected_tokens
 
-INFERENCE, MODELS = "inferd.v1.InferenceService", "inferd.v1.ModelService"
+INFERENCE, MODELS, ADMIN = (f"inferd.v1.{name}Service" for name in ("Inference", "Model", "Admin"))
 GENERATE = {"prompt": {"text": "hello"}, "sampling": {"seed": str(SEED)}, "stop": {"maxTokens": 8}}
 
 
-def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = shutil.which("buf", path=str(Path(sys.executable).parent)) or "buf"
-    return subprocess.run(
-        [command, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=False,
-    )
+def buf(*arguments: str, data: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), input=data, capture_output=True, text=True, timeout=20, check=False)
 
 
-def call(daemon: DaemonProcess, method: str, data: dict[str, Any]) -> list[dict[str, Any]]:
-    """The response messages."""
-    url = f"http://{daemon.address}/{method}"
-    done = buf("-d", json.dumps(data), url)
-    assert done.returncode == 0, done.stderr
-    messages, decoder, text = [], json.JSONDecoder(), done.stdout.strip()
-    while text:
+def command(*arguments: str) -> list[str]:
+    buf = shutil.which("buf", path=str(Path(sys.executable).parent)) or "buf"
+    return [buf, "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
+
+
+def decoded(text: str) -> list[dict[str, Any]]:
+    """The messages of an output that has come whole."""
+    messages, decoder = [], json.JSONDecoder()
+    while text := text.strip():
         message, end = decoder.raw_decode(text)
         messages.append(message)
-        text = text[end:].strip()
+        text = text[end:]
     return messages
 
 
-def test_services_and_methods_are_listed(daemon: DaemonProcess) -> None:
-    url = f"http://{daemon.address}"
-    services = buf("--list-services", url).stdout.split()
-    methods = buf("--list-methods", url).stdout.split()
-
-    assert set(services) == {INFERENCE, MODELS, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
-    assert {f"{INFERENCE}/Generate", f"{MODELS}/GetServerInfo", "grpc.health.v1.Health/Watch"} <= set(methods)
+def call(address: str, method: str, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    """The response messages."""
+    done = buf("-d", "@-", f"http://{address}/{method}", data="".join(map(json.dumps, requests)))
+    assert done.returncode == 0, done.stderr
+    return decoded(done.stdout)
 
 
-def test_every_built_rpc_answers(daemon: DaemonProcess) -> None:
-    stream = call(daemon, f"{INFERENCE}/Generate", GENERATE)
+def first_of(address: str, method: str, request: dict[str, Any]) -> dict[str, Any]:
+    """The first message of a stream that the server never ends."""
+    watching = command("-d", json.dumps(request), f"http://{address}/{method}")
+    with subprocess.Popen(watching, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        text = ""
+        try:
+            for line in process.stdout:
+                text += line
+                with contextlib.suppress(json.JSONDecodeError):
+                    return decoded(text)[0]
+        finally:
+            process.kill()
+    raise AssertionError(f"{method} ended without a message: {text}")
+
+
+@pytest.fixture(scope="module")
+def complete() -> Iterator[DaemonProcess]:
+    """A daemon with everything that can be asked: it generates, embeds and has an admin listener."""
+    config = fake_config(pooling="mean", server={"admin_listen": "127.0.0.1:0"})
+    with DaemonProcess(config, {"behaviour": {"step_s": 0.001}}) as process:
+        yield process.wait_ready()
+
+
+def test_services_are_listed(complete: DaemonProcess) -> None:
+    shared = {"grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert set(buf("--list-services", f"http://{complete.address}").stdout.split()) == {INFERENCE, MODELS, *shared}
+    assert set(buf("--list-services", f"http://{complete.admin}").stdout.split()) == {ADMIN, *shared}
+
+
+def streamed(request: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"item_id": "7", "request": request, **fields}
+
+
+TEXTS = {"inputs": [{"text": "hi"}]}
+SCORE = {"rerank": {"query": {"text": "hi"}, "documents": [{"text": "ho"}]}}
+CALLS: dict[str, tuple[list[dict[str, Any]], str]] = {  # the requests, and what the first answer must hold
+    f"{INFERENCE}/Generate": ([GENERATE], "prompt"),
+    f"{INFERENCE}/GenerateMux": ([{"stream_id": "7", "start": {"request": GENERATE}}], "items"),
+    f"{INFERENCE}/Embed": ([TEXTS], "vectors"),
+    f"{INFERENCE}/EmbedStream": ([streamed(TEXTS)], "response"),
+    f"{INFERENCE}/Score": ([SCORE], "scores"),
+    f"{INFERENCE}/ScoreStream": ([streamed(SCORE)], "response"),
+    f"{INFERENCE}/Tokenize": ([TEXTS], "inputs"),
+    f"{INFERENCE}/TokenizeStream": ([streamed(TEXTS)], "response"),
+    f"{INFERENCE}/Detokenize": ([{"inputs": [{"ids": [104, 105]}]}], "texts"),
+    f"{MODELS}/ListModels": ([{}], "models"),
+    f"{MODELS}/GetModelInfo": ([{}], "card"),
+    f"{MODELS}/DownloadTokenizer": ([{}], "fileName"),
+    f"{MODELS}/GetServerInfo": ([{}], "instanceId"),
+    f"{ADMIN}/AbortRequests": ([{"request_ids": ["nobody"]}], "notFound"),
+    f"{ADMIN}/Drain": ([{}], "idle"),
+    f"{ADMIN}/Undrain": ([{}], ""),
+    f"{ADMIN}/ClearPrefixCache": ([{}], ""),
+    f"{ADMIN}/DumpState": ([{}], ""),
+    "grpc.health.v1.Health/Check": ([{}], "status"),
+}
+ENDLESS = {f"{ADMIN}/WatchLoad", "grpc.health.v1.Health/Watch"}
+
+
+def test_calls_are_those_that_are_listed(complete: DaemonProcess) -> None:
+    listed = {
+        method
+        for address in (complete.address, complete.admin)
+        for method in buf("--list-methods", f"http://{address}").stdout.split()
+        if "Reflection" not in method
+    }
+    assert set(CALLS) | ENDLESS == listed
+
+
+@pytest.mark.parametrize("method", CALLS)
+def test_every_rpc_answers(complete: DaemonProcess, method: str) -> None:
+    requests, expected = CALLS[method]
+    address = complete.admin if method.startswith(ADMIN) else complete.address
+    first, *_ = call(str(address), method, *requests)
+    assert not expected or expected in first
+
+
+@pytest.mark.parametrize("method", sorted(ENDLESS))
+def test_every_endless_stream_begins(complete: DaemonProcess, method: str) -> None:
+    address = complete.admin if method.startswith(ADMIN) else complete.address
+    assert first_of(str(address), method, {})
+
+
+def test_a_generation_is_that_of_a_stub(daemon: DaemonProcess) -> None:
+    stream = call(daemon.address, f"{INFERENCE}/Generate", GENERATE)
     text = "".join(delta.get("text", "") for message in stream for delta in message.get("choices", []))
     assert text == as_text(expected_tokens(8))
-
-    tokenized = call(daemon, f"{INFERENCE}/Tokenize", {"inputs": [{"text": "hi"}]})
-    assert tokenized[0]["inputs"][0]["tokenIds"] == [104, 105]
-    assert call(daemon, f"{INFERENCE}/Detokenize", {"inputs": [{"ids": [104, 105]}]}) == [{"texts": ["hi"]}]
-    assert call(daemon, f"{MODELS}/ListModels", {})[0]["models"][0]["name"] == "fake"
-    assert call(daemon, f"{MODELS}/GetModelInfo", {})[0]["card"]["name"] == "fake"
-    assert call(daemon, f"{MODELS}/GetServerInfo", {})[0]["instanceId"]
-    assert call(daemon, "grpc.health.v1.Health/Check", {}) == [{"status": "SERVING"}]
 
 
 def test_error_details_resolve(daemon: DaemonProcess) -> None:

@@ -11,6 +11,8 @@ from fastapi.routing import APIRoute
 from inferd_gateway.auth import ADMIN, INFER, OBSERVE, KeyRing
 from inferd_gateway.json_body import JsonRequest
 
+# For the description: a key is needed where keys are set.
+KEY_OR_NONE: dict[str, Any] = {"security": [{"key": []}, {}]}
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -30,6 +32,10 @@ class KeyRoute(APIRoute):
     """Needs an API key, where keys are set; it is checked before the body is read."""
 
     scopes = frozenset({INFER})
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        options["openapi_extra"] = KEY_OR_NONE
+        super().__init__(*arguments, **options)
 
     def is_open(self, keys: KeyRing) -> bool:
         """Whether nobody has to show a key."""

@@ -15,14 +15,16 @@ from inferd_gateway.directory import ServedModel
 from inferd_gateway.generation import Generator
 from inferd_gateway.replies import Head
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.chat import ChatRequest
+from inferd_gateway.schemas.replies import ChatCompletion, ChatCompletionChunk
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.turn import prepare
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=answers(ChatCompletion, ChatCompletionChunk))
 async def create_chat_completion(body: ChatRequest, call: CurrentCall) -> Response:
     call.accept(body)
     convert.check_chat(body)

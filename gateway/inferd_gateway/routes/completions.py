@@ -17,14 +17,16 @@ from inferd_gateway.directory import ServedModel
 from inferd_gateway.generation import PARALLEL_PROMPTS, Generator
 from inferd_gateway.replies import Head
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
+from inferd_gateway.schemas import replies as answered
 from inferd_gateway.schemas.completions import CompletionRequest
 from inferd_gateway.sse import EventStream, until_disconnect
 
 MAX_PROMPTS = 64
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=answers(answered.Completion, answered.CompletionChunk))
 async def create_completion(body: CompletionRequest, call: CurrentCall) -> Response:
     call.accept(body)
     model = await call.gateway.directory.resolve(body.model, call.affinity(body, body.prompt))

@@ -18,10 +18,12 @@ from inferd_gateway.pooling import (
     score_request,
 )
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.pooling import ClassifyRequest, EmbeddingRequest, PoolingRequest
+from inferd_gateway.schemas.pooling_replies import ClassifiedList, EmbeddingList, PooledList
 from inferd_gateway.sse import until_disconnect
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 FIELDS = {
     "inputs": "input",
     "classes.inputs": "input",
@@ -33,7 +35,7 @@ FIELDS = {
 }
 
 
-@router.post("/v1/embeddings")
+@router.post("/v1/embeddings", responses=answers(EmbeddingList))
 async def create_embeddings(body: EmbeddingRequest, call: CurrentCall) -> dict[str, Any]:
     pooler = await pooler_of(call, body, FIELDS)
     prompts, reply_id = input_prompts(body), new_id("embd", body.request_id)
@@ -47,7 +49,7 @@ async def create_embeddings(body: EmbeddingRequest, call: CurrentCall) -> dict[s
     return reply.listing(reply_id, body.model or pooler.model.public_names[0], data, reply.usage(replies))
 
 
-@router.post("/pooling")
+@router.post("/pooling", responses=answers(PooledList))
 async def pool(body: PoolingRequest, call: CurrentCall) -> dict[str, Any]:
     pooler = await pooler_of(call, body, FIELDS)
     prompts, reply_id = input_prompts(body), new_id("pool", body.request_id)
@@ -64,7 +66,7 @@ async def pool(body: PoolingRequest, call: CurrentCall) -> dict[str, Any]:
     return reply.listing(reply_id, body.model or pooler.model.public_names[0], data, used)
 
 
-@router.post("/classify")
+@router.post("/classify", responses=answers(ClassifiedList))
 async def classify(body: ClassifyRequest, call: CurrentCall) -> dict[str, Any]:
     pooler = await pooler_of(call, body, FIELDS)
     prompts, reply_id = input_prompts(body), new_id("classify", body.request_id)

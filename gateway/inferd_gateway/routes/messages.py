@@ -20,16 +20,18 @@ from inferd_gateway.messages_input import FIELDS, chat_body
 from inferd_gateway.messages_reply import MessageReply
 from inferd_gateway.replies import named_event
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.messages import CountTokensRequest, MessagesRequest
+from inferd_gateway.schemas.messages_replies import MessageErrorReply, MessageEvent, MessageObject, TokenCount
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.tools import plan_tools
 from inferd_gateway.turn import chat_conversation, prepare
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors(MessageErrorReply))
 
 
-@router.post("/v1/messages")
+@router.post("/v1/messages", responses=answers(MessageObject, MessageEvent))
 async def create_message(body: MessagesRequest, call: CurrentCall) -> Response:
     call.accept(body)
     chat = chat_body(body)
@@ -47,7 +49,7 @@ async def create_message(body: MessagesRequest, call: CurrentCall) -> Response:
     return await until_disconnect(call.request, job.whole())
 
 
-@router.post("/v1/messages/count_tokens")
+@router.post("/v1/messages/count_tokens", responses=answers(TokenCount))
 async def count_tokens(body: CountTokensRequest, call: CurrentCall) -> dict[str, int]:
     call.accept(body)
     model = await call.gateway.directory.resolve(body.model)

@@ -17,15 +17,17 @@ from inferd_gateway.generation import Generator
 from inferd_gateway.responses_input import FIELDS, chat_body
 from inferd_gateway.responses_reply import ResponseReply, new_id
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.responses import ResponsesRequest
+from inferd_gateway.schemas.responses_replies import ResponseEvent, ResponseObject
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.turn import prepare
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=answers(ResponseObject, ResponseEvent))
 async def create_response(body: ResponsesRequest, call: CurrentCall) -> Response:
     call.accept(body)
     chat = chat_body(body)

@@ -13,10 +13,12 @@ from inferd_gateway.context import CurrentCall, new_id
 from inferd_gateway.errors import invalid
 from inferd_gateway.pooling import Pooler, pooler_of, score_request
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.pooling import MAX_INPUTS, RerankRequest, ScoreRequest, sides
+from inferd_gateway.schemas.pooling_replies import Ranking, ScoredList
 from inferd_gateway.sse import until_disconnect
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 FIELDS = {
     "activation": "use_activation",
     "max_tokens": "truncate_prompt_tokens",
@@ -26,8 +28,8 @@ FIELDS = {
 }
 
 
-@router.post("/score")
-@router.post("/v1/score")
+@router.post("/score", responses=answers(ScoredList))
+@router.post("/v1/score", responses=answers(ScoredList))
 async def score(body: ScoreRequest, call: CurrentCall) -> dict[str, Any]:
     first, second, texts_1, texts_2 = checked_sides(body)
     fields = FIELDS | {"rerank.query": first, "rerank.documents": second, "pairs.pairs": second, "pairs": second}
@@ -42,9 +44,9 @@ async def score(body: ScoreRequest, call: CurrentCall) -> dict[str, Any]:
     return reply.listing(reply_id, body.model or pooler.model.public_names[0], data, reply.usage(replies))
 
 
-@router.post("/rerank")
-@router.post("/v1/rerank")
-@router.post("/v2/rerank")
+@router.post("/rerank", responses=answers(Ranking))
+@router.post("/v1/rerank", responses=answers(Ranking))
+@router.post("/v2/rerank", responses=answers(Ranking))
 async def rerank(body: RerankRequest, call: CurrentCall) -> dict[str, Any]:
     documents = [one if isinstance(one, str) else one.text for one in body.documents]
     for index, text in enumerate(documents):

@@ -10,15 +10,17 @@ from inferd_gateway import convert
 from inferd_gateway.context import CurrentCall
 from inferd_gateway.generation import Generator
 from inferd_gateway.routes.access import KeyRoute
+from inferd_gateway.routes.answers import answers, errors
+from inferd_gateway.schemas.replies import DetokenizeReply, TokenizeReply
 from inferd_gateway.schemas.tokenize import DetokenizeRequest, TokenizeChatRequest, TokenizeTextRequest
 from inferd_gateway.sse import until_disconnect
 from inferd_gateway.tools import plan_tools
 from inferd_gateway.turn import chat_conversation
 
-router = APIRouter(route_class=KeyRoute)
+router = APIRouter(route_class=KeyRoute, responses=errors())
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", responses=answers(TokenizeReply))
 async def tokenize(body: TokenizeChatRequest | TokenizeTextRequest, call: CurrentCall) -> dict[str, Any]:
     call.accept(body)
     model = await call.gateway.directory.resolve(body.model)
@@ -44,7 +46,7 @@ async def tokenize(body: TokenizeChatRequest | TokenizeTextRequest, call: Curren
     return await until_disconnect(call.request, work())
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", responses=answers(DetokenizeReply))
 async def detokenize(body: DetokenizeRequest, call: CurrentCall) -> dict[str, Any]:
     call.accept(body)
     model = await call.gateway.directory.resolve(body.model)

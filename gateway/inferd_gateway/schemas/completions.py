@@ -7,5 +7,8 @@ from inferd_gateway.schemas.common import GenerationBody, UInt32
 
 class CompletionRequest(GenerationBody):
     prompt: str | list[UInt32] | list[str] | list[list[UInt32]]
+    """Text, token ids, or a list of either; each prompt gets n choices."""
     logprobs: UInt32 | None = None
+    """The most probable tokens per position, beside the chosen one."""
     best_of: UInt32 | None = None
+    """Only n itself."""

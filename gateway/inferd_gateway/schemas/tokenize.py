@@ -8,18 +8,28 @@ from inferd_gateway.schemas.common import Body, UInt32
 
 class TokenizeTextRequest(Body):
     prompt: str
+    """The text."""
     model: str | None = None
+    """A served name or alias."""
     add_special_tokens: bool | None = None
+    """Let the tokenizer add its own. true."""
     return_token_strs: bool | None = None
+    """Add the text of each token."""
 
 
 class TokenizeChatRequest(ChatFields):
     model: str | None = None
+    """A served name or alias."""
     add_special_tokens: bool | None = None
+    """Let the tokenizer add its own. false: the template writes them."""
     return_token_strs: bool | None = None
+    """Add the text of each token."""
 
 
 class DetokenizeRequest(Body):
     tokens: list[UInt32]
+    """Token ids."""
     model: str | None = None
+    """A served name or alias."""
     skip_special_tokens: bool | None = None
+    """Leave special tokens out. false."""

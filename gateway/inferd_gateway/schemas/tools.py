@@ -14,8 +14,11 @@ FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 class Function(Body):
     name: FunctionName
     description: str | None = None
+    """Shown to the model."""
     parameters: dict[str, Any] | None = None
+    """JSON Schema of the arguments."""
     strict: bool | None = None
+    """Accepted; changes nothing that comes back. Forced calls always match the schema."""
 
 
 class Tool(Body):
@@ -34,7 +37,9 @@ class NamedTool(Body):
 
 class AllowedList(Body):
     mode: Literal["auto", "required"]
+    """required forces one of them."""
     tools: Annotated[list[NamedTool], Field(min_length=1)]
+    """Which of the tools may be called."""
 
 
 class AllowedTools(Body):

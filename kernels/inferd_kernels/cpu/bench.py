@@ -9,18 +9,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
 from inferd_kernels.ops import AttentionShape, PagedBatch, Rope, SamplingBatch
-from inferd_kernels.quantize import quantize
+from inferd_kernels.weights import QuantizedWeight
 
 READ_BYTES, FLOAT_ROUNDS, BYTE_ROUNDS = range(3)
 BUFFER_BYTES = 256 << 20  # well beyond the caches
 ROUNDS = 200_000
 CHAINS, LANES = 12, 16
 PAGE = 16
+BELOW_ONE = 0x3B  # bytes masked with it never make a float16 of 1 or more, nor one that is not finite
+COPIED_BLOCKS = 256
 COPIES_BYTES = 128 << 20  # a matrix is rotated through copies of this size, so that it comes from memory
 
 
@@ -85,9 +88,12 @@ def measure_limits(ops: NativeOps, seconds: float = 0.5) -> Limits:
     )
 
 
-def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2) -> Iterator[Measurement]:
-    """Every op at the shapes of a small decoder (576 wide, 9 heads of 64 over 3, MLP 1536, 49,152 tokens)."""
+def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2, match: str = "") -> Iterator[Measurement]:
+    """Every op whose name contains `match`, at the shapes of a small decoder (576 wide, 9 heads of 64 over 3, MLP 1536,
+    49,152 tokens)."""
     for work in itertools.chain(linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)):
+        if match not in work.op:
+            continue
         taken = best_time(work.run, seconds)
         least = max(work.num_bytes / limits.read, work.float_ops / limits.float_ops + work.byte_ops / limits.byte_ops)
         rate = (work.float_ops + work.byte_ops) / taken
@@ -95,12 +101,16 @@ def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2) -> Iterator[Me
 
 
 def linear_work(ops: NativeOps) -> Iterator[Work]:
-    matrices = (("q4_1", 3072, 576), ("q4_1", 576, 1536), ("q8_0", 49152, 576), ("f32", 3072, 576), ("bf16", 3072, 576))
-    for kind, rows, width in matrices:
+    """The demo model's matrices at many numbers of rows, then every other format of the library at two."""
+    all_counts: tuple[int, ...] = (1, 4, 16, 64, 256)
+    matrices = [(kind, 3072, 576, all_counts) for kind in ("q4_1", "f32", "bf16")]
+    matrices += [("q4_1", 576, 1536, all_counts), ("q8_0", 49152, 576, (1, 16))]
+    matrices += [(kind, 2048, 1024, (1, 16)) for kind in library.FORMATS if kind not in ("q4_1", "q8_0", "f32", "bf16")]
+    for kind, rows, width, counts in matrices:
         weight = _weight(ops, kind, rows, width)
         num_bytes = weight.blocks.nbytes
         copies = itertools.cycle([weight, *(_copy(weight) for _ in range(min(60, COPIES_BYTES // num_bytes)))])
-        for count in (1, 4, 16, 64, 256) if rows < 10_000 else (1, 16):
+        for count in counts:
             x = torch.randn(count, width)
             operations = 2.0 * count * rows * width * (2 if kind == "q8_0" else 1)
             yield Work(
@@ -154,6 +164,11 @@ def row_work(ops: NativeOps) -> Iterator[Work]:
         )
         yield Work("silu_mul", f"{count}x3072", partial(ops.silu_mul, gate_up), 6.0 * gate_up.numel())
         yield Work("embedding", f"{count}x576, q8_0", partial(ops.embedding, ids, table, torch.float32), 1.25 * size)
+    cache = torch.randn(COPIED_BLOCKS * 4, PAGE, 3, 64)
+    sources = torch.randperm(COPIED_BLOCKS * 2)[:COPIED_BLOCKS]
+    moved = 2.0 * COPIED_BLOCKS * cache[0].nbytes
+    copying = partial(ops.copy_blocks, cache, sources, sources + COPIED_BLOCKS * 2)
+    yield Work("copy_blocks", f"{COPIED_BLOCKS} blocks of {PAGE}x3x64", copying, moved)
 
 
 def sample_work(ops: NativeOps) -> Iterator[Work]:
@@ -188,11 +203,13 @@ def _rotate(ops: NativeOps, x: torch.Tensor, copies: Iterator[PackedWeight]) -> 
 
 
 def _weight(ops: NativeOps, kind: str, rows: int, width: int) -> PackedWeight:
-    values = torch.randn(rows, width) * 0.05
     if kind in ("f32", "bf16"):
+        values = torch.randn(rows, width) * 0.05
         packed = ops.prepare_weight(values, torch.bfloat16 if kind == "bf16" else torch.float32)
     else:
-        packed = ops.prepare_weight(quantize(values, 8).weight if kind == "q8_0" else quantize(values.abs(), 4).weight)
+        group, group_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+        blocks = torch.randint(0, 256, (rows, width // group * group_bytes), dtype=torch.uint8) & BELOW_ONE
+        packed = ops.prepare_weight(QuantizedWeight(blocks, kind, (rows, width)))
     assert isinstance(packed, PackedWeight)
     return packed
 

@@ -78,6 +78,8 @@ def test_model_len_auto_is_unset() -> None:
         (["demo", "--gpu-memory-utilization", "nan"], "--gpu-memory-utilization: expected a number"),
         (["demo", "--dtype", "fp8"], '--dtype: expected one of auto, float32, bfloat16, float16; got "fp8"'),
         (["demo", "--tokenizer", "x"], "--tokenizer is not supported: the tokenizer is the checkpoint's own"),
+        (["demo", "-dp", "2"], "-dp is not supported: start several daemons behind one gateway"),
+        (["demo", "-q", "awq"], '--quantization: expected one of q4, q8; got "awq"'),
         (["demo", "extra"], "unexpected argument 'extra'"),
         (["--port", "1"], "MODEL is missing"),
     ],
@@ -119,6 +121,7 @@ def test_the_model_and_flags_without_effect_may_come_from_the_file(tmp_path: Pat
     ("content", "message"),
     [
         ("max-num-sequs: 3", "unknown key 'max-num-sequs'; did you mean 'max-num-seqs'?"),
+        ("uds: /tmp/x", "'uds' is not supported: HTTP is served over TCP"),
         ("config: other.yaml", "unknown key 'config'"),
         ("- a\n- b", "expected a mapping of flags, got list"),
         ("a: [", "not YAML"),

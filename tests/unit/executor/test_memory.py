@@ -125,4 +125,11 @@ def test_available_memory_respects_the_control_group(machine: Path) -> None:
 def test_the_cpu_budget_is_a_quarter_of_it_less_the_step(machine: Path) -> None:
     step = memory.step_bytes(SPEC, 512, 4, 4)
     assert 0 < step < 10_000_000
-    assert cache_budget(SPEC, config(), torch.device("cpu"), 4) == 256_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step) == 256_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step, num_neighbours=4) == 64_000_000 - step
+
+
+def test_the_budget_of_an_accelerator_is_its_share_less_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000, 100_000))
+    cache = CacheConfig(memory_utilization=0.8)
+    assert cache_budget(cache, torch.device("cuda", 1), 15_000, num_neighbours=4) == 80_000 - 30_000 - 15_000

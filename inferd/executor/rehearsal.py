@@ -1,0 +1,58 @@
+"""The largest step that the scheduler may ask for, run once before the KV pool is sized: an accelerator's memory is
+filled to the last share, so what a step takes is measured there and not estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from inferd.config import SchedulerConfig
+from inferd.errors import StartupError
+from inferd.request import LogprobParams, SamplingParams
+from inferd.step import NewSequence, PlanItem, StepPlan
+
+# Every buffer of the sampler: a copy of the logits for log probabilities, a sorted one for the filters.
+SAMPLING = SamplingParams(temperature=1.0, top_p=0.9)
+LOGPROBS = LogprobParams(top_n=1)
+
+
+def largest_plan(limits: SchedulerConfig, context: int, block_size: int) -> StepPlan:
+    """As many prompts as run at once, of as many tokens as one step takes, each drawing a token.
+
+    All of them write the same blocks 0, 1, ..: what they compute means nothing.
+    """
+    num_seqs = min(limits.max_num_seqs, limits.max_num_batched_tokens)
+    short, longer = divmod(min(limits.max_num_batched_tokens, num_seqs * context), num_seqs)
+    items, new = [], []
+    for seq_id in range(num_seqs):
+        length = short + (seq_id < longer)
+        blocks = list(range(-(-length // block_size)))
+        items.append(PlanItem(seq_id, 0, [0] * length, [], (0,)))
+        new.append(NewSequence(seq_id, blocks, SAMPLING, LOGPROBS, None, [], 0, 0, ()))
+    return StepPlan(0, items, new)
+
+
+def num_blocks(plan: StepPlan) -> int:
+    return max(len(new.block_ids) for new in plan.new)
+
+
+def measure_step(device: torch.device, plan: StepPlan, execute: Callable[[StepPlan], object]) -> int:
+    """Bytes of the accelerator's memory that executing `plan` takes and gives back (not run here: no GPU was at hand).
+
+    What it keeps, such as the buffers of the collectives, is no longer free afterwards. Raises StartupError.
+    """
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_reserved(device)
+    try:
+        execute(plan)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        raise StartupError(
+            f"{device} has too little memory for a step of {plan.num_tokens} tokens and {len(plan.items)} sequences: "
+            f"lower --max-num-batched-tokens or --max-num-seqs"
+        ) from None
+    peak = torch.cuda.max_memory_reserved(device) - before
+    torch.cuda.empty_cache()
+    return peak

@@ -1,0 +1,135 @@
+"""A well-behaved caller beside the hostile ones: what it gets must not change, and nothing may be left behind."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from inferd.testing.processes import children_of
+from inferd.testing.product import Product, wait_until
+from inferd.v1 import inference_pb2, inference_pb2_grpc
+
+PAUSE_S = 0.25
+PROMPT = "the canary sings in the mine"
+TOKENS = 64
+SERVICE = "inferd.v1.InferenceService"
+
+
+@dataclass
+class Sighting:
+    """What a product looks like from outside when nobody asks anything of it."""
+
+    processes: list[int]
+    series: set[str]
+    restarts: float
+
+
+@dataclass
+class Canary:
+    """One greedy stream after the other over gRPC, a short completion over HTTP between, and a health watch. `with`
+    runs it; `check` compares with what it saw when it was alone."""
+
+    product: Product
+    model: str
+    alone: list[int] = field(default_factory=list)
+    wrong: list[Any] = field(default_factory=list)
+    turns: int = 0
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._sing), threading.Thread(target=self._watch)]
+        self._channel = self.product.channel()
+        self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._watching: Any = health_pb2_grpc.HealthStub(self._channel).Watch(
+            health_pb2.HealthCheckRequest(service=SERVICE)
+        )
+        self.alone = self._stream()
+        self._short_alone = self._short()
+        self._before = look(self.product)
+
+    def __enter__(self) -> Canary:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._watching.cancel()
+        for thread in self._threads:
+            thread.join(30)
+        self._channel.close()
+
+    def check(self) -> None:
+        """After __exit__: the canary's answers never changed, nothing runs, every block is free, nothing restarted."""
+        assert self.turns > 0
+        assert not self.wrong, self.wrong[:3]
+        for name in ("requests_running", "requests_waiting", "kv_cache_usage_ratio"):
+            wait_until(lambda name=name: self.product.metric(f"inferd_{name}") == 0, 10, f"{name} 0")  # type: ignore[misc]  # a bound default
+        after = look(self.product)
+        assert after.restarts == self._before.restarts
+        assert after.processes == self._before.processes
+        grown = {name for name in after.series - self._before.series if not labels_may_come(name)}
+        assert not grown, grown
+
+    def _sing(self) -> None:
+        while not self._stop.is_set():
+            for work, expected in ((self._stream, self.alone), (self._short, self._short_alone)):
+                try:
+                    got: Any = work()
+                except (grpc.RpcError, httpx.HTTPError) as error:
+                    got = error
+                if got != expected:
+                    self.wrong.append(got)
+            self.turns += 1
+            self._stop.wait(PAUSE_S)
+
+    def _watch(self) -> None:
+        try:
+            for answer in self._watching:
+                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                    self.wrong.append(answer)
+        except grpc.RpcError as error:
+            if not self._stop.is_set():
+                self.wrong.append(error)
+
+    def _stream(self) -> list[int]:
+        request = inference_pb2.GenerateRequest(
+            prompt={"text": PROMPT}, sampling={"temperature": 0}, stop={"max_tokens": TOKENS, "ignore_eos": True}
+        )
+        return [
+            token
+            for message in self._stub.Generate(request, timeout=30)
+            for choice in message.choices
+            for token in choice.token_ids
+        ]
+
+    def _short(self) -> str:
+        body = {"model": self.model, "prompt": PROMPT, "max_tokens": 1, "temperature": 0}
+        answer = httpx.post(f"{self.product.http}/v1/completions", json=body, timeout=30)
+        return answer.text if answer.status_code != 200 else str(answer.json()["choices"][0]["text"])
+
+
+def look(product: Product) -> Sighting:
+    """Process ids of the whole family, the names of all series of both processes, and engine restarts."""
+    family = [product.pid]
+    for pid in family:
+        family += children_of(pid)
+    series = series_of(product.metrics) | series_of(f"{product.http}/metrics")
+    return Sighting(family, series, product.metric("inferd_engine_restarts_total"))
+
+
+def series_of(url: str) -> set[str]:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    return {line.rsplit(" ", 1)[0] for line in lines if line and not line.startswith("#")}
+
+
+def labels_may_come(series: str) -> bool:
+    """The gateway's series per route and status appear with the first such answer: a closed set."""
+    return series.startswith("inferd_gateway_")
