@@ -33,7 +33,10 @@ def find_sequence(starts_ptr, sequences, work, TOKENS: tl.constexpr):
     return low, (work - ((tl.load(starts_ptr + low) - origin) // TOKENS + low)) * TOKENS
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["sequences", "table_stride"],
+    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "lens_ptr"],
+)
 def prefill(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, tables_ptr, starts_ptr, lens_ptr, out_ptr,
     scale, softcap, window, sequences, table_stride, block_stride, token_stride, kv_heads,

@@ -2,7 +2,8 @@
 
 Why each row is what it is, and the compiler's report of it: docs/kernels.md and tools/kernel_budgets.json. A row never
 depends on the number of rows in a batch, so a row of a batch is computed by the same binary whatever its neighbours
-are.
+are. For the same reason kernels do not specialize on arguments that follow from the batch (do_not_specialize): Triton
+would compile another binary when one happens to be 1 or a multiple of 16, in the middle of serving.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import pytest
 import torch
 from inferd_kernels.ops import LOGITS_OP_NAMES, OP_NAMES, AttentionShape, Ops, load_ops
 from inferd_kernels.proof.problems import allocate, paged_batch, relative_error
-from inferd_kernels.triton import library, linear
+from inferd_kernels.triton import experts, library, linear
+from torch.library import CustomOpDef
 
 SHAPE = AttentionShape(4, 2, 16, 0.25)
 
@@ -20,18 +21,51 @@ def test_every_op_is_triton(ops: Ops) -> None:
     assert {ops.backends[name] for name in (*OP_NAMES, *LOGITS_OP_NAMES)} == {"triton"}
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "silu_mul", "quantize_rows", "paged_attention", "linear_w4"])
-def test_custom_ops_are_registered_soundly(name: str) -> None:
-    x = torch.randn(2, 32)
-    arguments: dict[str, tuple[object, ...]] = {
+OP_FILES = (library, linear, experts)
+
+
+def custom_ops() -> dict[str, CustomOpDef]:
+    return {
+        op._name: op for module in OP_FILES for op in vars(module).values() if isinstance(op, CustomOpDef)
+    }  # fmt: skip
+
+
+def arguments() -> dict[str, tuple[object, ...]]:
+    """Of every custom op."""
+    x, numbers, row = torch.randn(2, 32), torch.ones(2), torch.zeros(1, dtype=torch.int32)
+    longs, kv = torch.arange(2), torch.randn(4, 16, 2, 16)
+    experts_logits, gate_up, down = torch.randn(2, 4), torch.randn(4, 16, 32), torch.randn(4, 32, 8)
+    fp8 = torch.zeros(4, 32).to(torch.float8_e4m3fn)
+    return {
         "rms_norm": (x, torch.ones(32), 1e-5),
+        "add_rms_norm": (x, x.clone(), torch.ones(32), 1e-5),
         "silu_mul": (x,),
+        "copy_blocks": (kv.clone(), longs[:1], longs[1:]),
+        "rope_kv_write": (
+            torch.randn(2, 128), kv.clone(), kv.clone(), None, None, longs, longs, torch.rand(4, 16), None, None, 0.0,
+        ),
+        "paged_attention": attention_arguments(),
+        "sample": (
+            x, numbers, torch.ones(2, dtype=torch.int32), numbers, numbers, longs, torch.zeros(2, dtype=torch.int32),
+            longs, False,
+        ),
+        "penalize": (x.clone(), row, row.view(1, 1), row.view(1, 1), numbers[:1], numbers[:1], numbers[:1]),
+        "mask_tokens": (x.clone(), row, row.view(1, 1)),
         "quantize_rows": (x, torch.int8),
         "linear_w4": (x.bfloat16(), torch.zeros(4, 16, dtype=torch.uint8), torch.ones(4, 1), None, None),
-        "paged_attention": attention_arguments(),
-    }
-    op = getattr(linear if hasattr(linear, name) else library, name)
-    torch.library.opcheck(op, arguments[name], test_utils=("test_schema", "test_faketensor"))
+        "linear_fp8": (x.bfloat16(), fp8, torch.ones(4), None),
+        "moe_mlp": (x, experts_logits, gate_up, down, 2),
+    }  # fmt: skip
+
+
+def test_every_custom_op_is_checked() -> None:
+    assert set(arguments()) == set(custom_ops())
+
+
+@pytest.mark.parametrize("name", sorted(custom_ops()))
+def test_custom_ops_are_registered_soundly(name: str) -> None:
+    """Schema, mutated arguments and the fake implementation, as torch checks them."""
+    torch.library.opcheck(custom_ops()[name], arguments()[name], test_utils=("test_schema", "test_faketensor"))
 
 
 def attention_arguments() -> tuple[object, ...]:
@@ -57,11 +91,10 @@ def test_mixed_batches_equal_the_reference(ops: Ops, queries: list[int], lens: l
 
 def test_padded_decode_rows_of_a_graph_are_harmless(ops: Ops) -> None:
     """A row of a captured batch without a sequence: length 0, slot -1."""
-    arguments = attention_arguments()
+    kv = attention_arguments()[1]
     tables, blocks = allocate([5, 0], 16, torch.Generator().manual_seed(0))
     batch = dataclasses.replace(paged_batch([1, 1], [5, 0], tables), max_seq_len=64)
     q = torch.randn(2, 4, 16)
-    kv = arguments[1]
     assert isinstance(kv, torch.Tensor)
     assert kv.shape[0] >= blocks
     out = ops.paged_attention(q, kv, kv, batch, SHAPE)
