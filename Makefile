@@ -93,8 +93,7 @@ budget: $(VENV)/.dev.stamp
 docker-lint: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q tests/guards/test_deploy.py
 
-test-gpu: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest -q -m gpu
+test-gpu: kernels-gpu
 
 # Every number of ranks against one process, the two nodes, memory and bubbles. Minutes; tools/two_nodes.sh needs root.
 parallel-full: $(VENV)/.dev.stamp
