@@ -73,7 +73,6 @@ MUTANTS = [
     Mutant("pads penalized", "logits", "listed = (token >= 0) & (token < vocab)", "listed = token < vocab", "edits"),
     Mutant("prompt tokens present", "logits", "tl.where(count > 0,", "tl.where(count >= 0,", "edits"),
     Mutant("mask of the next token", "logits", "(word >> (c % 32))", "(word >> ((c + 1) % 32))", "edits"),
-    Mutant("mask past the vocabulary", "logits", "mask=refused & (c < vocab)", "mask=refused", "edits"),
     Mutant("nibbles biased by one", "gemm_w4", "1032.0", "1031.0", "w4"),
     Mutant("high plane scaled as low", "gemm_w4", "group + groups // 2", "group", "w4"),
     Mutant("odd depth unmasked", "gemm_small", "(n < columns)[:, None] & (at < depth)[None, :]", "(n < columns)[:, None]", "gemm"),
