@@ -135,7 +135,7 @@ def quantized_matmul(device: Device, model: Model, table: dict[str, Facts], batc
     columns, depth, bucket = 2 * model.inner, model.hidden, 16 if batch <= 16 else 64
     if bits == 8:
         facts, tile = table[f"small GEMM fp8, {bucket} tokens: gemm_small"], gemm_small_tile(device.arch, 1, batch)
-        size, step = columns * depth, tile.columns * tile.depth
+        size, step = float(columns * depth), tile.columns * tile.depth
     else:
         facts, tile = table[f"W4A16, group 128, {bucket} tokens: gemm_w4"], gemm_w4_tile(device.arch, batch, 128)
         size, step = columns * depth / 2 + columns * depth / 128 * 4, tile.columns * tile.depth * 2
