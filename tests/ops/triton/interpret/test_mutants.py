@@ -41,7 +41,7 @@ MUTANTS = [
     Mutant("window one too wide", "paged_decode", "tl.maximum(length - window, 0)", "tl.maximum(length - window - 1, 0)", "options"),
     Mutant("splits share a slot", "paged_decode", "slots = rows * splits + split", "slots = rows * splits", "decode"),
     Mutant("merge reads absent splits", "paged_decode", "mask=live, other=float(\"-inf\"))", "mask=split < splits, other=float(\"-inf\"))", "decode"),
-    Mutant("merge skips the last split", "paged_decode", "end = (length + SPLIT - 1) // SPLIT", "end = length // SPLIT", "decode"),
+    Mutant("merge skips the last split", "paged_decode", "end = (length + size - 1) // size", "end = length // size", "decode"),
     Mutant("full tiles not skipped after", "paged_decode", "begin = tl.maximum(begin, high // TILE)", "begin = begin", "decode"),
     Mutant("full tiles one too many", "paged_decode", "range(begin, high // TILE)", "range(begin, high // TILE + 1)", "decode"),
     Mutant("causal off by one", "paged_prefill", "pos[None, :] <= q_pos[:, None]", "pos[None, :] < q_pos[:, None]", "prefill"),
