@@ -40,11 +40,12 @@ class Package:
     folder: str
     suffixes: tuple[str, ...]
     lines: int
-    excluded: str = ""
+    excluded: tuple[str, ...] = ()
 
 
 PACKAGES = (
-    Package("inferd", (".py",), 23_000, excluded="inferd/v1"),
+    Package("inferd", (".py",), 21_500, excluded=("inferd/v1", "inferd/testing")),
+    Package("inferd/testing", (".py",), 3_000),
     Package("gateway/inferd_gateway", (".py",), 9_000),
     Package("kernels/inferd_kernels", (".py",), 6_500),
     Package("kernels/inferd_kernels", (".cpp", ".h"), 4_000),
@@ -52,12 +53,11 @@ PACKAGES = (
 
 
 def files_of(root: Path, package: Package) -> list[Path]:
-    """The package's files, generated stubs left out."""
-    excluded = root / package.excluded if package.excluded else None
+    """The package's files, without excluded folders."""
     return sorted(
         path
         for path in (root / package.folder).rglob("*")
-        if path.suffix in package.suffixes and not (excluded and path.is_relative_to(excluded))
+        if path.suffix in package.suffixes and not any(path.is_relative_to(root / name) for name in package.excluded)
     )
 
 

@@ -77,7 +77,8 @@ def cpu_seconds(pid: int) -> float:
 
 def machine_seconds() -> float:
     """CPU seconds that anybody has used since the machine started, those the host took included."""
-    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, fields)
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
@@ -150,9 +151,7 @@ def measure_served(model: str, rounds: int, flags: list[str]) -> dict[str, str]:
             name: f"{statistics.median(values):.1f}   {[round(value, 1) for value in values]}"
             for name, values in rows.items()
         }
-        bench(
-            url, "--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124"
-        )
+        bench(url, "--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
         daemon = [each for each in descendants(pid) if "gateway" not in command_of(each)]
         parts = [resident_mb(each) for each in daemon]
         figures["RSS of the daemon, MB (16 x 1k)"] = f"{sum(parts):.0f}   {[round(part) for part in parts]}"

@@ -256,8 +256,8 @@ class TestHeaders(Asking):
     def test_request_id_is_on_everything(self) -> None:
         responses = [
             self.chat(), self.chat(stream=True), self.chat(temperature=9), self.http.get("/nothing"),
-            self.http.put(CHAT_PATH), self.http.get("/metrics"), self.http.options(CHAT_PATH), self.http.head("/health"),
-            self.http.post(CHAT_PATH, content=b"\xff"),
+            self.http.put(CHAT_PATH), self.http.get("/metrics"), self.http.options(CHAT_PATH),
+            self.http.head("/health"), self.http.post(CHAT_PATH, content=b"\xff"),
         ]  # fmt: skip
         assert all(response.headers["x-request-id"] for response in responses)
 

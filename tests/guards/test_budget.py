@@ -64,7 +64,7 @@ def test_package_lines_and_broad_excepts_are_summed(budget: ModuleType, tmp_path
     for name in ("a.py", "b.py"):
         (tmp_path / "p" / name).write_text(broad)
     (tmp_path / "p" / "c.py").write_text("x = 1\n" * 401)
-    package = budget.Package("p", (".py",), 416, excluded="p/generated")
+    package = budget.Package("p", (".py",), 416, excluded=("p/generated",))
     problems = budget.check_tree(tmp_path, (package,))
     assert problems == [
         "p .py: 417 lines, budget 416",
