@@ -93,13 +93,13 @@ budget: $(VENV)/.dev.stamp
 docker-lint: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q tests/guards/test_deploy.py
 
-test-gpu: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest -q -m gpu
+test-gpu: kernels-gpu
 
 # Every number of ranks against one process, the two nodes, memory and bubbles. Minutes; tools/two_nodes.sh needs root.
 parallel-full: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 	$(BIN)/python tools/measure_parallel.py load
+	$(BIN)/python tools/measure_parallel.py load --format gguf --hidden 1536
 	$(BIN)/python tools/measure_parallel.py bubble $(MODEL_FILE) --plot bubble.png
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray

@@ -36,31 +36,40 @@ class Case:
     fast: tuple[str, ...] = ("sm_90",)  # targets of the fast lane
 
 
-def batch(sequences: int, tokens: int, decodes: int) -> PagedBatch:
+def batch(sequences: int, tokens: int, decodes: int, context: int = 8192) -> PagedBatch:
     return PagedBatch(
         positions=torch.empty(tokens, dtype=torch.int64),
         slots=torch.empty(tokens, dtype=torch.int64),
         cu_seqlens=torch.empty(sequences + 1, dtype=torch.int32),
         seq_lens=torch.empty(sequences, dtype=torch.int32),
-        block_tables=torch.empty(sequences, 512, dtype=torch.int32),
+        block_tables=torch.empty(sequences, context // 16, dtype=torch.int32),
         num_decodes=decodes,
         max_query_len=tokens,
-        max_seq_len=8192,
+        max_seq_len=context,
     )
 
 
 def attention(
-    dim: int, cache: torch.dtype, decode: bool, rows: int = 16, options: bool = False
+    dim: int, cache: torch.dtype, decode: bool, rows: int = 16, options: bool = False, context: int = 8192
 ) -> Callable[[], object]:
     def run() -> object:
         shape = AttentionShape(32, 8, dim, dim**-0.5, 4096 if options else 0, 30.0 if options else 0.0)
         kv = torch.empty(64, 16, 8, dim, dtype=cache)
         scales = (torch.empty(64, 16, 8), torch.empty(64, 16, 8)) if cache.itemsize == 1 else None
-        step = batch(rows, rows, rows) if decode else batch(4, 512, 0)
+        step = batch(rows, rows, rows, context) if decode else batch(4, 512, 0)
         q = torch.empty(step.positions.shape[0], 32, dim, dtype=BF16)
         return backend.paged_attention(q, kv, kv, step, shape, scales, torch.empty(32) if options else None)
 
     return run
+
+
+def prompts(decodes: int, context: int) -> object:
+    """Two prompts behind `decodes` decode rows, in one step."""
+    kv, rows = torch.empty(64, 16, 8, 128, dtype=BF16), decodes + 40
+    step = batch(decodes + 2, rows, decodes, context)
+    return backend.paged_attention(
+        torch.empty(rows, 32, 128, dtype=BF16), kv, kv, step, AttentionShape(32, 8, 128, 0.1)
+    )  # fmt: skip
 
 
 def rope(cache: torch.dtype, normed: bool) -> Callable[[], object]:
@@ -90,8 +99,7 @@ def rms(quantized: bool) -> Callable[[], object]:
     return run
 
 
-def sampling() -> object:
-    rows = 16
+def sampling(rows: int = 16) -> object:
     numbers, counters = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     short = torch.empty(rows, dtype=torch.int32)
     parameters = SamplingBatch(numbers, short, numbers, numbers, counters, short, counters, False)
