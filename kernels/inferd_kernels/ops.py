@@ -193,15 +193,11 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
             decoder_stack = native.decoder_stack
-    if backend == "varlen" and not device.startswith("cuda"):
-        raise ValueError(f"kernel backend 'varlen' needs a cuda device, not {device!r}")
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
-    if backend in ("triton", "varlen") or (backend == "auto" and on_gpu):
-        chosen |= _triton_ops(device)
     if backend == "varlen":
-        from inferd_kernels import varlen
-
-        chosen["paged_attention"] = ("varlen", varlen.paged_attention)
+        chosen |= _varlen_ops(device)
+    elif backend == "triton" or (backend == "auto" and on_gpu):
+        chosen |= _triton_ops(device)
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
         **{name: function for name, (_, function) in chosen.items()},
@@ -218,3 +214,12 @@ def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
     from inferd_kernels.triton import backend
 
     return {name: ("triton", getattr(backend, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES)}
+
+
+def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
+    """The Triton ops, with torch's FlashAttention in place of their attention."""
+    if not device.startswith("cuda"):
+        raise ValueError(f"kernel backend 'varlen' needs a cuda device, not {device!r}")
+    from inferd_kernels import varlen
+
+    return {**_triton_ops(device), "paged_attention": ("varlen", varlen.paged_attention)}
