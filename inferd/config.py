@@ -38,6 +38,19 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
 
 
+class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Guesses of the next tokens by prompt lookup: runs of prompt_lookup_min to _max tokens that occurred before."""
+
+    method: Literal["ngram"] = "ngram"
+    num_speculative_tokens: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8  # at most, in a step
+    prompt_lookup_min: Positive = 2
+    prompt_lookup_max: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+
+    def __post_init__(self) -> None:
+        if self.prompt_lookup_min > self.prompt_lookup_max:
+            raise ValueError(f"prompt_lookup_min {self.prompt_lookup_min} is above _max {self.prompt_lookup_max}")
+
+
 class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one step and of the waiting queue. max_* of None are resolved from the device."""
 
@@ -45,6 +58,7 @@ class SchedulerConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: Positive = 512
     chunked_prefill: bool = True
     max_waiting: Positive = 256
+    speculative: SpeculativeConfig | None = None  # None: no guesses
 
 
 class ParallelConfig(msgspec.Struct, frozen=True, kw_only=True):

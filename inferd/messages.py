@@ -105,6 +105,8 @@ class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
     error: str | None = None
     prompt: PromptOutput | None = None
     prefilled: int = 0  # prompt tokens computed so far, where the request asked; then there is nothing else
+    guessed: int = 0  # tokens that the step checked
+    accepted: int = 0  # those among token_ids
 
 
 class EngineStats(msgspec.Struct, frozen=True, array_like=True):
@@ -122,6 +124,8 @@ class EngineStats(msgspec.Struct, frozen=True, array_like=True):
     prefix_hits: int
     computed_tokens: int
     last_step_s: float
+    draft_tokens: int = 0
+    accepted_draft_tokens: int = 0
 
 
 class StepOutputs(msgspec.Struct, frozen=True, tag="outputs"):

@@ -30,6 +30,16 @@ class Matcher(Protocol):
         """Another one at the same place."""
 
 
+class Speculator(Protocol):
+    """Guesses what follows a sequence."""
+
+    def guess(self, tokens: list[int], most: int, num_sequences: int) -> list[int]:
+        """At most `most` guesses of what follows tokens, in a step of num_sequences."""
+
+    def note(self, guessed: int, accepted: int) -> None:
+        """What a step made of the last guesses."""
+
+
 class SequenceStatus(enum.Enum):
     WAITING = "waiting"
     RUNNING = "running"
@@ -64,6 +74,7 @@ class Sequence:
     matcher: Matcher | None = None  # at the end of token_ids
     in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
     ahead: int = 0  # the step of a second one, which computes the token that the first draws; 0: none
+    speculator: Speculator | None = None  # once it was asked
     num_preemptions: int = 0
     first_scheduled: float | None = None
 

@@ -38,6 +38,9 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
     of n choices completes: the sequence goes on as choices[0], the others come as new sequences in the next step.
 
+    guesses: the last so many of token_ids are guesses; the one choice is then sampled from the position before them and
+    from each of theirs, in order.
+
     token_ids is (PENDING,) in a plan that was made before its predecessor's result was there; only executors that
     look ahead get such plans. When that token ended the choice, nobody reads what is computed from it.
     """
@@ -47,6 +50,7 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_ids: list[int]
     new_block_ids: list[int]
     choices: tuple[int, ...]
+    guesses: int = 0
 
 
 class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
@@ -101,7 +105,7 @@ class SampledToken(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class SequenceResult(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """samples in the order of PlanItem.choices.
+    """samples in the order of PlanItem.choices, or, where there are guesses, of the positions.
 
     prompt_logprobs, when asked, hold the item's positions from max(start, 1) on; the first position that a sequence
     computes has none. Positions of a prompt that is computed in chunks follow each other without a gap.

@@ -48,6 +48,12 @@ class Flag:
         return typing.get_origin(self.value_type) is tuple
 
     @property
+    def is_object(self) -> bool:
+        """Whether its value is JSON for a part of the configuration."""
+        types = (self.value_type, *typing.get_args(self.value_type))
+        return any(isinstance(each, type) and issubclass(each, msgspec.Struct) for each in types)
+
+    @property
     def choices(self) -> tuple[str, ...]:
         """Of a Literal, or of one that may be left unset."""
         members = (self.value_type, *typing.get_args(self.value_type))
@@ -131,6 +137,12 @@ SERVE_FLAGS = (
         name="queue-timeout",
         field="server.queue_timeout_s",
         help="seconds a request may wait to be scheduled, unless it says so itself",
+    ),
+    Flag(
+        name="speculative-config",
+        field="engine.scheduler.speculative",
+        synonyms={"ngram": '{"method": "ngram"}', "none": None},
+        help="ngram, or JSON with num_speculative_tokens, prompt_lookup_min and _max: guess tokens by prompt lookup",
     ),
     # KV cache
     Flag(name="block-size", field="engine.cache.block_size", help="tokens per KV block"),

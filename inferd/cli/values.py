@@ -62,12 +62,21 @@ def convert(flag: Flag, given: Given) -> object:
             raw = flag.synonyms.get(raw, raw)
         if isinstance(raw, str) and flag.size:
             raw = parse_size(raw)
+        if isinstance(raw, str) and flag.is_object:
+            raw = _decode_json(raw, flag)
         if isinstance(raw, bool) and not flag.is_switch:
             raise ValueError("expected a value")
         return msgspec.convert(raw, flag.value_type, strict=not isinstance(raw, str))
     except (ValueError, msgspec.ValidationError) as error:
         message = f"expected one of {', '.join(flag.choices)}" if flag.choices else _plain(str(error))
         raise UsageError(f"{given.where}: {message}; got {_shown(flag, given.raw)}") from None
+
+
+def _decode_json(text: str, flag: Flag) -> object:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        raise ValueError(f"expected {', '.join(flag.synonyms)} or JSON") from None
 
 
 def _plain(message: str) -> str:

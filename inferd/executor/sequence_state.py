@@ -44,9 +44,9 @@ class SequenceState:
             self.first_sampled_position = position
         return self.new.num_output_tokens + position - self.first_sampled_position
 
-    def sampling_row(self, item: PlanItem, choice: int, mask: bytes | None) -> SamplingRow:
-        """The draw that follows the item's last token."""
-        position = item.start + len(item.token_ids)
+    def sampling_row(self, item: PlanItem, choice: int, mask: bytes | None, back: int = 0) -> SamplingRow:
+        """The draw that follows the item's last token, or the one `back` tokens before it."""
+        position = item.start + len(item.token_ids) - back
         outputs = self.num_output_tokens(position)
         blocked = self.new.blocked_token_ids if outputs < self.new.min_tokens else ()
         return SamplingRow(self.new.sampling, self.history, choice, position, blocked, mask)

@@ -104,10 +104,12 @@ class Worker:
         sources: list[int] = []  # row of the stream it is drawn from
         rows: list[SamplingRow] = []
         for place, (item, start) in enumerate(zip(items, row_starts, strict=True)):
+            state = self._states[item.seq_id]
             for choice in item.choices:
-                places.append(place)
-                sources.append(start + len(item.token_ids) - 1)
-                rows.append(self._states[item.seq_id].sampling_row(item, choice, plan.masks.get(item.seq_id)))
+                for back in range(item.guesses, -1, -1):
+                    places.append(place)
+                    sources.append(start + len(item.token_ids) - 1 - back)
+                    rows.append(state.sampling_row(item, choice, plan.masks.get(item.seq_id), back))
         samples: list[list[SampledToken]] = [[] for _ in items]
         for first in range(0, len(rows), self._slice_rows):
             part = slice(first, first + self._slice_rows)

@@ -61,6 +61,8 @@ class FrontCollector(Collector):
             ("inferd_prefix_cache_hits", "Prompt tokens found in the prefix cache.", total("prefix_hits")),
             ("inferd_computed_tokens", "Tokens computed, prefill and decode.", total("computed_tokens")),
             ("inferd_engine_steps", "Engine steps.", total("steps")),
+            ("inferd_draft_tokens", "Tokens guessed by speculation and checked.", total("draft_tokens")),
+            ("inferd_accepted_draft_tokens", "Guesses that were right.", total("accepted_draft_tokens")),
         ):
             family = CounterMetricFamily(name, help_text, labels=("model_name",))
             family.add_metric((self._model,), value)

@@ -74,6 +74,8 @@ class Generation:
             prompt_tokens=len(self._request.prompt_token_ids),
             cached_prompt_tokens=prompt.num_cached_tokens if prompt else 0,
             completion_tokens=sum(text.completion_tokens for text in self._texts),
+            draft_tokens=self._tracker.draft_tokens,
+            accepted_draft_tokens=self._tracker.accepted_draft_tokens,
         )
 
     @property

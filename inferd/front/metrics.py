@@ -29,7 +29,10 @@ FINISH_LABELS = {
 ERROR_LABEL = "error"
 REFUSALS = ("missing_token", "bad_token", "forbidden")
 RATE_WINDOW_S = 8.0
-ENGINE_TOTALS = ("preemptions", "prefix_queries", "prefix_hits", "computed_tokens", "steps")
+ENGINE_TOTALS = (
+    *("preemptions", "prefix_queries", "prefix_hits", "computed_tokens", "steps"),
+    *("draft_tokens", "accepted_draft_tokens"),
+)
 
 
 class Histogram:

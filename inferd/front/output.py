@@ -56,6 +56,8 @@ class Usage:
     prompt_tokens: int
     cached_prompt_tokens: int
     completion_tokens: int
+    draft_tokens: int = 0  # guessed, over all choices
+    accepted_draft_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ class Tracker:
         self._metrics = metrics
         self._retry_after = retry_after
         self.received: list[list[int]] = [[] for _ in range(request.num_choices)]
+        self.draft_tokens = self.accepted_draft_tokens = 0
         self._ended = [False] * request.num_choices
         self._replay: Replay | None = None
         self._resumes = 0
@@ -96,6 +97,8 @@ class Tracker:
         if output.prompt is not None and self.prompt is None:
             self.prompt = output.prompt
             self._metrics.on_scheduled(output.prompt.queue_s, output.prompt.prefill_s)
+        self.draft_tokens += output.guessed
+        self.accepted_draft_tokens += output.accepted
         tokens, logprobs = output.token_ids, output.logprobs
         if self._replay is not None:
             try:

@@ -76,6 +76,15 @@ class KVManager:
         sequence.num_slots = len(blocks) * self.block_size
         return growth
 
+    def stretch(self, sequence: Sequence, count: int, headroom: int) -> list[int]:
+        """Fresh blocks for `count` positions after the known tokens, as far as headroom blocks stay available."""
+        blocks: list[int] = []
+        while sequence.num_slots < sequence.num_tokens + count and self.pool.num_available > headroom:
+            growth = self.grow(sequence, sequence.num_slots)
+            assert growth is not None, "there is a block"
+            blocks += growth.new_block_ids
+        return blocks
+
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Share the blocks of parent's computed tokens; whoever first writes the partial last one copies it."""
         for block in parent.block_ids:

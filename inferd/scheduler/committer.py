@@ -17,6 +17,8 @@ class Committer:
     def __init__(self, registry: Registry, roster: Roster) -> None:
         self._registry = registry
         self._roster = roster
+        self.draft_tokens = 0  # checked so far
+        self.accepted_draft_tokens = 0
 
     def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[ChoiceOutput]:
         """Raises ValueError when the result is not that of the plan, item by item."""
@@ -27,13 +29,16 @@ class Committer:
         outputs: list[ChoiceOutput] = []
         sequences, publish = self._roster.sequences, self._roster.kv.publish
         for item, answer in zip(plan.items, result.results, strict=True):
-            if item.seq_id != answer.seq_id or len(item.choices) != len(answer.samples):
+            if item.seq_id != answer.seq_id or len(item.choices) + item.guesses != len(answer.samples):
                 raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
             sequence = sequences.get(item.seq_id)
             if sequence is None or sequence.in_flight != plan.step:
                 continue  # it ended or was preempted while it was computed
             sequence.in_flight, sequence.ahead = sequence.ahead, 0
             samples = answer.samples
+            if item.guesses:
+                self._commit_guesses(sequence, item, samples, outputs)
+                continue
             if item.choices and item.choices != sequence.choices:
                 pairs = zip(item.choices, samples, strict=True)
                 samples = [sample for choice, sample in pairs if choice in sequence.choices]
@@ -92,7 +97,7 @@ class Committer:
             append_sample(sequence, sample)
         self._roster.seat_forks(parent, children)
         for sequence, sample in zip(family, samples, strict=True):
-            self._report(sequence, sample, outputs, prompt)
+            self._report(sequence, [sample], outputs, prompt)
             prompt = None
 
     def _commit_token(
@@ -103,26 +108,63 @@ class Committer:
         append_sample(sequence, sample)
         ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens
         if ends or sequence.matcher is not None:
-            self._report(sequence, sample, outputs, prompt)
+            self._report(sequence, [sample], outputs, prompt)
             return
         logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
         key, choice = sequence.request.key, sequence.choices[0]
         outputs.append(ChoiceOutput(key, choice, [token_id], logprobs, None, None, prompt))
 
-    def _report(
-        self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None
+    def _commit_guesses(
+        self, sequence: Sequence, item: PlanItem, samples: list[SampledToken], outputs: list[ChoiceOutput]
     ) -> None:
-        """Say what the choice got; it ends if that was its last token, or if there is none for it."""
-        failed = sample.token_id < 0
+        """The first token that was drawn, and one more for each guess that was drawn itself. The K and V of the others
+        are computed again, with the tokens that came instead."""
+        guesses = item.token_ids[-item.guesses :]
+        accepted = num_equal(guesses, samples)
+        assert sequence.speculator is not None
+        sequence.speculator.note(item.guesses, accepted)
+        taken: list[SampledToken] = []
+        for sample in samples[: accepted + 1]:
+            taken.append(sample)
+            append_sample(sequence, sample)
+            if sample.token_id < 0 or finish_reason(sequence) is not None:
+                break
+        accepted = len(taken) - 1
+        self.draft_tokens += item.guesses
+        self.accepted_draft_tokens += accepted
+        sequence.num_computed_tokens = item.start + 1 + accepted
+        if sequence.num_computed_tokens >= sequence.publish_at:
+            self._roster.kv.publish(sequence)
+        self._report(sequence, taken, outputs, None, item.guesses)
+
+    def _report(
+        self,
+        sequence: Sequence,
+        samples: list[SampledToken],
+        outputs: list[ChoiceOutput],
+        prompt: PromptOutput | None,
+        guessed: int = 0,
+    ) -> None:
+        """Say what the choice got; it ends if the last token was its last, or if there is none for it."""
+        failed = samples[-1].token_id < 0
         if failed:
             self._roster.kv.withdraw(sequence)
-        token_ids = [] if failed else [sample.token_id]
-        logprobs = NO_LOGPROBS if failed or sample.logprobs is None else [sample.logprobs]
-        finish, error = without_token(sequence, sample) if failed else (finish_reason(sequence), None)
-        key, choice = sequence.request.key, sequence.choices[0]
-        outputs.append(ChoiceOutput(key, choice, token_ids, logprobs, finish, error, prompt))
+        good = samples[:-1] if failed else samples
+        logprobs = [sample.logprobs for sample in good if sample.logprobs is not None]
+        finish, error = without_token(sequence, samples[-1]) if failed else (finish_reason(sequence), None)
+        key, choice, token_ids = sequence.request.key, sequence.choices[0], [sample.token_id for sample in good]
+        accepted = len(samples) - 1
+        outputs.append(ChoiceOutput(key, choice, token_ids, logprobs, finish, error, prompt, 0, guessed, accepted))
         if finish is not None or error is not None:
             self._registry.end(self._registry.live[key], choice)
+
+
+def num_equal(guesses: list[int], samples: list[SampledToken]) -> int:
+    """How many of the guesses, from the first on, are what was drawn."""
+    for count, (guess, sample) in enumerate(zip(guesses, samples, strict=False)):
+        if guess != sample.token_id:
+            return count
+    return len(guesses)
 
 
 def append_sample(sequence: Sequence, sample: SampledToken) -> None:

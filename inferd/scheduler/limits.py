@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from inferd.config import SchedulerConfig
+from inferd.config import SchedulerConfig, SpeculativeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class StepLimits:
     vocab_size: int
     pipeline_depth: int
     looks_ahead: bool
+    speculative: SpeculativeConfig | None
 
 
 def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
@@ -42,4 +43,5 @@ def step_limits(config: SchedulerConfig, capacity: Capacity) -> StepLimits:
         vocab_size=capacity.vocab_size,
         pipeline_depth=capacity.pipeline_depth,
         looks_ahead=capacity.looks_ahead,
+        speculative=None if capacity.whole_prompts else config.speculative,
     )

@@ -16,36 +16,14 @@ from __future__ import annotations
 
 import sys
 
+from inferd.scheduler.draft import NO_BLOCKS, Draft
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
+from inferd.scheduler.speculation import add_guesses
 from inferd.sequence import Sequence
-from inferd.step import PENDING, BlockCopy, PlanItem, StepPlan
+from inferd.step import PENDING, PlanItem, StepPlan
 
-NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
 NO_MASKS: dict[int, bytes] = {}
-
-
-class Draft:
-    """A plan in the making. Items of one token come first in the plan: attention kernels want them together."""
-
-    def __init__(self, budget: int, room: int) -> None:
-        self.budget = budget  # tokens left
-        self.room = room  # items left
-        self.single: list[PlanItem] = []
-        self.longer: list[PlanItem] = []
-        self.copies: list[BlockCopy] = []
-        self.has_prompt = False
-
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        """The next num_tokens of a sequence whose slots are there."""
-        start = sequence.num_computed_tokens
-        end = start + num_tokens
-        choices = sequence.choices if end == sequence.num_tokens else ()
-        item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
-        (self.single if num_tokens == 1 else self.longer).append(item)
-        self.budget -= num_tokens
-        self.room -= 1
-        self.has_prompt = True
 
 
 class Planner:
@@ -65,6 +43,8 @@ class Planner:
         self._seat_urgent(now)
         self._advance_running(draft, looks_ahead)
         self._admit_waiting(draft, now)
+        if self._limits.speculative is not None and not draft.longer and not looks_ahead:
+            add_guesses(draft, self._roster, self._limits.speculative)
         items = draft.single + draft.longer
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
@@ -103,7 +83,7 @@ class Planner:
             if sequence is None or not sequence.in_flight:
                 continue  # it ended or was preempted: no later plan can hold it in this one's place
             sampling = sequence.request.sampling
-            if len(item.choices) != 1 or sequence.matcher is not None or sampling.needs_history:
+            if len(item.choices) != 1 or item.guesses or sequence.matcher is not None or sampling.needs_history:
                 return False
         return True
 

@@ -109,4 +109,6 @@ class Scheduler:
             prefix_hits=self._kv.prefix_hits,
             computed_tokens=self._computed_tokens,
             last_step_s=self._last_step_s,
+            draft_tokens=self._committer.draft_tokens,
+            accepted_draft_tokens=self._committer.accepted_draft_tokens,
         )

@@ -102,6 +102,7 @@ class _State:
         self.new = new
         self.table = list(new.block_ids)
         self.num_output_tokens = new.num_output_tokens
+        self.first_draw: int | None = None  # position of the first token drawn
         self.drawn: tuple[int, int] | None = None  # step, token
 
 
@@ -181,9 +182,13 @@ class FakeExecutor:
             self._write(state, item.start + offset, self._pending(state) if token_id == PENDING else token_id)
         samples: list[SampledToken] = []
         if item.choices:
-            context = self._read(state, item.start + len(item.token_ids))
-            samples = [self._sample(state, context, choice, mask) for choice in item.choices]
-            state.num_output_tokens += 1
+            end = item.start + len(item.token_ids)
+            if state.first_draw is None:
+                state.first_draw = end - item.guesses
+            context = self._read(state, end)
+            for drawn in range(end - item.guesses, end + 1):  # the position of each token that is drawn
+                state.num_output_tokens = state.new.num_output_tokens + drawn - state.first_draw
+                samples += [self._sample(state, context[:drawn], choice, mask) for choice in item.choices]
             state.drawn = self._step, max(samples[0].token_id, 0)
         return SequenceResult(
             item.seq_id, samples, prompt_logprobs(state.new, item, self.info.vocab_size), self._vector(state, item)

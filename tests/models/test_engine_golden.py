@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from inferd.config import CacheConfig, SchedulerConfig
+from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
 from inferd.request import Request, SamplingParams, StopParams
 from inferd.scheduler.limits import Capacity
 from inferd.scheduler.scheduler import Scheduler
@@ -31,11 +31,18 @@ def executor(demo_gguf: Path, make_driver: Callable[[Path], Any]) -> Any:
 class Engine:
     """Requests in, tokens by key out; the clock is real, the processes are not."""
 
-    def __init__(self, executor: Any, num_blocks: int | None = None, chunk: int = 512) -> None:
+    def __init__(
+        self,
+        executor: Any,
+        num_blocks: int | None = None,
+        chunk: int = 512,
+        speculative: SpeculativeConfig | None = None,
+    ) -> None:
         info = executor.info
         capacity = Capacity(num_blocks or info.num_blocks, info.block_size, 2048, info.vocab_size)
         self.executor = executor
-        self.scheduler = Scheduler(SchedulerConfig(max_num_batched_tokens=chunk), CacheConfig(), capacity)
+        config = SchedulerConfig(max_num_batched_tokens=chunk, speculative=speculative)
+        self.scheduler = Scheduler(config, CacheConfig(), capacity)
 
     def run(self, *requests: Request) -> dict[int, list[int]]:
         for request in requests:
@@ -56,7 +63,7 @@ class Engine:
 def make_engine(executor: Any) -> Any:
     """Engines over one executor, one after the other; each one's sequences are dropped before the next begins."""
 
-    def make(**options: int) -> Engine:
+    def make(**options: Any) -> Engine:
         executor.execute(StepPlan(0, [], dropped=list(executor._worker._states)))
         return Engine(executor, **options)
 
@@ -135,3 +142,19 @@ def test_a_seed_gives_the_same_tokens_in_any_company(make_engine: Any, others: i
     squeezed = make_engine(num_blocks=tight_pool(requests))
     assert squeezed.run(*requests)[0] == alone
     assert squeezed.scheduler.stats().preemptions > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7], ids=["greedy", "seeded"])
+def test_speculation_changes_no_token(make_engine: Any, temperature: float) -> None:
+    words = GOLDEN[0]["prompt"]
+    request = Request(
+        key=0,
+        request_id="repeats",
+        prompt_token_ids=words * 3,
+        sampling=SamplingParams(temperature=temperature, top_k=4, seed=5),
+        stop=StopParams(max_tokens=40),
+    )
+    guessing = make_engine(speculative=SpeculativeConfig(prompt_lookup_min=1))
+    guessed = guessing.run(request)
+    assert guessing.scheduler.stats().accepted_draft_tokens > 0
+    assert guessed == make_engine().run(request)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from inferd.config import CacheConfig, SchedulerConfig
+from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
 from inferd.request import CacheParams, FinishReason, LogprobParams, Request, SamplingParams, StopParams
 from inferd.step import PENDING
 from inferd.testing.fake_executor import FakeExecutor, fake_info, fake_logprobs, solo_tokens
@@ -42,6 +42,7 @@ def random_setting(rng: random.Random) -> Setting:
         max_num_seqs=rng.choice([1, 2, 3, 6, 12]),
         max_num_batched_tokens=rng.choice([1, 3, 5, 16, 64]),
         chunked_prefill=rng.random() < 0.8,
+        speculative=None if rng.random() < 0.5 else SpeculativeConfig(num_speculative_tokens=5, prompt_lookup_min=1),
     )
     cache = CacheConfig(prefix_caching=rng.random() < 0.85)
     return Setting(rng, Driver(config=config, cache=cache, executor=FakeExecutor(info)))

@@ -84,7 +84,7 @@ def measure_limits(ops: NativeOps, seconds: float = 0.5) -> Limits:
     return Limits(
         read=rate(READ_BYTES, BUFFER_BYTES, BUFFER_BYTES),
         float_ops=rate(FLOAT_ROUNDS, ROUNDS, operations),
-        byte_ops=rate(BYTE_ROUNDS, ROUNDS, operations * 4),
+        byte_ops=rate(BYTE_ROUNDS, ROUNDS, operations * 32),
     )
 
 

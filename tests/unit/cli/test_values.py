@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from inferd.cli.arguments import Parsed, parse
+from inferd.cli.build import build_config
 from inferd.cli.flags import SERVE_FLAGS
 from inferd.cli.main import COMMANDS
 from inferd.cli.values import UsageError, from_environment, parse_size
+from inferd.config import SpeculativeConfig
 
 
 def serve(*argv: str) -> Parsed:
@@ -87,6 +89,39 @@ def test_model_len_auto_is_unset() -> None:
 def test_refusals_name_flag_bound_and_value(argv: list[str], message: str) -> None:
     with pytest.raises(UsageError) as raised:
         serve(*argv)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("ngram", SpeculativeConfig()),
+        (
+            '{"num_speculative_tokens": 3, "prompt_lookup_min": 1}',
+            SpeculativeConfig(num_speculative_tokens=3, prompt_lookup_min=1),
+        ),
+        ("none", None),
+    ],
+)
+def test_a_part_of_the_configuration_is_json(text: str, value: SpeculativeConfig | None) -> None:
+    parsed = serve("demo", "--speculative-config", text)
+    assert parsed.get("speculative-config") == value
+    assert build_config(parsed).engine.scheduler.speculative == value
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eagle", "expected ngram, none or JSON"),
+        ('{"method": "eagle"}', "eagle"),
+        ('{"num_speculative_tokens": 0}', "expected an integer >= 1"),
+        ('{"prompt_lookup_min": 5}', "prompt_lookup_min 5 is above _max 4"),
+        ('{"model": "x"}', "unknown field model"),
+    ],
+)
+def test_a_wrong_part_of_the_configuration_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        serve("demo", "--speculative-config", text)
     assert message in str(raised.value)
 
 

@@ -1,9 +1,10 @@
 // Activations as a matmul reads them: float32 for float weights, integers with one scale per group of 32 for quantized
-// ones: int8, or with 8-bit weights 15 bits as two int8, 128 * high + low. A row is quantized from its own values alone, so its products do not depend on its neighbours.
+// ones: int8, or with 8-bit weights 15 bits in two bytes (store_wide). A row is quantized from its own values alone, so
+// its products do not depend on its neighbours.
 //
 // Rows are kept in blocks of kTileRows, so that a tile walks through one stretch of memory. A float block is
-// [K][rows]. A quantized block is one record per group of 32: q [rows][32] int8 (high, then low [rows][32] where there
-// are two), scales [rows] float, and what undoes the weight's unsigned storage: int32 -offset * sum(q) per row (twice, one [rows] for each half, with 16-wide
+// [K][rows]. A quantized block is one record per group of 32: q [rows][32] of one or two bytes, scales [rows] float, and
+// what undoes the weight's unsigned storage: int32 -offset * sum(q) per row (twice, one [rows] for each half, with 16-wide
 // scales), or float scale * sum(q), which multiplies the weight's minimum.
 #pragma once
 #include "layout.h"
@@ -41,15 +42,10 @@ inline Activations make_activations(char* memory, int32_t format, int64_t k) {
     return {memory, activation_bytes(format, 1, k), k};
 }
 
-// Stores 16 integers as one or two int8 each and returns their sum.
-inline int32_t store_integers(I values, bool wide, int8_t* q) {
-    if (wide) {
-        const I high = shift_right_i32<7>(add_i32(values, set1_i32(64)));
-        store_i8(q, high);
-        store_i8(q + kTileRows * kGroup, sub_i32(values, shift_left_i32<7>(high)));
-    } else {
-        store_i8(q, values);
-    }
+// Stores integers at .. at + 15 of a row's group and returns their sum.
+inline int32_t store_integers(I values, bool wide, int8_t* row, int at) {
+    if (wide) store_wide(row, at, values);
+    else store_i8(row + at, values);
     return reduce_add_i32(values);
 }
 
@@ -61,11 +57,11 @@ inline void quantize_row(const float* x, const Layout& layout, char* record, int
         const float largest = reduce_max(max(abs(low), abs(high)));
         const float scale = largest / limit;
         const F inverse = set1(largest > 0 ? limit / largest : 0.0f);
-        int8_t* q = reinterpret_cast<int8_t*>(record) + row * kGroup;
+        int8_t* q = reinterpret_cast<int8_t*>(record) + row * (layout.wide() ? kWideRow : kGroup);
         float* scales = reinterpret_cast<float*>(record + scales_at(layout));
         int32_t* offsets = reinterpret_cast<int32_t*>(scales + kTileRows);
-        const int32_t sum_low = store_integers(to_int(mul(low, inverse)), layout.wide(), q);
-        const int32_t sum_high = store_integers(to_int(mul(high, inverse)), layout.wide(), q + 16);
+        const int32_t sum_low = store_integers(to_int(mul(low, inverse)), layout.wide(), q, 0);
+        const int32_t sum_high = store_integers(to_int(mul(high, inverse)), layout.wide(), q, 16);
         scales[row] = scale;
         if (has_minimum(layout)) {
             const float weighted = scale * static_cast<float>(sum_low + sum_high);

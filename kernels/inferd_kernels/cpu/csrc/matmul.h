@@ -6,19 +6,20 @@
 namespace inferd {
 namespace {
 
+// Planes of one part of the panel's rows -> their quads, a byte per value.
 template <int bits>
-inline void unpack(const uint8_t* record, U quads[8]) {
+inline void unpack(const uint8_t* record, P quads[8]) {
     if constexpr (bits == 8) {
-        for (int v = 0; v < 8; v++) quads[v] = load_bytes(record + 64 * v);
+        for (int v = 0; v < 8; v++) quads[v] = load_part(record + 64 * v);
         return;
     }
     for (int v = 0; v < 4; v++) {
-        const U plane = load_bytes(record + 64 * v);
+        const P plane = load_part(record + 64 * v);
         quads[v] = and_bytes(plane, 0x0F);
         quads[v + 4] = and_bytes(shift_right<4>(plane), 0x0F);
     }
     if constexpr (bits == 5) {
-        const U plane = load_bytes(record + 256);
+        const P plane = load_part(record + 256);
         quads[0] = or_bytes(quads[0], and_bytes(shift_left<4>(plane), 0x10));
         quads[1] = or_bytes(quads[1], and_bytes(shift_left<3>(plane), 0x10));
         quads[2] = or_bytes(quads[2], and_bytes(shift_left<2>(plane), 0x10));
@@ -30,8 +31,8 @@ inline void unpack(const uint8_t* record, U quads[8]) {
     }
     if constexpr (bits == 6) {
         for (int half = 0; half < 2; half++) {
-            const U plane = load_bytes(record + 256 + 64 * half);
-            U* to = quads + 4 * half;
+            const P plane = load_part(record + 256 + 64 * half);
+            P* to = quads + 4 * half;
             to[0] = or_bytes(to[0], and_bytes(shift_left<4>(plane), 0x30));
             to[1] = or_bytes(to[1], and_bytes(shift_left<2>(plane), 0x30));
             to[2] = or_bytes(to[2], and_bytes(plane, 0x30));
@@ -62,26 +63,35 @@ inline void load_scales(const uint8_t* panel, int64_t g, F& scale, F& second) {
     }
 }
 
-// Adds to `sum` the products of one group: 32 bytes of q with the unpacked weights.
-template <int format>
-inline F add_group(F sum, const U quads[8], F scale, F second, const int8_t* q, float x_scale, const int32_t* offset) {
+// Integer products of one group with the rows at q, added to dots[0], or where the group's halves have scales of their
+// own to dots[0] and dots[1].
+template <int format, int rows>
+inline void multiply_group(const uint8_t* record, const int8_t* q, I dots[2][rows]) {
     constexpr Layout layout = kLayouts[format];
-    constexpr bool halves = layout.scales == Scales::kSuper16, minimum = has_minimum(layout);
-    I dot = set1_i32(minimum ? 0 : offset[0]);
-    if constexpr (layout.wide()) {
-        I high = set1_i32(0);
-        for (int v = 0; v < 8; v++) high = dot4<layout.bits>(high, quads[v], load_i32(q + 4 * v));
-        dot = add_i32(dot, shift_left_i32<7>(high));
-        q += kTileRows * kGroup;
+    constexpr bool halves = layout.scales == Scales::kSuper16;
+    constexpr int count = halves || layout.wide() ? 4 : 8;  // quads at once
+    for (int part = 0; part < kParts; part++) {
+        P quads[8];
+        unpack<layout.bits>(record + part * (64 / kParts), quads);
+        for (int v = 0; v < 8; v += count) {
+            I* sums = dots[halves && v > 0];
+#pragma GCC unroll 16
+            for (int r = 0; r < rows; r++) {
+                if constexpr (layout.wide())
+                    add_part(sums[r], part, dot_quads_wide<count>(quads + v, q + r * kWideRow, v));
+                else add_part(sums[r], part, dot_quads<layout.bits, count>(quads + v, q + r * kGroup + 4 * v));
+            }
+        }
     }
-    for (int v = 0; v < (halves ? 4 : 8); v++) dot = dot4<layout.bits>(dot, quads[v], load_i32(q + 4 * v));
+}
+
+// Adds to `sum` the scaled products of one group.
+template <int format>
+inline F add_group(F sum, I dot, I rest, F scale, F second, float x_scale, const int32_t* offset) {
+    constexpr Layout layout = kLayouts[format];
     sum = fma(to_float(dot), mul(scale, set1(x_scale)), sum);
-    if constexpr (halves) {
-        I rest = set1_i32(offset[kTileRows]);
-        for (int v = 4; v < 8; v++) rest = dot4<layout.bits>(rest, quads[v], load_i32(q + 4 * v));
-        sum = fma(to_float(rest), mul(second, set1(x_scale)), sum);
-    }
-    if constexpr (minimum) {
+    if constexpr (layout.scales == Scales::kSuper16) sum = fma(to_float(rest), mul(second, set1(x_scale)), sum);
+    if constexpr (has_minimum(layout)) {
         float weighted;
         std::memcpy(&weighted, offset, 4);
         sum = fma(second, set1(weighted), sum);
@@ -96,7 +106,7 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     constexpr int64_t stride = record_bytes(layout);
     const int64_t groups = k / kGroup;
     const uint8_t* record = panel + records_at(layout.scales, groups);
-    const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * kGroup;
+    const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * (layout.wide() ? kWideRow : kGroup);
     const char* scales = block + scales_at(layout) + first_row * 4;
     // Few rows are bound by the weights' bytes: ask for the next panel, line by line, while this one is computed.
     const int64_t panel_size = panel_bytes(format, k), lines_per_group = (panel_size / groups + 63) / 64;
@@ -105,15 +115,19 @@ inline void tile_quantized(const uint8_t* panel, const char* block, int64_t firs
     for (int r = 0; r < rows; r++) totals[r] = zero();
     for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales += stride) {
         for (int64_t line = 0; line < lines_per_group; line++, ahead += 64) __builtin_prefetch(ahead);
-        U quads[8];
-        F scale, second;
-        unpack<layout.bits>(record, quads);
-        load_scales<layout.scales>(panel, g, scale, second);
         const float* x_scales = reinterpret_cast<const float*>(scales);
         const int32_t* offsets = reinterpret_cast<const int32_t*>(scales) + kTileRows;
-#pragma GCC unroll 16
+        constexpr bool halves = layout.scales == Scales::kSuper16;
+        I dots[2][rows];
+        for (int r = 0; r < rows; r++) {
+            dots[0][r] = set1_i32(has_minimum(layout) ? 0 : offsets[r]);
+            dots[1][r] = set1_i32(halves ? offsets[kTileRows + r] : 0);
+        }
+        multiply_group<format, rows>(record, q, dots);
+        F scale, second;
+        load_scales<layout.scales>(panel, g, scale, second);
         for (int r = 0; r < rows; r++)
-            totals[r] = add_group<format>(totals[r], quads, scale, second, q + r * kGroup, x_scales[r], offsets + r);
+            totals[r] = add_group<format>(totals[r], dots[0][r], dots[1][r], scale, second, x_scales[r], offsets + r);
     }
     for (int r = 0; r < rows; r++) sums[r] = totals[r];
 }

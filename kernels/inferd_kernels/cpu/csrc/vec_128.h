@@ -11,6 +11,7 @@ namespace inferd {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));
@@ -174,7 +175,6 @@ inline Ints multiply_pairs(Ints a, Ints b) {
 }
 
 // sum[lane] += the four unsigned bytes of the lane times the four signed bytes of x.
-template <int bits>
 inline I dot4(I sum, U bytes, int32_t x) {
     // Bytes 0 and 2 of a lane as its 16-bit halves, and bytes 1 and 3.
     const int32_t x_even = (x << 24 >> 24 & 0xFFFF) | (x << 8 >> 24) * 65536;
@@ -207,6 +207,42 @@ inline void store_i8(int8_t* p, I x) {
     for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(x.v[i / 4][i % 4]);
 }
 
+// Packed weights are multiplied all lanes at once.
+using P = U;
+constexpr int kParts = 1;
+
+inline P load_part(const uint8_t* p) { return load_bytes(p); }
+
+// Lane sums of `count` quads: unsigned bytes of at most `bits` bits times 4 count signed bytes at x (never -128).
+template <int bits, int count>
+inline I dot_quads(const P* quads, const int8_t* x) {
+    I sum = set1_i32(0);
+    for (int v = 0; v < count; v++) {
+        int32_t four;
+        std::memcpy(&four, x + 4 * v, 4);
+        sum = dot4(sum, quads[v], four);
+    }
+    return sum;
+}
+
+// Wide activations: 128 * high + low, the high bytes of all rows of a tile first.
+constexpr int kWideRow = 32;
+
+inline void store_wide(int8_t* row, int at, I values) {
+    const I high = shift_right_i32<7>(add_i32(values, set1_i32(64)));
+    store_i8(row + at, high);
+    store_i8(row + at + kTileRows * 32, sub_i32(values, shift_left_i32<7>(high)));
+}
+
+// Lane sums of quads first .. first + count - 1 of a group: unsigned bytes times the group's wide activations.
+template <int count>
+inline I dot_quads_wide(const P* quads, const int8_t* row, int first) {
+    const I high = dot_quads<8, count>(quads, row + 4 * first);
+    return add_i32(shift_left_i32<7>(high), dot_quads<8, count>(quads, row + kTileRows * 32 + 4 * first));
+}
+
+inline void add_part(I& sum, int, I x) { sum = add_i32(sum, x); }
+
 inline void transpose16(F r[16]) {
     float lanes[16][16];
     for (int i = 0; i < 16; i++) store(lanes[i], r[i]);
@@ -218,6 +254,16 @@ inline void transpose16(F r[16]) {
 }
 
 #undef INFERD_PARTS
+
+// A square of keys is transposed in registers.
+using S = F;
+constexpr int kSquare = 16;
+inline S zero_square() { return zero(); }
+inline S load_square(const float* p) { return load(p); }
+inline S load_square_f16(const uint16_t* p) { return load_f16(p); }
+inline S load_square_bf16(const uint16_t* p) { return load_bf16(p); }
+inline void store_square(float* p, S x) { store(p, x); }
+inline void transpose_square(S r[16]) { transpose16(r); }
 
 }  // namespace
 }  // namespace inferd

@@ -5,6 +5,7 @@ namespace inferd {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
 
 struct F {
     __m256 a, b;
@@ -12,7 +13,6 @@ struct F {
 struct I {
     __m256i a, b;
 };
-using U = I;
 
 inline F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, F x) {
@@ -119,38 +119,67 @@ inline F load_i8(const uint8_t* p) {
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline I set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 
-inline U load_bytes(const uint8_t* p) {
-    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
-}
-inline U and_bytes(U x, uint8_t mask) {
-    const __m256i m = _mm256_set1_epi8((char)mask);
-    return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
-}
-inline U or_bytes(U x, U y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+// Packed weights are multiplied half the lanes at a time, so that eight quads stay in registers.
+using P = __m256i;
+constexpr int kParts = 2;
+
+inline P load_part(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline P and_bytes(P x, uint8_t mask) { return _mm256_and_si256(x, _mm256_set1_epi8((char)mask)); }
+inline P or_bytes(P x, P y) { return _mm256_or_si256(x, y); }
 // Shifts within 16-bit words: the caller masks off the bits that cross a byte.
 template <int n>
-inline U shift_right(U x) { return {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)}; }
+inline P shift_right(P x) { return _mm256_srli_epi16(x, n); }
 template <int n>
-inline U shift_left(U x) { return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)}; }
+inline P shift_left(P x) { return _mm256_slli_epi16(x, n); }
 
-// Sums of pairs fit 16 bits for unsigned bytes below 64. Eight-bit values are split into two of at most seven bits.
-inline __m256i dot4_small(__m256i sum, __m256i bytes, __m256i x) {
-    return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, x), _mm256_set1_epi16(1)));
+inline __m256i broadcast_i32(const void* p) {
+    int32_t value;
+    std::memcpy(&value, p, 4);
+    return _mm256_set1_epi32(value);
 }
-template <int bits>
-inline __m256i dot4_half(__m256i sum, __m256i bytes, __m256i x) {
-    if constexpr (bits < 8) return dot4_small(sum, bytes, x);
-    const __m256i low_bits = _mm256_set1_epi8(0x7F);
-    sum = dot4_small(sum, _mm256_and_si256(bytes, low_bits), x);
-    // The top bit is worth 128: a sum over single bits, shifted.
-    const __m256i top = _mm256_and_si256(_mm256_srli_epi16(bytes, 7), _mm256_set1_epi8(1));
-    return _mm256_add_epi32(sum, _mm256_slli_epi32(dot4_small(_mm256_setzero_si256(), top, x), 7));
+
+// Lane sums of `count` quads: unsigned bytes of at most `bits` bits times 4 count signed bytes at x (never -128).
+template <int bits, int count>
+inline P dot_quads(const P* quads, const int8_t* x) {
+    static_assert(bits < 8, "eight bits: dot_quads_wide");
+    // A product of pairs is at most 2 (2^bits - 1) 127: so many of them fit 16 bits.
+    constexpr int safe = bits == 4 ? 8 : bits == 5 ? 4 : 2;
+    __m256i sum = _mm256_setzero_si256();
+    for (int v = 0; v < count; v += safe) {
+        __m256i words = _mm256_maddubs_epi16(quads[v], broadcast_i32(x + 4 * v));
+        for (int i = v + 1; i < v + safe && i < count; i++)
+            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(quads[i], broadcast_i32(x + 4 * i)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+    }
+    return sum;
 }
-// sum[lane] += the four unsigned bytes of the lane times the four signed bytes of x (never -128).
-template <int bits>
-inline I dot4(I sum, U bytes, int32_t x) {
-    const __m256i all = _mm256_set1_epi32(x);
-    return {dot4_half<bits>(sum.a, bytes.a, all), dot4_half<bits>(sum.b, bytes.b, all)};
+
+// Wide activations: int16, within a quad in the order 0 2 1 3, which are the even and the odd bytes of a lane.
+constexpr int kWideRow = 64;
+
+inline void store_wide(int8_t* row, int at, I values) {
+    const __m256i a = _mm256_shuffle_epi32(values.a, 0xD8), b = _mm256_shuffle_epi32(values.b, 0xD8);
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
+    _mm256_storeu_si256((__m256i*)(row + 2 * at), words);
+}
+
+// Lane sums of quads first .. first + count - 1 of a group: unsigned bytes times the group's wide activations.
+template <int count>
+inline P dot_quads_wide(const P* quads, const int8_t* row, int first) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int v = 0; v < count; v++) {
+        const int8_t* x = row + 8 * (first + v);
+        const __m256i even = _mm256_and_si256(quads[v], _mm256_set1_epi16(0xFF));
+        const __m256i odd = _mm256_srli_epi16(quads[v], 8);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, broadcast_i32(x)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(odd, broadcast_i32(x + 4)));
+    }
+    return sum;
+}
+
+inline void add_part(I& sum, int part, P x) {
+    __m256i& half = part == 0 ? sum.a : sum.b;
+    half = _mm256_add_epi32(half, x);
 }
 
 // To the nearest integer, ties to even.
@@ -174,7 +203,15 @@ inline void store_i8(int8_t* p, I x) {
     _mm_storeu_si128((__m128i*)p, bytes);
 }
 
-inline void transpose8(__m256 r[8]) {
+// A square of keys is transposed in registers.
+using S = __m256;
+constexpr int kSquare = 8;
+inline S zero_square() { return _mm256_setzero_ps(); }
+inline S load_square(const float* p) { return _mm256_loadu_ps(p); }
+inline S load_square_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline S load_square_bf16(const uint16_t* p) { return widen_bf16(p); }
+inline void store_square(float* p, S x) { _mm256_storeu_ps(p, x); }
+inline void transpose_square(S r[8]) {
     __m256 t[8];
     for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
@@ -191,18 +228,6 @@ inline void transpose8(__m256 r[8]) {
         t[j + 4] = _mm256_permute2f128_ps(r[j], r[j + 4], 0x31);
     }
     for (int j = 0; j < 8; j++) r[j] = t[j];
-}
-inline void transpose16(F r[16]) {
-    __m256 corner[4][8];
-    for (int i = 0; i < 8; i++) {
-        corner[0][i] = r[i].a, corner[1][i] = r[i].b;
-        corner[2][i] = r[i + 8].a, corner[3][i] = r[i + 8].b;
-    }
-    for (auto& block : corner) transpose8(block);
-    for (int i = 0; i < 8; i++) {
-        r[i] = {corner[0][i], corner[2][i]};
-        r[i + 8] = {corner[1][i], corner[3][i]};
-    }
 }
 
 }  // namespace

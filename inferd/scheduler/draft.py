@@ -1,0 +1,31 @@
+"""Draft: the plan that the planner makes."""
+
+from __future__ import annotations
+
+from inferd.sequence import Sequence
+from inferd.step import BlockCopy, PlanItem
+
+NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are frozen
+
+
+class Draft:
+    """A plan in the making. Items of one token come first in the plan: attention kernels want them together."""
+
+    def __init__(self, budget: int, room: int) -> None:
+        self.budget = budget  # tokens left
+        self.room = room  # items left
+        self.single: list[PlanItem] = []
+        self.longer: list[PlanItem] = []
+        self.copies: list[BlockCopy] = []
+        self.has_prompt = False
+
+    def add(self, sequence: Sequence, num_tokens: int) -> None:
+        """The next num_tokens of a sequence whose slots are there."""
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        choices = sequence.choices if end == sequence.num_tokens else ()
+        item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
+        (self.single if num_tokens == 1 else self.longer).append(item)
+        self.budget -= num_tokens
+        self.room -= 1
+        self.has_prompt = True

@@ -1,0 +1,132 @@
+// How the work of an attention is cut: blocks of query rows times KV heads, each over tiles of keys.
+#pragma once
+#include "rows.h"
+
+namespace inferd {
+namespace {
+
+constexpr int kTile = 64;
+constexpr int kTileVectors = kTile / 16;
+constexpr float kMinusInfinity = -1e30f;
+
+// A block of consecutive query positions of one sequence; with one KV head it is the unit of work.
+struct QueryBlock {
+    int32_t sequence;
+    int32_t first;  // query row within the sequence
+    int32_t count;
+};
+
+struct AttentionPlan {
+    QueryBlock* blocks;
+    int64_t num_blocks;
+    int32_t rows_per_block;  // query positions times heads per KV head
+    int32_t max_tiles;
+    bool split;      // tiles of a block are shared out between threads and merged afterwards
+    float* partial;  // with split: [blocks * kv_heads][max_tiles][rows][stride]
+    char* scratch;   // per thread
+    size_t scratch_bytes;
+};
+
+inline char* align64(char* p) { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(p) + 63) & ~uintptr_t{63}); }
+
+inline int64_t padded(int64_t dim) { return (dim + 15) / 16 * 16; }
+
+// A row of a partial result: o[padded dim], then m, then l.
+inline int64_t partial_stride(int64_t dim) { return padded(dim) + 16; }
+
+inline int32_t positions_per_block(const AttentionShape& shape) {
+    return larger(1, 128 / (shape.heads / shape.kv_heads));
+}
+
+inline int64_t count_blocks(const Batch& batch, const AttentionShape& shape) {
+    const int64_t width = positions_per_block(shape);
+    int64_t total = 0;
+    for (int64_t i = 0; i < batch.sequences; i++)
+        total += (batch.cu_seqlens[i + 1] - batch.cu_seqlens[i] + width - 1) / width;
+    return total;
+}
+
+// What an attention over `batch` needs to know and where it works. `place` null: only the bytes are counted.
+inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, int threads, char* place,
+                             AttentionPlan& plan) {
+    const int64_t dim = padded(shape.head_dim), group = shape.heads / shape.kv_heads;
+    const int64_t width = positions_per_block(shape);
+    int32_t longest = 1, widest = 1;
+    for (int64_t i = 0; i < batch.sequences; i++) {
+        longest = larger(longest, batch.seq_lens[i]);
+        widest = larger(widest, batch.cu_seqlens[i + 1] - batch.cu_seqlens[i]);
+    }
+    plan.num_blocks = count_blocks(batch, shape);
+    plan.rows_per_block = static_cast<int32_t>(smaller<int64_t>(width, widest) * group);
+    plan.max_tiles = (longest + kTile - 1) / kTile;
+    plan.split = threads > 1 && plan.max_tiles > 1 && plan.num_blocks * shape.kv_heads < 4 * threads;
+    const size_t rows_bytes = plan.rows_per_block * partial_stride(shape.head_dim) * 4;
+    plan.scratch_bytes = (2 * dim * kTile + 4 * kTile) * 4 + plan.rows_per_block * dim * 4 + 2 * rows_bytes + 64;
+    const size_t blocks_bytes = (plan.num_blocks * sizeof(QueryBlock) + 63) / 64 * 64;
+    const size_t partial_bytes = plan.split ? plan.num_blocks * shape.kv_heads * plan.max_tiles * rows_bytes : 0;
+    if (place) {
+        plan.blocks = reinterpret_cast<QueryBlock*>(align64(place));
+        plan.partial = reinterpret_cast<float*>(align64(place) + blocks_bytes);
+        plan.scratch = align64(place) + blocks_bytes + (partial_bytes + 63) / 64 * 64;
+        QueryBlock* next = plan.blocks;
+        for (int64_t i = 0; i < batch.sequences; i++) {
+            const int64_t length = batch.cu_seqlens[i + 1] - batch.cu_seqlens[i];
+            // The last positions see most keys: they go first, so that the threads finish together.
+            for (int64_t first = (length - 1) / width * width; length > 0 && first >= 0; first -= width) {
+                *next++ = {static_cast<int32_t>(i), static_cast<int32_t>(first),
+                           static_cast<int32_t>(smaller(width, length - first))};
+            }
+        }
+    }
+    return blocks_bytes + partial_bytes + threads * plan.scratch_bytes + 192;
+}
+
+// One block with one KV head, in a thread's scratch.
+struct Unit {
+    const AttentionArgs& args;
+    int64_t head;  // KV head
+    int64_t token = 0;  // first packed token
+    int32_t sequence = 0;
+    int32_t position = 0;  // of the first token
+    int32_t rows = 0;      // tokens times heads per KV head; row r belongs to token r / group
+    int32_t group = 0;
+    int32_t dim = 0;  // padded
+    int32_t first_tile = 0, last_tile = 0;
+    float *keys_t = nullptr, *values = nullptr, *weights = nullptr;             // [dim][64], [64][dim], [4][64]
+    float *queries = nullptr, *part = nullptr, *total = nullptr;                // [rows][dim], [rows][stride] twice
+
+    int32_t row_position(int32_t row) const { return position + row / group; }
+    int64_t row_at(int32_t row) const {
+        const AttentionShape& shape = args.shape;
+        return ((token + row / group) * shape.heads + head * group + row % group) * shape.head_dim;
+    }
+    int32_t first_key(int32_t at) const {
+        return args.shape.window ? larger(0, at - args.shape.window + 1) : 0;
+    }
+};
+
+inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int64_t index, int rank) {
+    const AttentionShape& shape = args.shape;
+    const Batch& batch = *args.batch;
+    const QueryBlock& block = plan.blocks[index / shape.kv_heads];
+    Unit u{args, index % shape.kv_heads};
+    const int32_t start = batch.cu_seqlens[block.sequence], length = batch.cu_seqlens[block.sequence + 1] - start;
+    u.token = start + block.first;
+    u.sequence = block.sequence;
+    u.position = batch.seq_lens[block.sequence] - length + block.first;
+    u.group = shape.heads / shape.kv_heads;
+    u.rows = block.count * u.group;
+    u.dim = static_cast<int32_t>(padded(shape.head_dim));
+    u.first_tile = u.first_key(u.position) / kTile;
+    u.last_tile = (u.position + block.count - 1) / kTile;
+    u.keys_t = reinterpret_cast<float*>(align64(plan.scratch + rank * plan.scratch_bytes));
+    u.values = u.keys_t + u.dim * kTile;
+    u.weights = u.values + u.dim * kTile;
+    u.queries = u.weights + 4 * kTile;
+    u.part = u.queries + plan.rows_per_block * u.dim;
+    u.total = u.part + plan.rows_per_block * partial_stride(shape.head_dim);
+    return u;
+}
+
+}  // namespace
+}  // namespace inferd

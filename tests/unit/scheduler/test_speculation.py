@@ -1,0 +1,178 @@
+"""Speculation: fewer steps, the same tokens, and rest where guesses are wrong."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
+from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.scheduler.speculation import FREE_ROWS, Speculator
+from inferd.step import StepPlan
+from inferd.testing.fake_executor import Behaviour, FakeExecutor, fake_info, fake_logprobs
+from inferd.testing.requests import Driver, make_request
+
+CYCLE = (11, 12, 13, 14, 15)
+ON = SpeculativeConfig(num_speculative_tokens=6)
+
+
+def driver(
+    script: tuple[int, ...] = CYCLE,
+    speculative: SpeculativeConfig | None = ON,
+    num_blocks: int = 64,
+    depth: int = 1,
+    budget: int = 512,
+) -> Driver:
+    info = fake_info(num_blocks=num_blocks, pipeline_depth=depth)
+    config = SchedulerConfig(speculative=speculative, max_num_batched_tokens=budget)
+    return Driver(config=config, cache=CacheConfig(), executor=FakeExecutor(info, Behaviour(script=script)))
+
+
+def cycle(length: int) -> list[int]:
+    return [CYCLE[index % len(CYCLE)] for index in range(length)]
+
+
+def num_guesses(plans: list[StepPlan]) -> int:
+    return sum(item.guesses for plan in plans for item in plan.items)
+
+
+def test_a_repetition_takes_fewer_steps_and_gives_the_same_tokens() -> None:
+    plain, quick = driver(speculative=None), driver()
+    for drive in (plain, quick):
+        drive.add(make_request(1, [1, 2, 3], max_tokens=60))
+        drive.run()
+    assert quick.choice(1).token_ids == plain.choice(1).token_ids == cycle(60)
+    assert quick.choice(1).finish is FinishReason.MAX_TOKENS
+    assert len(quick.plans) < len(plain.plans) / 3
+    stats = quick.scheduler.stats()
+    assert 0 < stats.accepted_draft_tokens <= stats.draft_tokens == num_guesses(quick.plans)
+
+
+def test_every_output_says_what_was_guessed() -> None:
+    drive = driver()
+    drive.add(make_request(1, [1, 2, 3], max_tokens=40))
+    outputs = []
+    while drive.scheduler.has_work:
+        plan = drive.scheduler.schedule(drive.now)
+        assert plan is not None
+        outputs += drive.scheduler.commit(plan, drive.executor.execute(plan), drive.now)
+    assert [token for output in outputs for token in output.token_ids] == cycle(40)
+    assert sum(output.accepted for output in outputs) == drive.scheduler.stats().accepted_draft_tokens > 0
+    assert all(len(output.token_ids) == output.accepted + 1 for output in outputs)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_many_sequences_in_a_small_pool(depth: int) -> None:
+    """Guesses take no block from anybody; who is preempted goes on where it was."""
+    drive = driver(num_blocks=40, depth=depth)
+    for key in range(6):
+        drive.add(make_request(key, [key + 1] * (3 + key), max_tokens=50))
+    drive.run()
+    assert all(drive.choice(key).token_ids == cycle(50) for key in range(6))
+    assert drive.scheduler.stats().preemptions > 0
+    assert num_guesses(drive.plans) > 0
+
+
+def test_a_stop_token_among_right_guesses_ends_the_choice() -> None:
+    script = (*CYCLE * 6, 99, *CYCLE * 2)
+    for eos, stop, reason in (((99,), (), FinishReason.EOS), ((), (99,), FinishReason.STOP_TOKEN)):
+        drive = driver(script)
+        prompt = [*CYCLE, 99, 98]
+        drive.add(make_request(1, prompt, stop=StopParams(max_tokens=60, eos_token_ids=eos, stop_token_ids=stop)))
+        drive.run()
+        assert drive.choice(1).token_ids == list(script[:31])
+        assert drive.choice(1).finish is reason
+
+
+def test_max_tokens_is_kept_to_the_token() -> None:
+    for length in range(1, 24):
+        drive = driver()
+        drive.add(make_request(1, cycle(10), max_tokens=length))
+        drive.run()
+        assert drive.choice(1).token_ids == cycle(length)
+
+
+def test_logprobs_come_with_every_token() -> None:
+    drive = driver()
+    params = LogprobParams(top_n=2)
+    drive.add(make_request(1, [1, 2], max_tokens=30, logprobs=params))
+    drive.run()
+    assert drive.choice(1).logprobs == [fake_logprobs(token, params, 1000) for token in cycle(30)]
+    assert num_guesses(drive.plans) > 0
+
+
+def test_choices_of_one_prompt_each_have_guesses_of_their_own() -> None:
+    drive = driver()
+    drive.add(make_request(1, [1, 2, 3], max_tokens=40, num_choices=3))
+    drive.run()
+    assert all(drive.choice(1, choice).token_ids == cycle(40) for choice in range(3))
+    assert num_guesses(drive.plans) > 0
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [SamplingParams(presence_penalty=0.5), SamplingParams(bad_words=((7, 8),))],
+    ids=["penalty", "bad words"],
+)
+def test_draws_that_need_the_tokens_before_them_get_no_guesses(sampling: SamplingParams) -> None:
+    drive = driver()
+    drive.add(make_request(1, [1, 2, 3], max_tokens=40, sampling=sampling))
+    drive.run()
+    assert drive.choice(1).token_ids == cycle(40)
+    assert num_guesses(drive.plans) == 0
+
+
+def test_a_step_with_a_prompt_and_a_full_budget_has_no_guesses() -> None:
+    drive = driver(budget=2)
+    drive.add(make_request(1, [1], max_tokens=30), make_request(2, [1], max_tokens=30))
+    drive.run()
+    assert all(plan.num_tokens <= 2 for plan in drive.plans)
+    assert drive.choice(1).token_ids == drive.choice(2).token_ids == cycle(30)
+
+
+def test_logits_that_are_not_finite_fail_the_request_alone() -> None:
+    info = fake_info()
+    executor = FakeExecutor(info, Behaviour(script=CYCLE, nan_seeds=(9,)))
+    drive = Driver(config=SchedulerConfig(speculative=ON), executor=executor)
+    bad: Request = make_request(1, cycle(10), max_tokens=20, seed=9)
+    drive.add(bad, make_request(2, cycle(10), max_tokens=20))
+    drive.run()
+    assert drive.choice(1).error == "NUMERIC_ERROR"
+    assert drive.choice(2).token_ids == cycle(20)
+
+
+def test_the_longest_run_that_occurred_is_continued() -> None:
+    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=3))
+    tokens = [1, 2, 3, 50, 51, 9, 2, 3, 60, 61, 1, 2, 3]
+    assert speculator.guess(tokens, 8, 1) == [50, 51]  # 1 2 3 rather than the later 2 3
+    assert speculator.guess([7, 8, 9], 8, 1) == []
+
+
+def test_a_run_that_reaches_to_the_end_goes_on() -> None:
+    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8))
+    assert speculator.guess([4, 5, 4, 5, 4, 5], 2, 1) == [4, 5]
+    speculator.note(2, 2)
+    assert speculator.guess([4, 5, 4, 5, 4, 5, 4, 5, 4], 8, 1) == [5, 4, 5, 4]
+
+
+def test_wrong_guesses_end_guessing_for_a_while_and_then_for_longer() -> None:
+    speculator = Speculator(ON)
+    tokens = [1, 2] * 4
+    rests = []
+    for _ in range(400):
+        guesses = speculator.guess(tokens, 8, 1)
+        if guesses:
+            speculator.note(len(guesses), 0)
+            rests.append(len(tokens))
+        tokens += [1, 2]
+    gaps = [after - before for before, after in pairwise(rests) if after - before > 2]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] >= 4 * gaps[0]
+    assert len(rests) < 400 / 4
+
+
+def test_what_pays_for_one_sequence_does_not_pay_among_many() -> None:
+    tokens = [1, 2, 1, 2, 1, 2]
+    assert Speculator(ON).guess(tokens, 8, 1)
+    assert not Speculator(ON).guess(tokens, 8, 4 * FREE_ROWS)
