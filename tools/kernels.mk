@@ -29,8 +29,12 @@ kernels-table: $(VENV)/.dev.stamp
 kernels-roofline: $(VENV)/.dev.stamp
 	$(KERNEL_ENV) $(BIN)/python tools/roofline.py
 
-# On a machine with a GPU: numerics, invariance, graphs, time against the model, memory checks, a page of timings.
+# On a machine with a GPU: numerics, invariance, graphs, the engine, time against the model; then what only the sanitizer
+# sees: addresses, races in shared memory, reads of memory nobody wrote; then a page of timings.
 kernels-gpu: $(VENV)/.dev.stamp
-	$(KERNEL_ENV) $(BIN)/python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q
-	$(KERNEL_ENV) compute-sanitizer --tool memcheck --error-exitcode 1 $(BIN)/python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q -k numerics
+	$(KERNEL_ENV) $(BIN)/python -m pytest tests -m gpu -q --timeout 1200
+	for tool in memcheck racecheck initcheck; do \
+		$(KERNEL_ENV) PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+			$(BIN)/python -m pytest $(KERNEL_TESTS)/gpu -m gpu -q -k numerics --timeout 3600 || exit 1; \
+	done
 	$(KERNEL_ENV) $(BIN)/python tools/gpu_report.py

@@ -2,7 +2,7 @@
 
     python tools/roofline.py [--context TOKENS]
 
-Nothing here was measured by this project: see inferd_kernels/proof/roofline.py for the assumptions.
+Nothing here was measured by this project; the assumptions are printed with the table.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import Facts, load_table
 from inferd_kernels.proof.roofline import (
     BATCHES,
@@ -20,19 +21,19 @@ from inferd_kernels.proof.roofline import (
     Model,
     decode_step,
     prefill_attention,
+    quantized,
     step_time,
 )
 
 TABLE = load_table(Path(__file__).parent / "kernel_budgets.json")
-PUBLISHED = """
-Published by others (not checked here):
-  FlashAttention-3, H100, bf16 forward, D 128: 590-620 TFLOPS; Triton FlashAttention-2 style: 458-477 TFLOPS
-  vLLM Triton unified attention, H100, Llama-3.1-8B, long decode at B 1: 100.7 % of FlashAttention-3
-  Marlin W4A16 at M <= 64: Triton W4A16 kernels reach 25-46 % of it
-  DeepGEMM fp8, H20, M 16, 24576 x 7168: 93 us; Triton: 119 us
-  FlashInfer top-k / top-p over 128 x 131072: 0.20 / 0.13 ms; Triton: 0.30 / 0.53 ms; sort: 2.06 / 2.32 ms
-  Llama-3-8B, bf16, H100: the weights alone take 4.8 ms per step at 3.35 TB/s
-"""
+# By others, as they published it; not checked here.
+PUBLISHED = {
+    "decode attention": "vLLM's Triton kernel: 100.7 % of FlashAttention-3 (H100, Llama-3.1-8B, B 1)",
+    "gate_up, 4 bits": "Triton W4A16 kernels: 25-46 % of Marlin at up to 64 tokens",
+    "gate_up, 8 bits": "H20, 16 tokens, 24576 x 7168: DeepGEMM 93 us, Triton 119",
+    "sample, top-k and top-p": "128 x 131072, top-k, top-p: FlashInfer 200, 130 us; Triton 300, 530; sort 2060, 2320",
+    "prefill attention": "H100, D 128: FlashAttention-3 590-620 TFLOPS; FlashAttention-2 style in Triton 458-477",
+}
 
 
 def main() -> None:
@@ -42,23 +43,34 @@ def main() -> None:
     for device in DEVICES:
         for model in MODELS:
             print_model(device, model, TABLE[device.arch], context)
-    print(PUBLISHED)
+    print(f"\nAssumptions\n{roofline.__doc__}")
 
 
 def print_model(device: Device, model: Model, table: dict[str, Facts], context: int) -> None:
     print(f"\n{device.name}, {model.name}, context {context}: us (limit), floor at peak in brackets")
     columns = [decode_step(device, model, table, batch, context) for batch in BATCHES]
+    others = [quantized(device, model, table, batch, context) if batch <= 64 else [] for batch in BATCHES]
     print(f"  {'kernel':32s}" + "".join(f"{f'B {batch}':>30s}" for batch in BATCHES))
     for row in zip(*columns, strict=True):
-        print(f"  {row[0].kernel:32s}" + "".join(f"{cell(item):>30s}" for item in row))
+        print(line(row))
     totals = [step_time(column, model) * 1e3 for column in columns]
     print(f"  {'decode step, ms (tokens/s)':32s}" + "".join(
         f"{f'{ms:.2f} ({batch / ms * 1e3:,.0f})':>30s}" for ms, batch in zip(totals, BATCHES, strict=True)
     ))  # fmt: skip
+    print("  instead of a row above, up to 64 sequences:")
+    for row in zip(*(column for column in others if column), strict=True):
+        print(line(row))
     for tokens in (1024, 8192):
         item = prefill_attention(device, model, table, tokens)
         rate = 2.0 * tokens * tokens * model.heads * model.head_dim / item.time / 1e12
-        print(f"  prefill attention, {tokens} tokens: {cell(item)}, {rate:.0f} TFLOPS")
+        print(
+            f"  prefill attention, {tokens} tokens: {cell(item)}, {rate:.0f} TFLOPS   {PUBLISHED['prefill attention']}"
+        )
+
+
+def line(row: tuple[Estimate, ...]) -> str:
+    cells = "".join(f"{cell(item):>30s}" for item in row)
+    return f"  {row[0].kernel:32s}{cells}   {PUBLISHED.get(row[0].kernel, '')}".rstrip()
 
 
 def cell(item: Estimate) -> str:

@@ -41,6 +41,7 @@ clean_up() {
     in_namespaces 2>/dev/null | xargs -r kill -9 || true
     ip netns del inferd-a 2>/dev/null || true
     ip netns del inferd-b 2>/dev/null || true
+    [[ -n ${KEEP_LOGS:-} ]] && cp -r "$WORK" "$KEEP_LOGS"
     rm -rf "$WORK"
 }
 trap clean_up EXIT

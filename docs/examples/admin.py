@@ -73,7 +73,7 @@ def main() -> None:
     with grpc.insecure_channel(address) as channel:
         stub = admin_pb2_grpc.AdminServiceStub(channel)
         for example in EXAMPLES:
-            print(f"{example.__name__}: {str(example(stub))[:200]}")
+            print(f"{example.__name__}: {example(stub)!r:.200}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import ssl
 import sys
 
@@ -39,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"inferd-gateway: ssl-certfile: {error}\n")
         return 2
     configure_logging(settings.uvicorn_log_level, settings.log_format)
-    with contextlib.suppress(KeyboardInterrupt):  # the server raises it again once it has ended
+    # The server raises a signal again once it has ended well: both kinds then end this process with 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run()
     return 0
 

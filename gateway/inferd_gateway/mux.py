@@ -20,8 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from inferd.v1 import common_pb2, inference_pb2_grpc
 from inferd.v1 import inference_pb2 as pb
 
-STREAMS = 2  # of them losing one is half the loss
-PER_STREAM = 256  # the daemon takes no more
+PER_STREAM = 64  # what losing a stream may cost; the daemon takes 256
 STALL_S = 30.0
 MAX_BACKLOG = 4096  # messages; a reader that slow is not waited for
 REPROBE_S = 300.0
@@ -182,10 +181,11 @@ class MuxPool:
         await asyncio.gather(*(stream.close() for stream in self._streams))
 
     def _stream(self) -> MuxStream:
-        """The least loaded stream; a new one while there are few, or when all are full."""
+        """The fullest stream that takes one more: the fewer streams, the more of a step comes as one message."""
         self._streams = [stream for stream in self._streams if not stream.broken]
-        best = min(self._streams, key=lambda stream: stream.active, default=None)
-        if best is None or best.active >= PER_STREAM or (best.active and len(self._streams) < STREAMS):
+        open_ones = (stream for stream in self._streams if stream.active < PER_STREAM)
+        best = max(open_ones, key=lambda stream: stream.active, default=None)
+        if best is None:
             best = MuxStream(self._stub, self._metadata)
             self._streams.append(best)
         return best

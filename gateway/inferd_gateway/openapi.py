@@ -8,12 +8,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from inferd_gateway.schemas.messages_replies import MessageEvent
-from inferd_gateway.schemas.replies import ChatCompletionChunk, CompletionChunk
-from inferd_gateway.schemas.responses_replies import ResponseEvent
+from inferd_gateway.schemas.replies import ChatCompletionChunk, CompletionChunk, NamedEvent
 
 REFERENCE = "#/components/schemas/{model}"
-EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, CompletionChunk, ResponseEvent, MessageEvent)
+EVENTS: tuple[type[BaseModel], ...] = (ChatCompletionChunk, CompletionChunk, NamedEvent)
 REQUEST_ID = {
     "x-request-id": {
         "description": "The caller's own id, where it is sane, else a new one.",

@@ -136,7 +136,10 @@ def format_of(wanted: TextFormat) -> ResponseFormat:
         return ResponseFormat(type=wanted.type)
     if wanted.schema_ is None:
         raise invalid("text.format.schema", "text.format.schema is required.")
-    return ResponseFormat(type="json_schema", json_schema=JsonSchemaFormat(name=wanted.name, schema=wanted.schema_))
+    return ResponseFormat(
+        type="json_schema",
+        json_schema=JsonSchemaFormat(name=wanted.name, schema=wanted.schema_, strict=wanted.strict),
+    )
 
 
 def tool_of(tool: FunctionTool) -> Tool:

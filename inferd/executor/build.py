@@ -74,7 +74,7 @@ def build_local_executor(
     progress("cache", 0.0)
     plan = plan_kv(spec, config, [kv_room(model, config)])
     executor: LocalExecutor | DeviceExecutor
-    if model.ops.backends["paged_attention"] == "triton":
+    if model.ops.backends["sample"] == "triton":
         if config.scheduler.speculative is not None:
             raise StartupError("speculative-config: a GPU's steps look ahead instead of checking drafts")
         device_worker = build_device_worker(model, plan, config.scheduler)

@@ -92,8 +92,14 @@ def choose_backend(config: EngineConfig) -> Backend:
 
 
 def count_accelerators() -> int:
-    """NVIDIA devices of this machine, without loading torch."""
-    return len(glob.glob("/dev/nvidia[0-9]*"))
+    """NVIDIA devices of this machine that CUDA_VISIBLE_DEVICES leaves, without loading torch."""
+    devices = len(glob.glob("/dev/nvidia[0-9]*"))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return devices
+    listed = [name.strip() for name in visible.split(",")]
+    ends = [index for index, name in enumerate(listed) if name in ("", "-1")]  # CUDA reads no further
+    return min(devices, min(ends, default=len(listed)))
 
 
 def ray_runs() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -116,12 +117,21 @@ class Canary:
 
 
 def look(product: Product) -> Sighting:
-    """Process ids of the whole family, the names of all series of both processes, and engine restarts."""
+    """Process ids of the family that must live on, the names of all series of both processes, and engine restarts."""
     family = [product.pid]
     for pid in family:
-        family += children_of(pid)
+        family += [child for child in children_of(pid) if not may_be_replaced(child)]
     series = series_of(product.metrics) | series_of(f"{product.http}/metrics")
     return Sighting(family, series, product.metric("inferd_engine_restarts_total"))
+
+
+def may_be_replaced(pid: int) -> bool:
+    """Compilers of constraints and renderers of templates are there to be killed."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return True
+    return b"inferd.constraint_process" in command or b"inferd_gateway.templates" in command
 
 
 def series_of(url: str) -> set[str]:

@@ -51,6 +51,9 @@ LENGTHS: Mapping[str, int] = {
     "token_ids": 64,
 }
 MANY = 10**5
+HEAVY = 50_000  # characters
+WRONG: Mapping[str, Any] = {"string": "text", "number": 1.5, "boolean": True, "array": [], "object": {}}
+OBJECTS: tuple[Any, ...] = ({}, {"unknown": 1}, {"type": "nonsense"}, {"1": 1.0}, {"-1": 1}, {"x": 1})
 UINT32, SINT32, UINT64 = (2**31 - 1, 2**31, 2**32 - 1), (-(2**31), 2**31 - 1), (2**63, 2**64 - 1)
 
 
@@ -61,6 +64,11 @@ class Hostile:
     value: Any
     typed: bool = True
 
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it takes a second of somebody's time."""
+        return isinstance(self.value, str | list | dict) and len(str(self.value)) > HEAVY
+
     def __str__(self) -> str:
         return shown(self.value)
 
@@ -69,24 +77,33 @@ def http_values(name: str, schema: Mapping[str, Any], schemas: Mapping[str, Any]
     """Hostile values of a property of an OpenAPI schema, of its type and of the others."""
     parts = list(parts_of(schema, schemas))
     kinds = {part.get("type") for part in parts}
-    if kinds & {"integer", "number"}:
-        whole = "number" not in kinds
-        for value in (*NUMBERS, *LIMITS.get(name, ())):
-            yield Hostile(value, typed=is_json(value) and (isinstance(value, int) or not whole))
-    if "string" in kinds:
-        named = any("enum" in part or "const" in part for part in parts)
-        yield from (Hostile(text, typed=is_json(text) and not named) for text in STRINGS)
     for part in parts:
-        if part.get("type") == "array":
-            yield from arrays(name, part, schemas)
-    if "object" in kinds:
-        yield from map(Hostile, ({}, {"unknown": 1}, {"type": "nonsense"}, {"1": 1.0}, {"-1": 1}, {"x": 1}))
+        yield from of_type(name, part, schemas)
     if name == "logit_bias":
-        yield from (Hostile({"1": bias}, typed=is_json(bias)) for bias in (math.nan, 101, 1e308, -101))
-        yield from (Hostile({key: 1}) for key in (str(2**32), "", "999999", str(VOCAB), str(VOCAB - 1), "1e3"))
-        yield from (Hostile({str(token): 0.5 for token in range(count)}) for count in (VOCAB, 300, 301))
-    wrong = {"string": "text", "number": 1.5, "boolean": True, "array": [], "object": {}}
-    yield from (Hostile(value, typed=False) for kind, value in wrong.items() if kind not in kinds)
+        yield from biases()
+    yield from (Hostile(value, typed=False) for kind, value in WRONG.items() if kind not in kinds)
+
+
+def of_type(name: str, part: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[Hostile]:
+    match part.get("type"):
+        case "integer":
+            for value in (*NUMBERS, *LIMITS.get(name, ())):
+                yield Hostile(value, typed=isinstance(value, int))
+        case "number":
+            yield from (Hostile(value, typed=is_json(value)) for value in (*NUMBERS, *LIMITS.get(name, ())))
+        case "string":
+            named = "enum" in part or "const" in part
+            yield from (Hostile(text, typed=is_json(text) and not named) for text in STRINGS)
+        case "array":
+            yield from arrays(name, part, schemas)
+        case "object":
+            yield from map(Hostile, OBJECTS)
+
+
+def biases() -> Iterator[Hostile]:
+    yield from (Hostile({"1": bias}, typed=is_json(bias)) for bias in (math.nan, 101, 1e308, -101))
+    yield from (Hostile({key: 1}) for key in (str(2**32), "", "999999", str(VOCAB), str(VOCAB - 1), "1e3"))
+    yield from (Hostile({str(token): 0.5 for token in range(count)}) for count in (VOCAB, 300, 301))
 
 
 def parts_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -206,7 +207,7 @@ def joined(
     stream: Iterable[inference_pb2.GenerateResponse], request: inference_pb2.GenerateRequest, names: Names
 ) -> Outcome:
     """What HTTP should make of a gRPC stream."""
-    choices = [Choice() for _ in range(request.num_choices or 1)]
+    choices: defaultdict[int, Choice] = defaultdict(Choice)
     prompt, usage = inference_pb2.PromptInfo(), (0, 0, 0)
     for message in stream:
         if message.HasField("prompt"):
@@ -223,7 +224,8 @@ def joined(
                 choice.finish = FINISH[delta.finish.reason]
                 choice.stopped_by = stopped_by(delta.finish)
     logprobs = prompt_logprobs(prompt.logprobs, names) if request.output.HasField("prompt_logprobs") else None
-    return Outcome(choices, usage, list(prompt.token_ids) or None, logprobs)
+    found = [choices[index] for index in sorted(choices)]
+    return Outcome(found, usage, list(prompt.token_ids) or None, logprobs)
 
 
 def stopped_by(finish: inference_pb2.Finish) -> str | int | None:

@@ -110,7 +110,7 @@ def running(arguments: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[
     path = os.pathsep.join([str(ROOT), str(ROOT / "gateway"), str(ROOT / "kernels")])
     process = subprocess.Popen([sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
     try:
-        wait_until(lambda: is_ready() or process.poll() is not None, 60, f"{arguments[0]} ready")
+        wait_until(lambda: is_ready() or process.poll() is not None, 120, f"{arguments[0]} ready")
         assert process.poll() is None, f"{' '.join(arguments[:2])} exited with {process.returncode}"
         yield process.pid
     finally:

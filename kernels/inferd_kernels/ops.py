@@ -169,21 +169,23 @@ NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
+BACKENDS = ("auto", "native", "triton", "varlen", "reference")
+
+
 def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = None) -> Ops:
     """Choose the implementation of every op for `device`.
 
     backend: "auto" takes the fastest available one per op, "native" the compiled CPU ops, "triton" the GPU kernels,
-    "reference" torch alone.
+    "reference" torch alone, "varlen" the GPU kernels with torch's FlashAttention in place of theirs.
     threads: of the native CPU ops, default the processors this process may use.
     Raises ValueError when `backend` is unknown or cannot run on `device`.
     """
     from inferd_kernels import reference
 
-    if backend not in ("auto", "native", "triton", "reference"):
-        raise ValueError(f"kernel backend {backend!r} is not one of auto, native, triton, reference")
-    chosen = {
-        name: ("reference", getattr(reference, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
-    }
+    if backend not in BACKENDS:
+        raise ValueError(f"kernel backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
+    chosen = {name: ("reference", getattr(reference, name)) for name in names}
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
@@ -191,7 +193,10 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
             decoder_stack = native.decoder_stack
-    if backend == "triton" or (backend == "auto" and device.startswith("cuda") and find_spec("triton") is not None):
+    on_gpu = device.startswith("cuda") and find_spec("triton") is not None
+    if backend == "varlen":
+        chosen |= _varlen_ops(device)
+    elif backend == "triton" or (backend == "auto" and on_gpu):
         chosen |= _triton_ops(device)
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
@@ -209,3 +214,12 @@ def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
     from inferd_kernels.triton import backend
 
     return {name: ("triton", getattr(backend, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES)}
+
+
+def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
+    """The Triton ops, with torch's FlashAttention in place of their attention."""
+    if not device.startswith("cuda"):
+        raise ValueError(f"kernel backend 'varlen' needs a cuda device, not {device!r}")
+    from inferd_kernels import varlen
+
+    return {**_triton_ops(device), "paged_attention": ("varlen", varlen.paged_attention)}

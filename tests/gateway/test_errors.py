@@ -108,7 +108,7 @@ def test_invalid_messages(gateway, body, param):
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"json_object": False}}, "structured_outputs.json_object"),
-        ({"priority": 2**31}, "priority"),
+        ({"priority": 2**31 + 1}, "priority"),
         ({"request_id": "a b"}, "request_id"),
         ({"echo": True}, "echo"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),

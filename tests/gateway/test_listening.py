@@ -76,10 +76,11 @@ def process(*flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
             running.communicate()
 
 
-def test_ctrl_c_leaves_no_traceback() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_well(number: signal.Signals) -> None:
     with process() as (running, port):
         wait_until(lambda: answers(f"http://127.0.0.1:{port}/version"))
-        running.send_signal(signal.SIGINT)
+        running.send_signal(number)
         errors = running.communicate(timeout=20)[1]
     assert running.returncode == 0
     assert "Traceback" not in errors

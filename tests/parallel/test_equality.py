@@ -83,22 +83,30 @@ def test_answers_are_those_of_one_worker(
     assert drive.scheduler.stats().prefix_hits > 0
 
 
+@pytest.fixture(scope="module")
+def demo_answers(demo_gguf: Path, engine_config: Callable[..., EngineConfig], ask: Ask) -> Any:
+    """What one worker makes of the demo model."""
+    config = engine_config(demo_gguf)
+    return ask(create_executor(config, lambda phase, fraction: None), config, 20, 32)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("tensor", "stages"), SHAPES)
 def test_the_demo_model_answers_alike(
+    tensor: int,
+    stages: int,
     demo_gguf: Path,
+    demo_answers: Any,
     engine_config: Callable[..., EngineConfig],
     ask: Ask,
     same: Callable[[Any, Any], None],
     rank_environment: None,
 ) -> None:
     """Quantized, 9 heads, 3 KV heads; ranks are processes."""
-    config = engine_config(demo_gguf)
-    expected, _ = ask(create_executor(config, lambda phase, fraction: None), config, 20, 32)
-    for tensor, stages in SHAPES:
-        config = engine_config(demo_gguf, tensor, stages, step_timeout_s=120.0)
-        executor = create_executor(config, lambda phase, fraction: None)
-        try:
-            same(ask(executor, config, 20, 32)[0], expected)
-        finally:
-            executor.shutdown()
+    config = engine_config(demo_gguf, tensor, stages, step_timeout_s=120.0)
+    executor = create_executor(config, lambda phase, fraction: None)
+    try:
+        same(ask(executor, config, 20, 32)[0], demo_answers)
+    finally:
+        executor.shutdown()

@@ -76,6 +76,7 @@ def run_client(client: Client, command: list[str], product: Product) -> Outcome:
         "INFERD_KEY": KEY,
         "INFERD_METRICS": product.metrics,
         "INFERD_MODEL": "demo",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it would fetch a table of prices at import
     }
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=SCRIPT_TIMEOUT_S)
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

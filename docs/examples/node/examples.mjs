@@ -8,8 +8,9 @@ import protoLoader from "@grpc/proto-loader";
 
 const PROTO = process.env.INFERD_PROTO ?? fileURLToPath(new URL("../../../proto", import.meta.url));
 const files = ["inference", "model", "admin"].map((name) => `inferd/v1/${name}.proto`);
-// 64-bit integers as numbers; enums by name; absent optional fields stay absent.
-const definition = protoLoader.loadSync(files, { includeDirs: [PROTO], longs: Number, enums: String });
+// 64-bit integers as numbers, enums by name, zeros where nothing was sent; absent optional fields stay absent.
+const reading = { includeDirs: [PROTO], longs: Number, enums: String, defaults: true };
+const definition = protoLoader.loadSync(files, reading);
 const { InferenceService, ModelService, AdminService } = grpc.loadPackageDefinition(definition).inferd.v1;
 
 const [address = "127.0.0.1:50051", adminAddress = "127.0.0.1:50052"] = process.argv.slice(2);

@@ -12,7 +12,7 @@ Answers = dict[int | str, dict[str, Any]]
 
 
 def answers(reply: type[BaseModel], event: type[BaseModel] | None = None) -> Answers:
-    """`reply`, or with `stream` server-sent events whose data is `event`."""
+    """`reply`, or with `stream` server-sent events, each (or its data, where it has no name) an `event`."""
     found: dict[str, Any] = {"model": reply, "description": "Done."}
     if event is not None:
         found["content"] = {"text/event-stream": {"schema": {"$ref": f"#/components/schemas/{event.__name__}"}}}

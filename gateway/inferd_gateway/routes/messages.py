@@ -23,7 +23,8 @@ from inferd_gateway.routes.access import KeyRoute
 from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.messages import CountTokensRequest, MessagesRequest
-from inferd_gateway.schemas.messages_replies import MessageErrorReply, MessageEvent, MessageObject, TokenCount
+from inferd_gateway.schemas.messages_replies import MessageErrorReply, MessageObject, TokenCount
+from inferd_gateway.schemas.replies import NamedEvent
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.tools import plan_tools
 from inferd_gateway.turn import chat_conversation, prepare
@@ -31,7 +32,7 @@ from inferd_gateway.turn import chat_conversation, prepare
 router = APIRouter(route_class=KeyRoute, responses=errors(MessageErrorReply))
 
 
-@router.post("/v1/messages", responses=answers(MessageObject, MessageEvent))
+@router.post("/v1/messages", responses=answers(MessageObject, NamedEvent))
 async def create_message(body: MessagesRequest, call: CurrentCall) -> Response:
     call.accept(body)
     chat = chat_body(body)

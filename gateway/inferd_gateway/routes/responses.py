@@ -19,15 +19,16 @@ from inferd_gateway.responses_reply import ResponseReply, new_id
 from inferd_gateway.routes.access import KeyRoute
 from inferd_gateway.routes.answers import answers, errors
 from inferd_gateway.schemas.chat import ChatRequest
+from inferd_gateway.schemas.replies import NamedEvent
 from inferd_gateway.schemas.responses import ResponsesRequest
-from inferd_gateway.schemas.responses_replies import ResponseEvent, ResponseObject
+from inferd_gateway.schemas.responses_replies import ResponseObject
 from inferd_gateway.sse import EventStream, until_disconnect
 from inferd_gateway.turn import prepare
 
 router = APIRouter(route_class=KeyRoute, responses=errors())
 
 
-@router.post("/v1/responses", responses=answers(ResponseObject, ResponseEvent))
+@router.post("/v1/responses", responses=answers(ResponseObject, NamedEvent))
 async def create_response(body: ResponsesRequest, call: CurrentCall) -> Response:
     call.accept(body)
     chat = chat_body(body)

@@ -11,7 +11,7 @@ from inferd_gateway.errors import invalid
 
 UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-Priority = Annotated[int, Field(ge=-(2**31 - 1), le=2**31 - 1)]
+Priority = Annotated[int, Field(ge=-(2**31 - 1), le=2**31)]  # the daemon's, which runs the other way
 
 # Known fields that only these values are accepted for: the others would change what comes back, and are not built.
 ONLY: dict[str, tuple[Any, ...]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from inferd_gateway.schemas.replies import Count, Reply
 
@@ -49,13 +49,6 @@ class MessageObject(Reply):
 
 class TokenCount(Reply):
     input_tokens: Count
-
-
-class MessageEvent(Reply):
-    """One event, by its type; its fields are those of the API's own events."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str
 
 
 class MessageError(Reply):

@@ -216,6 +216,13 @@ class CompletionChunk(GeneratedReply):
     usage: Usage | None = None
 
 
+class NamedEvent(Reply):
+    """One event of a stream whose events have types, as the APIs of Responses and Messages define them."""
+
+    event: str
+    data: Annotated[str, Field(json_schema_extra={"contentMediaType": "application/json"})]
+
+
 class Model(Reply):
     """root: the name at the daemon."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from inferd_gateway.schemas.replies import Count, Reply
 
@@ -111,11 +111,3 @@ class ResponseObject(Reply):
     top_p: float | None
     truncation: Literal["auto", "disabled"]
     user: str | None
-
-
-class ResponseEvent(Reply):
-    """One event, by its type; its fields are those of the API's own events."""
-
-    model_config = ConfigDict(extra="allow")
-    type: str
-    sequence_number: Count

@@ -36,31 +36,40 @@ class Case:
     fast: tuple[str, ...] = ("sm_90",)  # targets of the fast lane
 
 
-def batch(sequences: int, tokens: int, decodes: int) -> PagedBatch:
+def batch(sequences: int, tokens: int, decodes: int, context: int = 8192) -> PagedBatch:
     return PagedBatch(
         positions=torch.empty(tokens, dtype=torch.int64),
         slots=torch.empty(tokens, dtype=torch.int64),
         cu_seqlens=torch.empty(sequences + 1, dtype=torch.int32),
         seq_lens=torch.empty(sequences, dtype=torch.int32),
-        block_tables=torch.empty(sequences, 512, dtype=torch.int32),
+        block_tables=torch.empty(sequences, context // 16, dtype=torch.int32),
         num_decodes=decodes,
         max_query_len=tokens,
-        max_seq_len=8192,
+        max_seq_len=context,
     )
 
 
 def attention(
-    dim: int, cache: torch.dtype, decode: bool, rows: int = 16, options: bool = False
+    dim: int, cache: torch.dtype, decode: bool, rows: int = 16, options: bool = False, context: int = 8192
 ) -> Callable[[], object]:
     def run() -> object:
         shape = AttentionShape(32, 8, dim, dim**-0.5, 4096 if options else 0, 30.0 if options else 0.0)
         kv = torch.empty(64, 16, 8, dim, dtype=cache)
         scales = (torch.empty(64, 16, 8), torch.empty(64, 16, 8)) if cache.itemsize == 1 else None
-        step = batch(rows, rows, rows) if decode else batch(4, 512, 0)
+        step = batch(rows, rows, rows, context) if decode else batch(4, 512, 0)
         q = torch.empty(step.positions.shape[0], 32, dim, dtype=BF16)
         return backend.paged_attention(q, kv, kv, step, shape, scales, torch.empty(32) if options else None)
 
     return run
+
+
+def prompts(decodes: int, context: int) -> object:
+    """Two prompts behind `decodes` decode rows, in one step."""
+    kv, rows = torch.empty(64, 16, 8, 128, dtype=BF16), decodes + 40
+    step = batch(decodes + 2, rows, decodes, context)
+    return backend.paged_attention(
+        torch.empty(rows, 32, 128, dtype=BF16), kv, kv, step, AttentionShape(32, 8, 128, 0.1)
+    )  # fmt: skip
 
 
 def rope(cache: torch.dtype, normed: bool) -> Callable[[], object]:
@@ -90,8 +99,7 @@ def rms(quantized: bool) -> Callable[[], object]:
     return run
 
 
-def sampling() -> object:
-    rows = 16
+def sampling(rows: int = 16) -> object:
     numbers, counters = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     short = torch.empty(rows, dtype=torch.int32)
     parameters = SamplingBatch(numbers, short, numbers, numbers, counters, short, counters, False)
@@ -145,17 +153,22 @@ QGMMA = {"sm_90": {"fp8_mma": 4}}
 VECTOR = {"nvidia": {"load_128": 2, "store_128": 1}}
 CORE = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 TILE_BYTES = 2 * 128 * 128  # K and V of a decode tile: 64 tokens in bf16, 128 in 8 bits, at D 128
+BF16_ROOM, FP8_ROOM = 3.0, 2.0  # times the instructions that HBM leaves time for
 
 CASES = (
-    Case("decode bf16 D64", attention(64, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D80", attention(80, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D128", attention(128, BF16, True), DECODE, ALL, COPY, TILE_BYTES, 3.0, CORE),
-    Case("decode bf16 D256", attention(256, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D128, window, cap, sinks", attention(128, BF16, True, options=True), DECODE, need=COPY),
-    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY),
-    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, 2.0),
-    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY),
-    Case("decode int8 D128", attention(128, INT8, True), DECODE, need=COPY),
+    Case("decode bf16 D64", attention(64, BF16, True), DECODE, ALL, COPY, 4 * 128 * 64, BF16_ROOM),
+    Case("decode bf16 D80", attention(80, BF16, True), DECODE, ALL, COPY, 4 * 64 * 80, BF16_ROOM),
+    Case("decode bf16 D128", attention(128, BF16, True), DECODE, ALL, COPY, TILE_BYTES, BF16_ROOM, CORE),
+    Case("decode bf16 D256", attention(256, BF16, True), DECODE, ALL, COPY, 4 * 32 * 256, BF16_ROOM),
+    Case(
+        "decode bf16 D128, window, cap, sinks", attention(128, BF16, True, options=True), DECODE, ALL, COPY, TILE_BYTES,
+        BF16_ROOM,
+    ),
+    # What these two and int8 lack, and why: docs/kernels.md. The loop's length is held to the table.
+    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY, 2 * 128 * 64),
+    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY, 2 * 64 * 256),
+    Case("decode int8 D128", attention(128, INT8, True), DECODE, ALL, COPY, TILE_BYTES),
+    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, FP8_ROOM),
     Case("prefill bf16 D64", attention(64, BF16, False), ("prefill",), need=HGMMA),
     Case("prefill bf16 D128", attention(128, BF16, False), ("prefill",), need=HGMMA, fast=CORE),
     Case("prefill bf16 D256", attention(256, BF16, False), ("prefill",), need=HGMMA),

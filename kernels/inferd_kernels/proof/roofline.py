@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from inferd_kernels.proof.compiler import blocks_per_multiprocessor
-from inferd_kernels.triton.tiles import decode_tile, gemm_small_tile, prefill_tile
+from inferd_kernels.triton.tiles import decode_tile, gemm_small_tile, gemm_w4_tile, prefill_tile
 
 Facts = dict[str, int]
 LATENCY = 0.7e-6
@@ -79,16 +79,19 @@ def streaming(device: Device, kernel: str, size: float) -> Estimate:
     )
 
 
-def decode_attention(device: Device, model: Model, table: dict[str, Facts], batch: int, context: int) -> Estimate:
-    """One layer. Blocks: sequences x KV heads x splits."""
-    facts = table[f"decode bf16 D{model.head_dim}: decode_split"]
-    tile = decode_tile(device.arch, 2, model.head_dim, model.kv_heads)
+def decode_attention(
+    device: Device, model: Model, table: dict[str, Facts], batch: int, context: int, element: int = 2
+) -> Estimate:
+    """One layer. Blocks: sequences x KV heads x splits. element: bytes of a cached value, 2 (bf16) or 1 (fp8)."""
+    facts = table[f"decode {'bf16' if element == 2 else 'fp8'} D{model.head_dim}: decode_split"]
+    tile = decode_tile(device.arch, element, model.head_dim, model.kv_heads)
     splits = min(ceil(context / tile.split), tile.max_splits)
     blocks = batch * model.kv_heads * splits
     slots = device.multiprocessors * blocks_per_multiprocessor(facts, device.arch)
     waves = ceil(blocks / slots)
     steps = ceil(context / splits / tile.tile)
-    size = 2 * batch * context * model.kv_heads * model.head_dim * 2
+    scales = 0 if element == 2 else 4
+    size = 2 * batch * context * model.kv_heads * (model.head_dim * element + scales)
     partial = 2 * batch * model.heads * splits * (model.head_dim + 1) * 4 if splits > 1 else 0
     per_multiprocessor = ceil(min(blocks, slots) / device.multiprocessors)
     issue = waves * steps * per_multiprocessor * facts["loop"] * facts["warps"] / 4 / device.clock
@@ -99,7 +102,8 @@ def decode_attention(device: Device, model: Model, table: dict[str, Facts], batc
         "issue": issue / ISSUE_SHARE,
         "tensor": flops / (device.tensor * ATTENTION_SHARE),
     }
-    return choose("decode attention", size / device.bandwidth, terms, launches=2 if splits > 1 else 1)
+    name = "decode attention" if element == 2 else "decode attention, fp8 cache"
+    return choose(name, size / device.bandwidth, terms, launches=2 if splits > 1 else 1)
 
 
 def matmul(device: Device, kernel: str, tokens: int, columns: int, depth: int) -> Estimate:
@@ -124,6 +128,24 @@ def matmul(device: Device, kernel: str, tokens: int, columns: int, depth: int) -
             size * LATENCY / flight, size / (min(blocks, device.multiprocessors) * 64 * device.clock * 0.7)
         )
     return choose(kernel, max(size / device.bandwidth, flops / device.tensor), terms)
+
+
+def quantized_matmul(device: Device, model: Model, table: dict[str, Facts], batch: int, bits: int) -> Estimate:
+    """gate_up with 8-bit or 4-bit weights, up to 64 tokens; one scale per row, or per 128 weights."""
+    columns, depth, bucket = 2 * model.inner, model.hidden, 16 if batch <= 16 else 64
+    if bits == 8:
+        facts, tile = table[f"small GEMM fp8, {bucket} tokens: gemm_small"], gemm_small_tile(device.arch, 1, batch)
+        size, step = float(columns * depth), tile.columns * tile.depth
+    else:
+        facts, tile = table[f"W4A16, group 128, {bucket} tokens: gemm_w4"], gemm_w4_tile(device.arch, batch, 128)
+        size, step = columns * depth / 2 + columns * depth / 128 * 4, tile.columns * tile.depth * 2
+    size += 2 * batch * (depth + columns)
+    steps = ceil(batch / tile.rows) * columns * depth / step
+    terms = {
+        "memory": size / (device.bandwidth * MEMORY_SHARE),
+        "issue": steps * facts["loop"] * facts["warps"] / 4 / device.clock / device.multiprocessors / ISSUE_SHARE,
+    }
+    return choose(f"gate_up, {bits} bits", size / device.bandwidth, terms)
 
 
 def prefill_attention(device: Device, model: Model, table: dict[str, Facts], tokens: int) -> Estimate:
@@ -176,6 +198,17 @@ def decode_step(device: Device, model: Model, table: dict[str, Facts], batch: in
         sampling(device, table, batch, 128256, False),
         sampling(device, table, batch, 128256, True),
     ]
+
+
+def quantized(device: Device, model: Model, table: dict[str, Facts], batch: int, context: int) -> list[Estimate]:
+    """What quantized weights and caches would take in place of the rows above; fp8 needs sm_89."""
+    found = [quantized_matmul(device, model, table, batch, 4)]
+    if "decode fp8 D128: decode_split" in table:
+        found += [
+            quantized_matmul(device, model, table, batch, 8),
+            decode_attention(device, model, table, batch, context, 1),
+        ]
+    return found
 
 
 def step_time(estimates: list[Estimate], model: Model) -> float:

@@ -62,6 +62,7 @@ def attend_tile(
     Without MASKED both are all true and unused. The order of operations is the same with and without MASKED, so a row
     gets the same bits wherever its tile boundary falls.
     """
+    pos = pos.to(tl.uint32)  # never negative: // and % are a shift and a mask
     if MASKED:
         block = tl.load(tables_ptr + pos // PAGE, mask=live, other=0).to(tl.int64)
     else:

@@ -13,7 +13,7 @@ import triton.language as tl
 from inferd_kernels.triton.tiles import GemmTile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def gemm_small(
     x_ptr, w_ptr, bias_ptr, x_scale_ptr, w_scale_ptr, out_ptr, tokens, columns, depth, x_stride, w_stride, out_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN: tl.constexpr, BIASED: tl.constexpr,

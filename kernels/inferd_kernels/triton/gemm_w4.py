@@ -35,7 +35,7 @@ def add_plane(acc, nibbles, x, scale_ptr, offset_ptr, group, live, OFFSET: tl.co
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def gemm_w4(
     x_ptr, w_ptr, scale_ptr, offset_ptr, bias_ptr, out_ptr, tokens, columns, depth, x_stride, out_stride,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, OFFSET: tl.constexpr,

@@ -9,7 +9,7 @@ import triton.language as tl
 BLOCK = 1024
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width"])
 def penalize(
     logits_ptr, rows_ptr, tokens_ptr, counts_ptr, repetition_ptr, presence_ptr, frequency_ptr, width, vocab, row_stride,
     BLOCK: tl.constexpr,

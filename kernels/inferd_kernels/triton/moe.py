@@ -43,7 +43,7 @@ def route(
         left = tl.where(e == best, float("-inf"), left)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def count_pairs(experts_ptr, counts_ptr, pairs, BLOCK: tl.constexpr):
     """Grid (experts,): how many pairs go to each."""
     expert = tl.program_id(0)
@@ -54,7 +54,7 @@ def count_pairs(experts_ptr, counts_ptr, pairs, BLOCK: tl.constexpr):
     tl.store(counts_ptr + expert, tl.sum(total, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "slots"])
 def line_up(
     experts_ptr, counts_ptr, order_ptr, owners_ptr, pairs, experts, slots,
     ROWS: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr,
@@ -82,7 +82,7 @@ def line_up(
         tl.store(owners_ptr + tile, tl.where(tile < start + mine, expert, -1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def gemm_moe(
     x_ptr, w_ptr, order_ptr, owners_ptr, weights_ptr, out_ptr, pairs, columns, depth, x_stride,
     SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN: tl.constexpr,

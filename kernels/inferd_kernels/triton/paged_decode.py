@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2
+from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2, padded_head_dim
 
 MERGE_SPLITS: tl.constexpr = tl.constexpr(16)
 
@@ -20,11 +20,11 @@ MERGE_SPLITS: tl.constexpr = tl.constexpr(16)
 @triton.jit
 def split_size(length, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, TILE: tl.constexpr):
     """Tokens per split: SPLIT, or as many whole tiles as keep a long row within MAX_SPLITS."""
-    even = (length + (MAX_SPLITS * TILE - 1)) // (MAX_SPLITS * TILE) * TILE
-    return tl.maximum(even, SPLIT)
+    even = (length + (MAX_SPLITS * TILE - 1)) // (MAX_SPLITS * TILE)
+    return tl.maximum(even, SPLIT // TILE) * TILE
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "table_stride"], do_not_specialize_on_alignment=["tables_ptr", "lens_ptr"])
 def decode_split(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, tables_ptr, lens_ptr, partial_ptr, lse_ptr, out_ptr,
     scale, softcap, window, table_stride, block_stride, token_stride, kv_heads, splits,
@@ -83,7 +83,7 @@ def decode_split(
         tl.store(lse_ptr + slots, m + tl.log2(total), mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lens_ptr"])
 def decode_merge(
     partial_ptr, lse_ptr, sinks_ptr, lens_ptr, out_ptr, window, heads, splits,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr,
@@ -150,7 +150,7 @@ def launch(
     k_scale, v_scale = scales if scales is not None else (lse, lse)
     shared = {
         "HEAD_DIM": dim,
-        "DIM_PAD": next_power_of_2(dim),
+        "DIM_PAD": padded_head_dim(dim),
         "TILE": tile.tile,
         "SPLIT": tile.split,
         "MAX_SPLITS": tile.max_splits,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2
+from inferd_kernels.triton.tiles import AttentionTile, padded_head_dim
 
 
 @triton.jit
@@ -33,7 +33,10 @@ def find_sequence(starts_ptr, sequences, work, TOKENS: tl.constexpr):
     return low, (work - ((tl.load(starts_ptr + low) - origin) // TOKENS + low)) * TOKENS
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["sequences", "table_stride"],
+    do_not_specialize_on_alignment=["tables_ptr", "starts_ptr", "lens_ptr"],
+)
 def prefill(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, tables_ptr, starts_ptr, lens_ptr, out_ptr,
     scale, softcap, window, sequences, table_stride, block_stride, token_stride, kv_heads,
@@ -121,7 +124,7 @@ def launch(
     prefill[(tokens // per_program + sequences, kv_heads)](
         q, k_cache, v_cache, k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
         scale, softcap, window, sequences, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads,
-        GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=next_power_of_2(dim), PAGE=page,
+        GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,
         TILE=tile.tile, QUANTIZED=scales is not None, CAPPED=softcap > 0, WINDOWED=window > 0,
         HAS_SINKS=sinks is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -2,7 +2,8 @@
 
 Why each row is what it is, and the compiler's report of it: docs/kernels.md and tools/kernel_budgets.json. A row never
 depends on the number of rows in a batch, so a row of a batch is computed by the same binary whatever its neighbours
-are.
+are. For the same reason kernels do not specialize on arguments that follow from the batch (do_not_specialize): Triton
+would compile another binary when one happens to be 1 or a multiple of 16, in the middle of serving.
 """
 
 from __future__ import annotations
@@ -32,6 +33,13 @@ class GemmTile:
 
 def next_power_of_2(value: int) -> int:
     return 1 << (value - 1).bit_length()
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """The width of a head's tile in registers: a power of two that tensor cores take. Raises ValueError above 256."""
+    if head_dim > 256:
+        raise ValueError(f"head dim {head_dim} has no kernel configuration; the largest is 256")
+    return max(16, next_power_of_2(head_dim))
 
 
 # Families of architectures that share a configuration.

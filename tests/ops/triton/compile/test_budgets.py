@@ -1,5 +1,6 @@
 """Compiled code of every kernel held to the rules and to the recorded table, without a GPU."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -57,16 +58,38 @@ def test_a_worse_number_and_a_spill_are_reported() -> None:
 
 
 def test_one_binary_for_every_batch_size() -> None:
-    """Batch size is not part of what is compiled: a row's arithmetic cannot depend on it."""
-    decode, norms, samples = set(), set(), set()
+    """Batch size is not part of what is compiled: a row's arithmetic cannot depend on it, and no size met for the first
+    time makes a server compile. Matmuls have one binary per bucket of up to 16 and up to 64 rows."""
+    digests: dict[int, list[str]] = {}
     weight = torch.empty(4096, dtype=torch.bfloat16)
-    for rows in (1, 2, 16, 64):
+    for rows in (1, 2, 16, 17, 32, 64):
         with offline("sm_90") as launches:
             cases.attention(128, torch.bfloat16, True, rows=rows)()
             x = torch.empty(rows, 4096, dtype=torch.bfloat16)
             backend.add_rms_norm(x, x, weight, 1e-5)
-        decode.add(tuple(launch.digest() for launch in launches[:2]))
-        norms.add(launches[2].digest())
-        samples.add(launches[0].grid[0])
-    assert len(decode) == len(norms) == 1
-    assert samples == {1, 2, 16, 64}
+            backend.silu_mul(x)
+            cases.sampling(rows)
+            cases.w4_gemm(rows, 128, False)()
+            cases.fp8_gemm(rows)()
+        assert launches[0].grid[0] == rows
+        digests[rows] = [launch.digest() for launch in launches]
+    small, large = digests[1], digests[64]
+    assert digests[2] == digests[16] == small
+    assert digests[17] == digests[32] == large
+    shared = [one == other for one, other in zip(small, large, strict=True)]
+    assert shared.count(False) == 2
+
+
+def test_one_binary_for_every_bound_on_the_context_and_every_place_in_a_batch() -> None:
+    binaries: defaultdict[str, set[str]] = defaultdict(set)
+    for context, decodes in ((2048, 0), (8192, 1), (131072, 5)):
+        with offline("sm_90") as launches:
+            cases.attention(128, torch.bfloat16, True, rows=4, context=context)()
+            cases.prompts(decodes, context)
+        for launch in launches:
+            binaries[launch.name].add(launch.digest())
+    assert {name: len(digests) for name, digests in binaries.items()} == {
+        "decode_split": 1,
+        "decode_merge": 1,
+        "prefill": 1,
+    }

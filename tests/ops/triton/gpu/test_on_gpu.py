@@ -1,6 +1,5 @@
-"""What only a GPU can show. Never run so far: no machine of this project has one. `make kernels-gpu` runs it."""
+"""What only a GPU can show of the kernels. Never run so far: no machine of this project has one (`make test-gpu`)."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 from inferd_kernels import reference, reference_gpu
-from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, SamplingBatch, load_ops
+from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch, load_ops
 from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import load_table
 from inferd_kernels.proof.problems import QUANTIZED, TOLERANCE, AttentionProblem, attention_problem, relative_error
+from inferd_kernels.proof.timing import decode_launches, prefill_launch, sampling_batch, seconds, this_device
+from inferd_kernels.triton import backend, linear
+from inferd_kernels.triton.experts import moe_mlp
 
 pytestmark = pytest.mark.gpu
 
@@ -45,23 +47,6 @@ def expected(problem: AttentionProblem) -> torch.Tensor:
     return reference_gpu.attention(
         problem.q, problem.k_cache, problem.v_cache, problem.batch, problem.shape, problem.scales, problem.sinks
     )
-
-
-def milliseconds(function: Callable[[], object]) -> float:
-    """Median of 50 runs in a captured graph."""
-    function()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    times = []
-    for _ in range(50):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[25]
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
@@ -119,25 +104,115 @@ def test_graph_replay_equals_eager(ops: Ops, bound: int) -> None:
     assert torch.equal(captured, ops.paged_attention(*moved, batch, problem.shape))
 
 
-@pytest.mark.parametrize(("sequences", "context"), [(1, 8192), (16, 2048), (64, 4096)])
-def test_decode_attention_reaches_the_roofline(ops: Ops, sequences: int, context: int) -> None:
+def test_rope_kv_write_numerics(ops: Ops) -> None:
+    shape = AttentionShape(8, 2, 128, 0.1)
+    problem = attention_problem([1, 0, 40, 7], [9, 0, 40, 33], shape, dtype=torch.bfloat16)
+    qkv = torch.randn(48, 12 * 128).bfloat16()
+    rope = Rope(torch.rand(64, 128), 128)
+    caches = [torch.zeros_like(problem.k_cache) for _ in range(2)]
+    expected_q = reference.rope_kv_write(qkv, *caches, problem.batch, rope, shape)
+    moved = [torch.zeros_like(cache).cuda() for cache in caches]
+    q = ops.rope_kv_write(qkv.cuda(), *moved, on_gpu(problem.batch), Rope(rope.cos_sin.cuda(), 128), shape)
+    assert relative_error(q.cpu(), expected_q) < 4e-3
+    assert relative_error(moved[0].cpu(), caches[0]) < 4e-3
+    assert torch.equal(moved[1].cpu(), caches[1])
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 33, 64, 100])
+def test_matmul_numerics(ops: Ops, tokens: int) -> None:
+    x, dense = torch.randn(tokens, 512).bfloat16(), torch.randn(300, 512)
+    fp8 = linear.Fp8Weight(*on_gpu(reference_gpu.quantize_rows(dense, torch.float8_e4m3fn)))
+    rows, scale = reference_gpu.quantize_rows(x, torch.float8_e4m3fn)
+    expected = (rows.double() * scale.double()[:, None]) @ (
+        fp8.values.cpu().double() * fp8.scale.cpu().double()[:, None]
+    ).T
+    assert relative_error(ops.linear(x.cuda(), fp8).cpu(), expected) < 8e-3
+    packed = torch.randint(0, 256, (300, 256), dtype=torch.uint8)
+    w4 = linear.W4Weight(packed.cuda(), torch.rand(300, 4).cuda(), None)
+    expected = x.double() @ reference_gpu.unpack_w4(packed, w4.scale.cpu(), None, torch.float64).T
+    assert relative_error(ops.linear(x.cuda(), w4).cpu(), expected) < 8e-3
+
+
+def test_experts_numerics() -> None:
+    x, logits = torch.randn(33, 256).bfloat16(), torch.randn(33, 8)
+    logits[:, 3] = -9.0
+    gate_up, down = (torch.randn(8, 256, 256) / 16).bfloat16(), (torch.randn(8, 256, 128) / 11).bfloat16()
+    out = moe_mlp(*on_gpu((x, logits, gate_up, down)), 2)
+    assert relative_error(out.cpu(), reference_gpu.moe_mlp(x, logits, gate_up, down, 2)) < 1e-2
+
+
+def test_logits_edits_numerics(ops: Ops) -> None:
+    logits, rows = torch.randn(5, 1000), torch.tensor([3, 0], dtype=torch.int32)
+    tokens = torch.stack([torch.randperm(1000)[:50] for _ in range(2)]).int()
+    counts = torch.randint(0, 3, (2, 50)).int()
+    penalties = torch.tensor([1.3, 1.0]), torch.tensor([0.5, 0.0]), torch.tensor([0.25, 1.0])
+    bits = torch.randint(-(2**31), 2**31, (2, 32)).int()
+    moved = logits.cuda()
+    ops.penalize(moved, *on_gpu((rows, tokens, counts, *penalties)))
+    ops.mask_tokens(moved, *on_gpu((rows, bits)))
+    reference.penalize(logits, rows, tokens, counts, *penalties)
+    reference.mask_tokens(logits, rows, bits)
+    assert torch.allclose(moved.cpu(), logits, rtol=1e-6, atol=1e-6)
+
+
+def test_copied_blocks_numerics(ops: Ops) -> None:
+    cache = torch.randn(9, 16, 3, 50).bfloat16()
+    moved, (sources, destinations) = cache.cuda(), on_gpu((torch.tensor([1, 2]), torch.tensor([8, 5])))
+    ops.copy_blocks(moved, sources, destinations)
+    cache[torch.tensor([8, 5])] = cache[torch.tensor([1, 2])]
+    assert torch.equal(moved.cpu(), cache)
+
+
+def test_rows_of_norms_draws_and_small_matmuls_are_bitwise_equal_over_batch_sizes(ops: Ops) -> None:
+    x, weight = torch.randn(16, 4096, device="cuda").bfloat16(), torch.rand(4096, device="cuda").bfloat16()
+    fp8 = linear.Fp8Weight(*linear.quantize_rows(torch.randn(512, 4096, device="cuda"), torch.float8_e4m3fn))
+    logits, batch = torch.randn(16, 128256, device="cuda"), sampling_batch(16, True)
+    norms, products, draws = backend.rms_norm(x, weight, 1e-5), ops.linear(x, fp8), ops.sample(logits, batch)
+    for row in (0, 7, 15):
+        one = slice(row, row + 1)
+        fields = {name: getattr(batch, name)[one] for name in batch.__dataclass_fields__ if name != "all_greedy"}
+        assert torch.equal(norms[one], backend.rms_norm(x[one], weight, 1e-5))
+        assert torch.equal(products[one], ops.linear(x[one], fp8))
+        assert torch.equal(draws[one], ops.sample(logits[one], SamplingBatch(**fields, all_greedy=False)))
+
+
+@pytest.mark.parametrize("page", [16, 256])
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize("queries", [[1] * 6, [1, 1, 40, 9, 17, 200]])
+def test_torchs_varlen_attention_agrees(ops: Ops, page: int, window: int, queries: list[int]) -> None:
+    shape = AttentionShape(8, 2, 128, 0.09, window=window)
+    problem = attention_problem(queries, [5, 700, 40, 90, 1000, 4097], shape, page=page, dtype=torch.bfloat16)
+    oracle = load_ops("cuda", "varlen")
+    moved = [on_gpu(item).nan_to_num(0.0) for item in (problem.q, problem.k_cache, problem.v_cache)]
+    batch = on_gpu(problem.batch)
+    theirs = oracle.paged_attention(*moved, batch, shape)
+    assert relative_error(ops.paged_attention(*moved, batch, shape).cpu(), theirs.cpu()) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def modelled() -> tuple[roofline.Device, dict[str, dict[str, int]]]:
     device = this_device()
-    model = roofline.MODELS[0]
-    shape = AttentionShape(model.heads, model.kv_heads, model.head_dim, 0.1)
-    problem = attention_problem([1] * sequences, [16] * sequences, shape, dtype=torch.bfloat16)
-    blocks = -(-context // 16)
-    kv = [torch.randn(sequences * blocks, 16, 8, 128, device="cuda").bfloat16() for _ in range(2)]
-    tables = torch.randperm(sequences * blocks, device="cuda").int().view(sequences, blocks)
-    lens = torch.full((sequences,), context, dtype=torch.int32, device="cuda")
-    batch = replace(on_gpu(problem.batch), block_tables=tables, seq_lens=lens, max_seq_len=context)
-    q = problem.q.cuda()
-    measured = milliseconds(lambda: ops.paged_attention(q, *kv, batch, shape)) / 1e3
-    table = load_table(Path(__file__).parents[4] / "tools" / "kernel_budgets.json")[device.arch]
-    modelled = roofline.decode_attention(device, model, table, sequences, context).time
-    assert modelled / measured >= ROOFLINE_SHARE, f"{measured * 1e6:.1f} us, the model says {modelled * 1e6:.1f}"
+    assert device is not None, "the roofline model does not know this GPU"
+    return device, load_table(Path(__file__).parents[4] / "tools" / "kernel_budgets.json")[device.arch]
 
 
-def this_device() -> roofline.Device:
-    name = torch.cuda.get_device_name().upper()
-    key = next(key for key in ("H200", "H100", "A100") if key in name)
-    return next(device for device in roofline.DEVICES if key in device.name)
+@pytest.mark.parametrize(("sequences", "context"), [(1, 8192), (16, 2048), (64, 4096)])
+def test_a_decode_step_reaches_the_roofline(
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], sequences: int, context: int
+) -> None:
+    device, table = modelled
+    estimates = {
+        item.kernel: item.time for item in roofline.decode_step(device, roofline.MODELS[0], table, sequences, context)
+    }
+    launches = decode_launches(ops, roofline.MODELS[0], sequences, context)
+    shares = {kernel: estimates[kernel] / seconds(launch) for kernel, launch in launches.items()}
+    assert {kernel: share for kernel, share in shares.items() if share < ROOFLINE_SHARE} == {}
+
+
+@pytest.mark.parametrize("tokens", [1024, 8192])
+def test_prefill_reaches_the_roofline(
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], tokens: int
+) -> None:
+    device, table = modelled
+    estimate = roofline.prefill_attention(device, roofline.MODELS[0], table, tokens).time
+    assert estimate / seconds(prefill_launch(ops, roofline.MODELS[0], tokens)) >= ROOFLINE_SHARE

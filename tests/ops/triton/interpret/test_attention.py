@@ -63,13 +63,14 @@ def test_prefill_over_odd_lengths(dtype: torch.dtype, cache: torch.dtype | None)
 
 
 @pytest.mark.parametrize("options", [{"window": 7}, {"window": 40}, {"softcap": 3.0}, {"window": 16, "softcap": 3.0}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sinks", [False, True])
-def test_window_cap_and_sinks(options: dict[str, float], sinks: bool) -> None:
+def test_window_cap_and_sinks(options: dict[str, float], sinks: bool, dtype: torch.dtype) -> None:
     for queries, lens, launch in (([1] * 4, [1, 17, 33, 80], decode), ([5, 20], [30, 47], prefill)):
-        problem = attention_problem(queries, lens, shape(**options), sinks=sinks)
+        problem = attention_problem(queries, lens, shape(**options), dtype=dtype, sinks=sinks)
         with Guard():
             out = launch(problem)
-        assert relative_error(out, expected(problem)) < TOLERANCE[torch.float32]
+        assert relative_error(out, expected(problem)) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
@@ -143,13 +144,34 @@ def test_small_value_scales_do_not_sink_in_half_precision() -> None:
     assert relative_error(decode(tiny), expected(tiny)) < TOLERANCE[torch.bfloat16]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cache", [None, torch.float8_e4m3fn])
-def test_a_context_of_4097(cache: torch.dtype | None) -> None:
-    problem = attention_problem([1, 1], [4097, 4096], shape(4, 1, 64), dtype=torch.bfloat16, cache=cache)
+@pytest.mark.parametrize(("dtype", "cache"), TYPES)
+def test_a_context_of_4097(dtype: torch.dtype, cache: torch.dtype | None) -> None:
+    problem = attention_problem([1], [4097], shape(4, 1, 16), dtype=dtype, cache=cache)
     with Guard():
-        out = decode(problem, replace(DECODE_TILE, tile=64, split=512))
+        out = decode(problem, replace(DECODE_TILE, tile=128, split=512))
+    assert relative_error(out, expected(problem)) < TOLERANCE[dtype]
+    problem = attention_problem([3], [4097], shape(4, 1, 16), dtype=dtype, cache=cache)
+    with Guard():
+        out = prefill(problem, replace(PREFILL_TILE, tile=128))
+    assert relative_error(out, expected(problem)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 50}])
+def test_a_long_row_gets_longer_splits_instead_of_more(options: dict[str, float]) -> None:
+    lens = [64, 65, 128, 129, 200, 0]
+    tile = replace(DECODE_TILE, max_splits=2)
+    problem = attention_problem([1] * 6, lens, shape(**options), dtype=torch.bfloat16, sinks=True)
+    with Guard():
+        out = decode(problem, tile)
     assert relative_error(out, expected(problem)) < TOLERANCE[torch.bfloat16]
+    for index in (1, 4):
+        assert torch.equal(out[index], decode(problem.row(index), tile, max_seq_len=1000)[0])
+
+
+def test_head_dims_beyond_the_configurations_are_refused() -> None:
+    problem = attention_problem([1], [3], shape(1, 1, 257))
+    with pytest.raises(ValueError, match="the largest is 256"):
+        decode(problem)
 
 
 def test_a_cache_beyond_two_to_the_31_elements() -> None:

@@ -32,16 +32,17 @@ def test_small_gemm(
     assert torch.equal(alone[0], out[-1])
 
 
-def test_fp8_linear_quantizes_tokens_and_applies_both_scales(generator: torch.Generator) -> None:
-    x = torch.randn(5, 96, generator=generator).bfloat16()
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_fp8_linear_quantizes_tokens_and_applies_both_scales(dtype: torch.dtype, generator: torch.Generator) -> None:
+    x = torch.randn(5, 96, generator=generator).to(dtype)
     weight = torch.randn(70, 96, generator=generator)
     values, scale = reference_gpu.quantize_rows(weight, torch.float8_e4m3fn)
-    bias = torch.randn(70, generator=generator).bfloat16()
+    bias = torch.randn(70, generator=generator).to(dtype)
     with Guard():
         out = linear.linear(x, linear.Fp8Weight(values, scale), bias)
     tokens, token_scale = reference_gpu.quantize_rows(x, torch.float8_e4m3fn)
     expected = (tokens.double() * token_scale.double()[:, None]) @ (values.double() * scale.double()[:, None]).T
-    assert relative_error(out, expected + bias.double()) < TOLERANCE[torch.bfloat16]
+    assert relative_error(out, expected + bias.double()) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -82,7 +83,7 @@ def test_ggml_blocks_become_planes_of_the_same_values(kind: str, generator: torc
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
 def test_mixture_of_experts(renormalize: bool, dtype: torch.dtype, generator: torch.Generator) -> None:
     tokens, width, inner, count = 7, 32, 24, 6
     x = torch.randn(tokens, width, generator=generator).to(dtype)

@@ -2,6 +2,7 @@
 """Kernels with a planted defect: the guard or the oracle must kill every one, and pass the kernel without the defect."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,7 @@ MUTANTS = [
     Mutant("window one too wide", "paged_decode", "tl.maximum(length - window, 0)", "tl.maximum(length - window - 1, 0)", "options"),
     Mutant("splits share a slot", "paged_decode", "slots = rows * splits + split", "slots = rows * splits", "decode"),
     Mutant("merge reads absent splits", "paged_decode", "mask=live, other=float(\"-inf\"))", "mask=split < splits, other=float(\"-inf\"))", "decode"),
-    Mutant("merge skips the last split", "paged_decode", "end = (length + SPLIT - 1) // SPLIT", "end = length // SPLIT", "decode"),
+    Mutant("merge skips the last split", "paged_decode", "end = (length + size - 1) // size", "end = length // size", "decode"),
     Mutant("full tiles not skipped after", "paged_decode", "begin = tl.maximum(begin, high // TILE)", "begin = begin", "decode"),
     Mutant("full tiles one too many", "paged_decode", "range(begin, high // TILE)", "range(begin, high // TILE + 1)", "decode"),
     Mutant("causal off by one", "paged_prefill", "pos[None, :] <= q_pos[:, None]", "pos[None, :] < q_pos[:, None]", "prefill"),
@@ -66,6 +67,12 @@ MUTANTS = [
     Mutant("highest of equal tokens", "sample", "token = tl.min(tl.where(score == best, first + tl.arange(0, CHUNK), NO_TOKEN), 0)", "token = tl.max(tl.where(score == best, first + tl.arange(0, CHUNK), 0), 0)", "sample"),
     Mutant("one token too many", "sample", "(totals >= target)", "(totals > target)", "sample"),
     Mutant("vocabulary unmasked", "sample", "mask=c < vocab, other=float(\"-inf\")", "mask=c < CHUNK, other=float(\"-inf\")", "sample"),
+    Mutant("long rows split short", "paged_decode", "even = (length + (MAX_SPLITS * TILE - 1)) // (MAX_SPLITS * TILE)", "even = length // (MAX_SPLITS * TILE)", "long"),
+    Mutant("merge of other splits", "paged_decode", "size = split_size(length, SPLIT, MAX_SPLITS, TILE)\n    begin", "size = SPLIT\n    begin", "long"),
+    Mutant("penalty on another row", "logits", "where = logits_ptr + tl.load(rows_ptr + row).to(tl.int64) * row_stride", "where = logits_ptr + row * row_stride", "edits"),
+    Mutant("pads penalized", "logits", "listed = (token >= 0) & (token < vocab)", "listed = token < vocab", "edits"),
+    Mutant("prompt tokens present", "logits", "tl.where(count > 0,", "tl.where(count >= 0,", "edits"),
+    Mutant("mask of the next token", "logits", "(word >> (c % 32))", "(word >> ((c + 1) % 32))", "edits"),
     Mutant("nibbles biased by one", "gemm_w4", "1032.0", "1031.0", "w4"),
     Mutant("high plane scaled as low", "gemm_w4", "group + groups // 2", "group", "w4"),
     Mutant("odd depth unmasked", "gemm_small", "(n < columns)[:, None] & (at < depth)[None, :]", "(n < columns)[:, None]", "gemm"),
@@ -98,6 +105,29 @@ def attention_error(module: ModuleType, queries: list[int], lens: list[int], **o
 
 def decode(module: ModuleType) -> float:
     return attention_error(module, [1] * 3, [0, 33, 100])
+
+
+def long(module: ModuleType) -> float:
+    """Rows that would have more splits than there may be."""
+    problem = attention_problem([1] * 3, [129, 257, 40], shape())
+    expected = reference_gpu.attention(problem.q, problem.k_cache, problem.v_cache, problem.batch, problem.shape)
+    return relative_error(launches.decode(problem, replace(TILE, max_splits=2), module=module), expected) / 2e-6
+
+
+def edits(module: ModuleType) -> float:
+    logits = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
+    expected, rows = logits.clone(), torch.tensor([2, 0], dtype=torch.int32)
+    tokens = torch.tensor([[3, 39, -1], [0, 1, 2]], dtype=torch.int32)
+    counts = torch.tensor([[2, 0, 1], [1, 0, 5]], dtype=torch.int32)
+    penalties = torch.tensor([1.5, 1.0]), torch.tensor([0.5, 1.0]), torch.tensor([0.25, 1.0])
+    bits = torch.tensor([[0x6B3A59C1, 0x2D], [-2, -1 << 7]], dtype=torch.int32)
+    for edit, masking, values in (
+        (module.launch_penalties, module.launch_bitmask, logits),
+        (reference.penalize, reference.mask_tokens, expected),
+    ):
+        edit(values, rows, tokens, counts, *penalties)
+        masking(values, rows, bits)
+    return 0.0 if torch.equal(logits, expected) else float("inf")
 
 
 def decode8(module: ModuleType) -> float:
@@ -225,7 +255,7 @@ def moe(module: ModuleType) -> float:
 
 CASES: dict[str, Callable[[ModuleType], float]] = {
     function.__name__: function
-    for function in (decode, decode8, options, prefill, far, rope, norm, silu, copy, sample, w4, gemm, moe)
+    for function in (decode, long, decode8, edits, options, prefill, far, rope, norm, silu, copy, sample, w4, gemm, moe)
 }
 
 

@@ -34,12 +34,13 @@ def test_norms(dtype: torch.dtype, size: int, generator: torch.Generator) -> Non
     assert torch.equal(plain[3], backend.rms_norm(x[3:4], weight, 1e-5)[0])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("target", EIGHT_BITS)
 def test_norm_with_quantized_output_equals_norm_then_quantization(
-    target: torch.dtype, generator: torch.Generator
+    target: torch.dtype, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    x = torch.randn(3, 96, generator=generator).bfloat16()
-    weight = torch.randn(96, generator=generator).bfloat16()
+    x = torch.randn(3, 96, generator=generator).to(dtype)
+    weight = torch.randn(96, generator=generator).to(dtype)
     out, scale = torch.empty(3, 96, dtype=target), torch.empty(3)
     with Guard():
         norm.launch(out, None, scale, x, None, weight, 1e-5)
@@ -71,7 +72,7 @@ def test_quantized_rows_are_bit_equal(target: torch.dtype, dtype: torch.dtype, g
     assert torch.equal(values[0].float(), torch.zeros(130))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("dtype", [*TYPES, *EIGHT_BITS])
 def test_copy_blocks(dtype: torch.dtype, generator: torch.Generator) -> None:
     cache = torch.randn(6, 16, 3, 50, generator=generator).to(dtype)
     expected = cache.clone()
@@ -112,10 +113,11 @@ def test_rope_and_kv_write(dtype: torch.dtype, dim: int, rotary: int, normed: bo
         assert torch.equal(caches[0], caches[2])
 
 
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("target", EIGHT_BITS)
-def test_kv_write_quantizes_as_torch_would(target: torch.dtype, generator: torch.Generator) -> None:
-    qkv, batch, shape = rope_inputs(torch.bfloat16, 32, generator)
-    wide = [torch.zeros(4, 16, 2, 32, dtype=torch.bfloat16) for _ in range(2)]
+def test_kv_write_quantizes_as_torch_would(target: torch.dtype, dtype: torch.dtype, generator: torch.Generator) -> None:
+    qkv, batch, shape = rope_inputs(dtype, 32, generator)
+    wide = [torch.zeros(4, 16, 2, 32, dtype=dtype) for _ in range(2)]
     reference.rope_kv_write(qkv, wide[0], wide[1], batch, None, shape, None)
     caches = [torch.zeros(4, 16, 2, 32).to(target) for _ in range(2)]
     scales = (torch.full((4, 16, 2), -1.0), torch.full((4, 16, 2), -1.0))

@@ -42,7 +42,9 @@ ROWS = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "vocab"), [(torch.float32, 37), (torch.bfloat16, 1003), (torch.float32, 4099)])
+@pytest.mark.parametrize(
+    ("dtype", "vocab"), [(torch.float32, 37), (torch.bfloat16, 1003), (torch.float16, 70), (torch.float32, 4099)]
+)
 def test_tokens_equal_the_reference(dtype: torch.dtype, vocab: int) -> None:
     parameters = batch(ROWS, seed=vocab)
     logits = (torch.randn(len(ROWS), vocab, generator=torch.Generator().manual_seed(vocab)) * 3).to(dtype)

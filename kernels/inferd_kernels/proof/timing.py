@@ -1,0 +1,184 @@
+"""The kernels of a decode step on random values, and how long a GPU takes for them, beside `roofline`. Not run so far:
+no machine of this project has a GPU."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+
+from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.proof.roofline import DEVICES, Device, Model
+from inferd_kernels.triton import library
+from inferd_kernels.triton.linear import Fp8Weight, W4Weight, quantize_rows
+
+Launch: TypeAlias = Callable[[], object]
+REPEATS = 50
+COLD_BYTES = 256 << 20  # written between two runs: more than any cache holds
+PAGE = 16
+FP8 = torch.float8_e4m3fn
+
+
+def this_device() -> Device | None:
+    """The GPU of this machine, if the roofline model knows it."""
+    name = torch.cuda.get_device_name().upper() if torch.cuda.is_available() else ""
+    return next((device for device in DEVICES if device.name.split()[0] in name), None)
+
+
+def seconds(launch: Launch) -> float:
+    """Median of replays of a captured graph, each with cold caches."""
+    launch()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
+    times: list[float] = []
+    for _ in range(REPEATS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        cold.zero_()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def random(*size: int) -> torch.Tensor:
+    return torch.randn(size, device="cuda", dtype=torch.bfloat16)
+
+
+def decode_batch(batch: int, context: int) -> PagedBatch:
+    blocks = -(-context // PAGE)
+    rows = torch.arange(batch, device="cuda")
+    return PagedBatch(
+        positions=rows * 0 + context - 1,
+        slots=rows * blocks * PAGE + context - 1,
+        cu_seqlens=torch.arange(batch + 1, device="cuda", dtype=torch.int32),
+        seq_lens=torch.full((batch,), context, device="cuda", dtype=torch.int32),
+        block_tables=torch.randperm(batch * blocks, device="cuda").int().view(batch, blocks),
+        num_decodes=batch,
+        max_query_len=1,
+        max_seq_len=context,
+    )
+
+
+def decode_launches(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+    """Keyed as in roofline.decode_step."""
+    return _attention(ops, model, batch, context) | _matmuls(ops, model, batch) | _rows(ops, model, batch, context)
+
+
+def _shape(model: Model) -> AttentionShape:
+    return AttentionShape(model.heads, model.kv_heads, model.head_dim, model.head_dim**-0.5)
+
+
+def _attention(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+    step, shape = decode_batch(batch, context), _shape(model)
+    caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
+    q = random(batch, model.heads, model.head_dim)
+    return {"decode attention": lambda: ops.paged_attention(q, *caches, step, shape)}
+
+
+def fp8_attention(model: Model, batch: int, context: int) -> Launch:
+    """Decode attention over an fp8 cache."""
+    step, shape = decode_batch(batch, context), _shape(model)
+    size = (step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim)
+    caches = [random(*size).to(FP8) for _ in range(2)]
+    scales = [torch.rand(size[:3], device="cuda") for _ in range(2)]
+    q = random(batch, model.heads, model.head_dim)
+    return lambda: library.paged_attention(
+        q,
+        *caches,
+        *scales,
+        None,
+        step.cu_seqlens,
+        step.seq_lens,
+        step.block_tables,
+        batch,
+        context,
+        shape.scale,
+        0,
+        0.0,
+    )
+
+
+def prefill_launch(ops: Ops, model: Model, tokens: int) -> Launch:
+    """Attention of one prompt without a prefix."""
+    shape, blocks = _shape(model), -(-tokens // PAGE)
+    step = PagedBatch(
+        positions=torch.arange(tokens, device="cuda"),
+        slots=torch.arange(tokens, device="cuda"),
+        cu_seqlens=torch.tensor([0, tokens], device="cuda", dtype=torch.int32),
+        seq_lens=torch.tensor([tokens], device="cuda", dtype=torch.int32),
+        block_tables=torch.arange(blocks, device="cuda", dtype=torch.int32).view(1, blocks),
+        num_decodes=0,
+        max_query_len=tokens,
+        max_seq_len=tokens,
+    )
+    caches = [random(blocks, PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
+    q = random(tokens, model.heads, model.head_dim)
+    return lambda: ops.paged_attention(q, *caches, step, shape)
+
+
+def _matmuls(ops: Ops, model: Model, batch: int) -> dict[str, Launch]:
+    width = model.head_dim
+    sizes = {
+        "qkv": ((model.heads + 2 * model.kv_heads) * width, model.hidden),
+        "o": (model.hidden, model.heads * width),
+        "gate_up": (2 * model.inner, model.hidden),
+        "down": (model.hidden, model.inner),
+        "lm_head (once)": (model.vocab, model.hidden),
+    }
+
+    def launch(columns: int, depth: int) -> Launch:
+        x, weight = random(batch, depth), random(columns, depth)
+        return lambda: ops.linear(x, weight)
+
+    return {name: launch(*size) for name, size in sizes.items()}
+
+
+def quantized_matmuls(ops: Ops, model: Model, batch: int) -> dict[str, Launch]:
+    """gate_up with 8-bit and 4-bit weights."""
+    columns, depth = 2 * model.inner, model.hidden
+    x = random(batch, depth)
+    fp8 = Fp8Weight(*quantize_rows(random(columns, depth), FP8))
+    packed = torch.randint(0, 256, (columns, depth // 2), device="cuda", dtype=torch.uint8)
+    w4 = W4Weight(packed, torch.rand(columns, depth // 128, device="cuda"), None)
+    return {"gate_up, fp8": lambda: ops.linear(x, fp8), "gate_up, 4 bits": lambda: ops.linear(x, w4)}
+
+
+def _rows(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+    step, shape = decode_batch(batch, context), _shape(model)
+    caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
+    qkv = random(batch, (model.heads + 2 * model.kv_heads) * model.head_dim)
+    rope = Rope(torch.rand(context, model.head_dim, device="cuda"), model.head_dim)
+    x, norm, inner = random(batch, model.hidden), random(model.hidden), random(batch, 2 * model.inner)
+    logits = random(batch, 128256)
+    free, filtered = sampling_batch(batch, False), sampling_batch(batch, True)
+    return {
+        "rope + KV write": lambda: ops.rope_kv_write(qkv, *caches, step, rope, shape),
+        "add + RMS norm (two per layer)": lambda: ops.add_rms_norm(x, x, norm, 1e-5),
+        "SiLU * up": lambda: ops.silu_mul(inner),
+        "sample, no filter": lambda: ops.sample(logits, free),
+        "sample, top-k and top-p": lambda: ops.sample(logits, filtered),
+    }
+
+
+def sampling_batch(rows: int, filtered: bool) -> SamplingBatch:
+    """Every row draws at temperature 0.8."""
+
+    def column(value: float, dtype: torch.dtype) -> torch.Tensor:
+        return torch.full((rows,), value, dtype=dtype, device="cuda")
+
+    return SamplingBatch(
+        temperature=column(0.8, torch.float32),
+        top_k=column(50 if filtered else 0, torch.int32),
+        top_p=column(0.95 if filtered else 1.0, torch.float32),
+        min_p=column(0.0, torch.float32),
+        seeds=torch.arange(rows, device="cuda"),
+        choices=column(0, torch.int32),
+        positions=column(7, torch.int64),
+        all_greedy=False,
+    )

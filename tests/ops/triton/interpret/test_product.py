@@ -1,0 +1,110 @@
+"""The engine itself over the Triton ops: a tiny Llama from its checkpoint through scheduler, worker, padded decode
+buckets and sampling says what it says over the reference ops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
+from inferd.executor.factory import create_executor
+from inferd.executor.local import DeviceExecutor
+from inferd.request import Request, SamplingParams
+from inferd.step import PENDING
+from inferd.testing.requests import Driver, make_request
+
+SCHEDULER = SchedulerConfig(max_num_seqs=5, max_num_batched_tokens=24)  # prompts come in chunks
+VOCAB = 120
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    path = tmp_path_factory.mktemp("llama")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Norms of q and k."""
+    torch.manual_seed(4)
+    config = Qwen3Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=24,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    path = tmp_path_factory.mktemp("qwen")
+    Qwen3ForCausalLM(config).save_pretrained(path)
+    return path
+
+
+def drive(path: Path, backend: str) -> Driver:
+    config = EngineConfig(
+        model=ModelConfig(source="tiny", path=str(path)),
+        cache=CacheConfig(num_blocks=24, block_size=16),
+        scheduler=SCHEDULER,
+        device=DeviceConfig(device="cpu", kernel_backend=backend, threads=1),
+    )
+    executor = create_executor(config, lambda phase, fraction: None)
+    assert isinstance(executor, DeviceExecutor) == (backend == "triton")
+    assert set(executor.info.backends.values()) == ({"triton", "reference"} if backend == "triton" else {"reference"})
+    return Driver(config=SCHEDULER, executor=executor)
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randint(0, VOCAB, (5 + 7 * index,), generator=generator).tolist() for index in range(count)]
+
+
+def outputs(run: Driver, requests: list[Request]) -> list[list[int]]:
+    run.add(*requests)
+    run.run()
+    return [run.choice(request.key).token_ids for request in requests]
+
+
+def test_a_few_tokens_of_a_tiny_llama(llama: Path) -> None:
+    asked = [make_request(key, prompt, max_tokens=3) for key, prompt in enumerate(prompts(2))]
+    run = drive(llama, "triton")
+    assert outputs(run, asked) == outputs(drive(llama, "reference"), asked)
+    assert any(item.token_ids == [PENDING] for plan in run.plans for item in plan.items)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=0.9, top_k=30, top_p=0.95, min_p=0.01, seed=7),
+        SamplingParams(
+            temperature=0.8, repetition_penalty=1.3, presence_penalty=0.5, allowed_token_ids=tuple(range(9, 90))
+        ),
+    ],
+    ids=["greedy", "sampled", "penalized"],
+)
+@pytest.mark.parametrize("model", ["llama", "qwen"])
+def test_five_prompts_of_eight_tokens(model: str, sampling: SamplingParams, request: pytest.FixtureRequest) -> None:
+    path = request.getfixturevalue(model)
+    asked = [make_request(key, prompt, max_tokens=8, sampling=sampling) for key, prompt in enumerate(prompts(5))]
+    said = outputs(drive(path, "triton"), asked)
+    assert said == outputs(drive(path, "reference"), asked)
+    assert [len(tokens) for tokens in said] == [8] * 5
