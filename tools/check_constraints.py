@@ -33,7 +33,7 @@ MAX_TOKENS = 240
 NEIGHBOUR_TOKENS = 60
 AT_ONCE = 24
 NEIGHBOURS = 4
-TIMEOUT_S = 120
+TIMEOUT_S = 300
 CHECK_TIMEOUT_S = 20
 REFUSALS = ("INVALID_CONSTRAINT", "CONSTRAINT_FAILED")
 # What ends and separates is made likelier, so that more of the outputs come to an end.
@@ -64,6 +64,7 @@ class Tally:
     outcomes: collections.Counter[str] = field(default_factory=collections.Counter)
     faults: list[str] = field(default_factory=list)
     neighbours: int = 0
+    slowest: tuple[float, str] = (0.0, "")
 
 
 def hostile_cases() -> Iterator[tuple[str, ConstraintCase]]:
@@ -194,7 +195,9 @@ async def run(address: str, cases: list[tuple[str, ConstraintCase]]) -> Tally:
 
         async def one(seed: int, name: str, case: ConstraintCase) -> None:
             async with places:
+                started = time.monotonic()
                 await run_case(stub, seed, name, case, tally)
+                tally.slowest = max(tally.slowest, (time.monotonic() - started, name))
 
         await asyncio.gather(*(one(seed, name, case) for seed, (name, case) in enumerate(cases)))
         done.set()
@@ -215,6 +218,7 @@ def main() -> None:
     for outcome, count in tally.outcomes.most_common():
         print(f"  {count:5} {outcome}")
     print(f"  {tally.neighbours:5} generations beside them compared with the same alone")
+    print(f"  slowest: {tally.slowest[1]}, {tally.slowest[0]:.1f} s")
     print("\n".join(tally.faults) or "no faults")
     sys.exit(bool(tally.faults))
 

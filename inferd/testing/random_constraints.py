@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import random
 import re
@@ -42,8 +43,9 @@ def grammar_case(choose: random.Random) -> ConstraintCase:
 
 
 def must_validate(schema: Any) -> Callable[[str], None]:
-    validator = jsonschema.Draft202012Validator(schema)
-    return lambda text: validator.validate(json.loads(text))
+    """Numbers as decimals on both sides: in binary, 1.603646 would be no multiple of 1e-9."""
+    validator = jsonschema.Draft202012Validator(json.loads(json.dumps(schema), parse_float=decimal.Decimal))
+    return lambda text: validator.validate(json.loads(text, parse_float=decimal.Decimal))
 
 
 def must_match(pattern: str) -> Callable[[str], None]:

@@ -61,7 +61,7 @@ HTTP_REFUSES: Mapping[str, Callable[[Any], bool]] = {
     "truncate_prompt_tokens": lambda value: value >= 2**32,
     "request_id": lambda value: True,  # shorter here, so that there is room for a prefix
 }
-ANSWER_S = 10.0  # no answer may hang; the machine may be busy
+ANSWER_S = 30.0  # no answer may hang; the machine may be busy
 TOLD_TOO_MUCH = re.compile(r"0x[0-9a-f]{6,}|object at|Traceback|File \"|site-packages|/inferd/|\.py\b")
 TYPED = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
 
@@ -103,6 +103,15 @@ def pairs(found: list[tuple[str, Changes]], count: int, rng: random.Random) -> I
         yield path, first | second
 
 
+def sample_of(found: list[tuple[str, Changes]], count: int | None, rng: random.Random) -> list[tuple[str, Changes]]:
+    """So many, few of the heavy ones among them; None: all."""
+    if count is None:
+        return found
+    heavy = [case for case in found if any(one.is_heavy for one in case[1].values())]
+    light = [case for case in found if not any(one.is_heavy for one in case[1].values())]
+    return rng.sample(light, count) + rng.sample(heavy, count // 20)
+
+
 @dataclass
 class Matrix:
     """Runs cases side by side; collects what is wrong."""
@@ -124,6 +133,8 @@ class Matrix:
         if problem or time.monotonic() - started > ANSWER_S:
             return f"{label}: {problem or 'slow'}"
         expected = self.over_grpc(path, body, changes)
+        if expected is not None and len(changes) > 1 and min(status, expected[0]) >= 400:
+            return None  # of two faults, either may be told
         if expected is not None and expected != (status, code):
             return f"{label}: HTTP {status} {code}, gRPC means {expected}"
         return None
@@ -233,7 +244,8 @@ def mutations() -> dict[str, list[tuple[str, Mutation]]]:
 
 def run_agreement(product: Product, entrances: Entrances, sample: int | None, num_pairs: int) -> int:
     rng, found = random.Random(20), singles(entrances, BODIES)
-    cases = [*(found if sample is None else rng.sample(found, sample)), *pairs(found, num_pairs, rng)]
+    chosen = sample_of(found, sample, rng)
+    cases = [*chosen, *pairs(chosen, num_pairs, rng)]
     with Canary(product, MODEL) as canary:
         matrix = Matrix(entrances)
         matrix.run(matrix.agreement, cases)
@@ -258,7 +270,7 @@ def run_messages(product: Product, entrances: Entrances, sample: int | None, num
 def run_other_routes(product: Product, entrances: Entrances, sample: int | None) -> int:
     """Routes whose fields become those of the two above, or of another RPC: an answer, or a typed refusal."""
     rng, found = random.Random(22), singles(entrances, OTHER_BODIES)
-    cases = found if sample is None else rng.sample(found, sample)
+    cases = sample_of(found, sample, rng)
 
     def answered(case: tuple[str, Changes]) -> str | None:
         path, changes = case
@@ -292,18 +304,18 @@ def test_a_sample_of_the_other_routes_is_answered(product: Product, entrances: E
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_all_fields_agree(product: Product, entrances: Entrances) -> None:
-    run_agreement(product, entrances, None, 2500)
+    run_agreement(product, entrances, None, 1500)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_all_messages_are_answered(product: Product, entrances: Entrances) -> None:
-    run_messages(product, entrances, None, 1500)
+    run_messages(product, entrances, None, 1000)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3000)
 def test_all_other_routes_are_answered(product: Product, entrances: Entrances) -> None:
     run_other_routes(product, entrances, None)

@@ -153,17 +153,22 @@ QGMMA = {"sm_90": {"fp8_mma": 4}}
 VECTOR = {"nvidia": {"load_128": 2, "store_128": 1}}
 CORE = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 TILE_BYTES = 2 * 128 * 128  # K and V of a decode tile: 64 tokens in bf16, 128 in 8 bits, at D 128
+BF16_ROOM, FP8_ROOM = 3.0, 2.0  # times the instructions that HBM leaves time for
 
 CASES = (
-    Case("decode bf16 D64", attention(64, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D80", attention(80, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D128", attention(128, BF16, True), DECODE, ALL, COPY, TILE_BYTES, 3.0, CORE),
-    Case("decode bf16 D256", attention(256, BF16, True), DECODE, need=COPY),
-    Case("decode bf16 D128, window, cap, sinks", attention(128, BF16, True, options=True), DECODE, need=COPY),
-    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY),
-    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, 2.0),
-    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY),
-    Case("decode int8 D128", attention(128, INT8, True), DECODE, need=COPY),
+    Case("decode bf16 D64", attention(64, BF16, True), DECODE, ALL, COPY, 4 * 128 * 64, BF16_ROOM),
+    Case("decode bf16 D80", attention(80, BF16, True), DECODE, ALL, COPY, 4 * 64 * 80, BF16_ROOM),
+    Case("decode bf16 D128", attention(128, BF16, True), DECODE, ALL, COPY, TILE_BYTES, BF16_ROOM, CORE),
+    Case("decode bf16 D256", attention(256, BF16, True), DECODE, ALL, COPY, 4 * 32 * 256, BF16_ROOM),
+    Case(
+        "decode bf16 D128, window, cap, sinks", attention(128, BF16, True, options=True), DECODE, ALL, COPY, TILE_BYTES,
+        BF16_ROOM,
+    ),
+    # What these two and int8 lack, and why: docs/kernels.md. The loop's length is held to the table.
+    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY, 2 * 128 * 64),
+    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY, 2 * 64 * 256),
+    Case("decode int8 D128", attention(128, INT8, True), DECODE, ALL, COPY, TILE_BYTES),
+    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, FP8_ROOM),
     Case("prefill bf16 D64", attention(64, BF16, False), ("prefill",), need=HGMMA),
     Case("prefill bf16 D128", attention(128, BF16, False), ("prefill",), need=HGMMA, fast=CORE),
     Case("prefill bf16 D256", attention(256, BF16, False), ("prefill",), need=HGMMA),

