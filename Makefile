@@ -20,7 +20,7 @@ SETUP_INPUTS := pyproject.toml tools/setup.sh tools/constraints.txt $(wildcard s
 PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers \
+.PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers speed \
         clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
 
 help:
@@ -133,6 +133,10 @@ slow: $(VENV)/.dev.stamp
 
 bench: $(VENV)/.dev.stamp
 	$(BIN)/inferd bench serve $(FLAGS)
+
+# The engine's speed, line by line, on an idle machine; minutes.
+speed: $(VENV)/.dev.stamp
+	$(BIN)/python tools/measure_speed.py $(MODEL)
 
 bench-peers: $(VENV)/.dev.stamp
 	$(BIN)/python tools/bench_peers.py --build $(FLAGS)

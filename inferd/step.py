@@ -81,7 +81,7 @@ class StepPlan(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def num_tokens(self) -> int:
-        return sum(len(item.token_ids) for item in self.items)
+        return sum([len(item.token_ids) for item in self.items])  # a list: half the time of a generator
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -151,7 +151,10 @@ def measure(cell: Cell, port: int, seed: int, scratch: Path) -> float:
     command = [sys.executable, "-m", "inferd", "bench", "serve", "--protocol", "http"]
     command += ["--target", f"http://{HOST}:{port}", "--model", MODEL, "--seed", str(seed), "--json", str(out)]
     subprocess.run([*command, *cell.flags], check=True, stdout=subprocess.DEVNULL)
-    value = json.loads(out.read_text())["summary"][cell.figure]
+    summary = json.loads(out.read_text())["summary"]
+    if set(summary["outcomes"]) != {"ok"}:
+        raise RuntimeError(f"{cell.name}: requests failed: {summary['outcomes']}")
+    value = summary[cell.figure]
     return float(value[cell.percentile] if cell.percentile else value)
 
 

@@ -1,9 +1,9 @@
 """What a group of ranks costs: bytes read and memory per rank, and how busy the stages of a pipeline are.
 
-    python tools/measure_parallel.py load --tensor-parallel-size 4 [--format gguf --layers 12 --hidden 1024]
+    python tools/measure_parallel.py load [MODEL] --tensor-parallel-size 4 [--format gguf --layers 12 --hidden 1024]
     python tools/measure_parallel.py bubble MODEL --sequences 8 --plot bubble.png
 
-`load` writes a random Llama checkpoint of that size and loads it. Memory is counted beyond what a worker takes before
+`load` loads MODEL, or a random Llama of that size which it writes. Memory is counted beyond what a worker takes before
 it loads (Python and torch), because that does not shrink with the number of ranks. Bytes are what the kernel counts.
 """
 
@@ -107,9 +107,10 @@ def write_gguf(folder: Path, options: argparse.Namespace) -> Path:
 def measure_load(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write = write_gguf if options.format == "gguf" else write_safetensors
-        path = write(Path(folder), options)
-        tensors = open_checkpoint(path).tensors.values()
-        print(f"{options.format}: {sum(tensor.nbytes for tensor in tensors) / MIB:.1f} MiB in tensors")
+        path = Path(options.model) if options.model else write(Path(folder), options)
+        checkpoint = open_checkpoint(path)
+        tensors = checkpoint.tensors.values()
+        print(f"{checkpoint.format}: {sum(tensor.nbytes for tensor in tensors) / MIB:.1f} MiB in tensors")
         before: dict[int, tuple[int, int]] = {}
 
         def progress(phase: str, fraction: float) -> None:
@@ -187,6 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     load = commands.add_parser("load")
+    load.add_argument("model", nargs="?", help="a checkpoint; without one, one is written")
     load.add_argument("--tensor-parallel-size", type=int, default=4)
     load.add_argument("--pipeline-parallel-size", type=int, default=1)
     load.add_argument("--format", choices=("safetensors", "gguf"), default="safetensors")

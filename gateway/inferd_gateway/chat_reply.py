@@ -10,7 +10,7 @@ from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.choice_parser import ChoiceParser, ParsePlan
 from inferd_gateway.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Piece, Reasoning
-from inferd_gateway.replies import DONE, ChoiceText, Head, event, finish_reason, stop_reason, usage_of
+from inferd_gateway.replies import DONE, ChoiceText, Head, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.chat import ChatRequest
 
 
@@ -18,7 +18,7 @@ class ChatStream:
     """The events of one streamed chat completion."""
 
     def __init__(self, head: Head, body: ChatRequest, plan: ParsePlan) -> None:
-        self._head = head.fields()
+        self._head = head
         self._plan = plan
         self._names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._token_ids = bool(body.return_token_ids)
@@ -49,7 +49,7 @@ class ChatStream:
     def end(self) -> bytes:
         if not self._with_usage or self._usage is None:
             return DONE
-        return event({**self._head, "choices": [], "usage": self._usage_now()}) + DONE
+        return self._head.chunk({"choices": [], "usage": self._usage_now()}) + DONE
 
     def _deltas(self, delta: pb.ChoiceDelta, pieces: list[Piece]) -> list[bytes]:
         """One chunk a piece; what is told per token goes with the first."""
@@ -76,12 +76,12 @@ class ChatStream:
         self, index: int, delta: dict[str, Any], *, prompt_token_ids: list[int] | None = None, **choice: Any
     ) -> bytes:
         fields = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **choice}
-        chunk = {**self._head, "choices": [fields]}
+        chunk: dict[str, Any] = {"choices": [fields]}
         if prompt_token_ids is not None:
             chunk["prompt_token_ids"] = prompt_token_ids
         if self._with_usage:
             chunk["usage"] = self._usage_now() if self._continuous else None
-        return event(chunk)
+        return self._head.chunk(chunk)
 
 
 class ChatWhole:

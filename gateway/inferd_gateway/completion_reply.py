@@ -9,7 +9,7 @@ from typing import Any
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.logprobs import CompletionLogprobs, Token, TokenNames, join_columns, prompt_logprobs
-from inferd_gateway.replies import DONE, ChoiceText, Head, event, finish_reason, stop_reason, usage_of
+from inferd_gateway.replies import DONE, ChoiceText, Head, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.completions import CompletionRequest
 
 
@@ -25,7 +25,7 @@ class CompletionReply:
     """Builds the choices of one call; choice i of prompt p has the index p * n + i."""
 
     def __init__(self, head: Head, body: CompletionRequest, echoes: list[Echo | None], hidden: frozenset[int]) -> None:
-        self._head = head.fields()
+        self._head = head
         self._body = body
         self._echoes = echoes
         self._n = body.n or 1
@@ -82,15 +82,15 @@ class CompletionReply:
             choice["token_ids"] = list(delta.token_ids)
             if first:
                 choice["prompt_token_ids"] = list(self._prompts[prompt].token_ids)
-        chunk = {**self._head, "choices": [choice]}
+        chunk: dict[str, Any] = {"choices": [choice]}
         if self._with_usage:
             chunk["usage"] = usage_of(list(self._usages.values())) if self._continuous and self._usages else None
-        return event(chunk)
+        return self._head.chunk(chunk)
 
     def end(self) -> bytes:
         if not self._with_usage:
             return DONE
-        return event({**self._head, "choices": [], "usage": usage_of(list(self._usages.values()))}) + DONE
+        return self._head.chunk({"choices": [], "usage": usage_of(list(self._usages.values()))}) + DONE
 
     def whole(self, messages: list[tuple[int, pb.GenerateResponse]]) -> dict[str, Any]:
         """The reply to a call that is not streamed."""
@@ -101,7 +101,7 @@ class CompletionReply:
                 if fields["logprobs"]:
                     choices[index].logprobs.append(fields["logprobs"])
         return {
-            **self._head,
+            **self._head.fields(),
             "choices": [self._whole_choice(index, choices[index]) for index in sorted(choices)],
             "usage": usage_of(list(self._usages.values())),
         }

@@ -180,6 +180,8 @@ def stop_conditions(body: GenerationBody) -> pb.StopConditions:
     limit = max_tokens(body)
     if limit is not None:
         conditions.max_tokens = limit
+    if body.max_tokens is None and not isinstance(body, ChatRequest):
+        conditions.clamp = True  # the number is ours, not the caller's
     return conditions
 
 

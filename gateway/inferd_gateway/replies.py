@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from inferd.v1 import common_pb2
@@ -41,6 +42,14 @@ class Head:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
+
+    def chunk(self, rest: dict[str, Any]) -> bytes:
+        """One server-sent event: the head, encoded once, and what is new."""
+        return f"{self._start}{ENCODER.encode(rest)[1:]}\n\n".encode()
+
+    @cached_property
+    def _start(self) -> str:
+        return f"data: {ENCODER.encode(self.fields())[:-1]},"
 
 
 def event(value: dict[str, Any]) -> bytes:

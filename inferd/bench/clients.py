@@ -104,8 +104,10 @@ class HttpClient:
 
         self._aiohttp = aiohttp
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        # A connection each: some servers close theirs after an answer without saying so.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         self._session = aiohttp.ClientSession(
-            url, headers=headers, connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+            url, headers=headers, connector=connector, timeout=aiohttp.ClientTimeout(total=None)
         )
         self._model, self._workload = model, workload
 

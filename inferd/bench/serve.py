@@ -6,17 +6,24 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from inferd.bench.clients import Client, Record, measure
 from inferd.bench.workload import Item, Workload, items
 
+WARMUP_SEED = 1 << 40
 MakeClient = Callable[[], Client]
 
 
 async def run(workload: Workload, make_client: MakeClient, warmup: int = 1) -> tuple[list[Record], float]:
-    """The records of a workload and its wall time in seconds; `warmup` requests before it do not count."""
+    """The records of a workload and its wall time in seconds; `warmup` requests before it do not count.
+
+    Those have prompts of their own: a server that caches prompts would answer the measured ones from memory.
+    """
     client = make_client()
     try:
-        for item in list(items(workload))[:warmup]:
+        other = msgspec.structs.replace(workload, seed=workload.seed + WARMUP_SEED, num_requests=warmup)
+        for item in items(other):
             await measure(client, item)
         started = time.monotonic()
         todo = list(items(workload))

@@ -159,6 +159,11 @@ SERVE_FLAGS = (
         help="size of the KV pool, e.g. 4GiB; unset: from free memory",
     ),
     Flag(
+        name="kv-cache-dtype",
+        field="engine.cache.dtype",
+        help="float32, bfloat16 or float16; auto: that of the activations, float16 for float32 ones on a CPU",
+    ),
+    Flag(
         name="num-kv-blocks",
         aliases=("--num-gpu-blocks-override",),
         field="engine.cache.num_blocks",

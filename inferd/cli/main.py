@@ -63,7 +63,7 @@ def fail(message: str, status: int) -> int:
 
 def usage() -> str:
     summaries = {name: command.summary for name, command in COMMANDS.items()} | {
-        BENCH: "Load a running server.",
+        BENCH: "Load a running server; time the ops, the start.",
         CLUSTER: "Join this machine to a Ray cluster, or leave it.",
     }
     width = max(map(len, summaries))

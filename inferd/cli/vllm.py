@@ -53,7 +53,6 @@ NOT_SUPPORTED: Mapping[str, str] = MappingProxyType(
         "api-server-count": "start several inferd-gateway in front of the daemon",
         "enable-expert-parallel": "models with experts are not supported",
         "ep": "models with experts are not supported",
-        "kv-cache-dtype": "the KV cache has the type of the activations, see --dtype",
         "cpu-offload-gb": "weights are not moved between memories",
         "kv-offloading-size": "KV blocks are not moved between memories",
         "kv-transfer-config": "KV blocks do not leave their engine",

@@ -97,8 +97,8 @@ def load_model(
     """The weights of a rank, on its device. Raises StartupError like build_local_executor."""
     context = context or ParallelContext()
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
-    kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype)
     ops = resolve_ops(config.device, device)
+    kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype, ops)
     shard = rank_shard(checkpoint, spec, context.placement, GROUP if config.model.quantization else 1)
     held = shard if context.placement.world_size > 1 else None
     bits = None if config.model.quantization is None else QUANTIZE_BITS[config.model.quantization]
@@ -206,9 +206,13 @@ def resolve_dtype(stated: str, device: torch.device, checkpoint: Checkpoint) -> 
     return CHECKPOINT_DTYPES.get(dominant_format(checkpoint), "bfloat16")
 
 
-def resolve_cache_dtype(stated: str, model_dtype: torch.dtype) -> torch.dtype:
+def resolve_cache_dtype(stated: str, model_dtype: torch.dtype, ops: Ops) -> torch.dtype:
+    """auto: the model's; float16 in place of float32 where the attention computes in float32 from it. A step reads the
+    keys and values of all its sequences, so half the bytes are up to half the time, and their rounding is far below
+    that of quantized weights."""
     if stated == "auto":
-        return model_dtype
+        computes_in_float32 = ops.backends["paged_attention"].startswith("native")
+        return torch.float16 if computes_in_float32 and model_dtype == torch.float32 else model_dtype
     if stated not in DTYPES:
         raise StartupError(f"KV cache dtype {stated!r} is not one of auto, {', '.join(DTYPES)}")
     return DTYPES[stated]

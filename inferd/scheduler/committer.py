@@ -27,12 +27,12 @@ class Committer:
                 f"{len(result.results)} results of step {result.step} for {len(plan.items)} of {plan.step}"
             )
         outputs: list[ChoiceOutput] = []
-        sequences, publish = self._roster.sequences, self._roster.kv.publish
+        sequences, publish, step = self._roster.sequences, self._roster.kv.publish, plan.step
         for item, answer in zip(plan.items, result.results, strict=True):
             if item.seq_id != answer.seq_id or len(item.choices) + item.guesses != len(answer.samples):
                 raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
             sequence = sequences.get(item.seq_id)
-            if sequence is None or sequence.in_flight != plan.step:
+            if sequence is None or sequence.in_flight != step:
                 continue  # it ended or was preempted while it was computed
             sequence.in_flight, sequence.ahead = sequence.ahead, 0
             samples = answer.samples
@@ -105,11 +105,12 @@ class Committer:
     ) -> None:
         """One more token for a sequence of one choice."""
         token_id, token_ids = sample.token_id, sequence.token_ids
-        append_sample(sequence, sample)
-        ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) >= sequence.max_tokens
+        ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) + 1 >= sequence.max_tokens
         if ends or sequence.matcher is not None:
+            append_sample(sequence, sample)
             self._report(sequence, [sample], outputs, prompt)
             return
+        token_ids.append(token_id)
         logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
         key, choice = sequence.request.key, sequence.choices[0]
         outputs.append(ChoiceOutput(key, choice, [token_id], logprobs, None, None, prompt))

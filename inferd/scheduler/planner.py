@@ -49,13 +49,14 @@ class Planner:
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
             return None
-        self._steps += 1
+        self._steps = step = self._steps + 1
+        sequences = self._roster.sequences
         for item in items:
-            sequence = self._roster.sequences[item.seq_id]
+            sequence = sequences[item.seq_id]
             if sequence.in_flight:
-                sequence.ahead = self._steps
+                sequence.ahead = step
             else:
-                sequence.in_flight = self._steps
+                sequence.in_flight = step
         self._last_items = items
         new, dropped = self._roster.take_news()
         return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))

@@ -119,19 +119,20 @@ def build_request(
 ) -> tuple[Request, bool]:
     """The Request, and whether its prompt was truncated. Raises InferdError."""
     context = bounds.max_context_tokens
-    explicit_max = pb.stop.max_tokens if pb.stop.HasField("max_tokens") else None
-    if explicit_max is not None and explicit_max >= context:
+    asked = pb.stop.max_tokens if pb.stop.HasField("max_tokens") else UINT32_MAX
+    is_wish = not pb.stop.HasField("max_tokens") or (pb.stop.clamp and asked > 0)
+    if asked >= context and not is_wish:
         raise ContextLengthExceeded(
-            f"stop.max_tokens is {explicit_max}, the context of {context} tokens leaves no room for a prompt",
+            f"stop.max_tokens is {asked}, the context of {context} tokens leaves no room for a prompt",
             field="stop.max_tokens",
             metadata={"max_context_tokens": str(context)},
         )
     if not prompt_ids:
         raise InvalidParameter("prompt has no tokens", field="prompt")
-    # The tokens that were asked for must fit beside the prompt; without a number, at least one.
-    room = context + pb.resumed_tokens - (1 if explicit_max is None else explicit_max)
+    # The tokens that were asked for must fit beside the prompt; of those that were only wished for, one.
+    room = context - 1 if is_wish else context + pb.resumed_tokens - asked
     kept = truncate(prompt_ids, pb.truncation, room, context)
-    max_tokens = context - len(kept) + pb.resumed_tokens if explicit_max is None else explicit_max
+    max_tokens = min(asked, context - len(kept) + pb.resumed_tokens)
     if pb.stop.min_tokens > max_tokens:
         raise InvalidParameter(
             f"stop.min_tokens must be at most the {max_tokens} tokens that may be generated, got {pb.stop.min_tokens}",

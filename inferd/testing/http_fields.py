@@ -148,7 +148,7 @@ def build_call(body: Mapping[str, Any], cases: Mapping[str, Case], entrances: En
     """What the body asks for, over gRPC. The prompt's fields come first, those that read it last. Raises NotOverGrpc,
     or what protobuf raises for a value that a field cannot hold."""
     chat = cases is CHATS
-    request = inference_pb2.GenerateRequest(stop={"max_tokens": 16} if not chat else None)
+    request = inference_pb2.GenerateRequest(stop={"max_tokens": 16, "clamp": True} if not chat else None)
     request.output.prompt_token_ids = True
     call = Call(body, request, Names(as_ids=False, chat=chat), entrances.encode)
     for name in sorted((name for name, value in body.items() if value is not None), key=turn):

@@ -50,6 +50,8 @@ def sampling(name: str) -> Apply:
 
 def stopping(name: str) -> Apply:
     def apply(call: Call, value: Any) -> None:
+        if name == "max_tokens":
+            call.request.stop.clamp = False
         if isinstance(value, list):
             getattr(call.request.stop, name)[:] = value
         else:

@@ -61,7 +61,7 @@ HTTP_REFUSES: Mapping[str, Callable[[Any], bool]] = {
     "truncate_prompt_tokens": lambda value: value >= 2**32,
     "request_id": lambda value: True,  # shorter here, so that there is room for a prefix
 }
-ANSWER_S = 10.0  # no answer may hang; the machine may be busy
+ANSWER_S = 30.0  # no answer may hang; the machine may be busy
 TOLD_TOO_MUCH = re.compile(r"0x[0-9a-f]{6,}|object at|Traceback|File \"|site-packages|/inferd/|\.py\b")
 TYPED = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
 
@@ -133,6 +133,8 @@ class Matrix:
         if problem or time.monotonic() - started > ANSWER_S:
             return f"{label}: {problem or 'slow'}"
         expected = self.over_grpc(path, body, changes)
+        if expected is not None and len(changes) > 1 and min(status, expected[0]) >= 400:
+            return None  # of two faults, either may be told
         if expected is not None and expected != (status, code):
             return f"{label}: HTTP {status} {code}, gRPC means {expected}"
         return None

@@ -570,6 +570,8 @@ class TestLength(Asking):
         assert self.complete(ids, max_tokens=12).status_code == 200
 
     def test_without_max_tokens_the_window_ends_it(self) -> None:
+        reply = self.complete([97] * 505, ignore_eos=True).json()
+        assert (reply["choices"][0]["finish_reason"], reply["usage"]["completion_tokens"]) == ("length", 7)
         reply = self.chat("x" * 480, max_tokens=None, ignore_eos=True).json()
         assert reply["choices"][0]["finish_reason"] == "length"
         assert reply["usage"]["total_tokens"] == CONTEXT

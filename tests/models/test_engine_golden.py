@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
+from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig, SpeculativeConfig
+from inferd.executor.factory import create_executor
 from inferd.request import Request, SamplingParams, StopParams
 from inferd.scheduler.limits import Capacity
 from inferd.scheduler.scheduler import Scheduler
@@ -63,7 +64,7 @@ class Engine:
 def make_engine(executor: Any) -> Any:
     """Engines over one executor, one after the other; each one's sequences are dropped before the next begins."""
 
-    def make(**options: Any) -> Engine:
+    def make(**options: int) -> Engine:
         executor.execute(StepPlan(0, [], dropped=list(executor._worker._states)))
         return Engine(executor, **options)
 
@@ -145,16 +146,24 @@ def test_a_seed_gives_the_same_tokens_in_any_company(make_engine: Any, others: i
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7], ids=["greedy", "seeded"])
-def test_speculation_changes_no_token(make_engine: Any, temperature: float) -> None:
-    words = GOLDEN[0]["prompt"]
+def test_speculation_changes_no_token(demo_gguf: Path, temperature: float) -> None:
+    """On the native kernels, where a row's arithmetic does not depend on the rows beside it."""
     request = Request(
         key=0,
         request_id="repeats",
-        prompt_token_ids=words * 3,
+        prompt_token_ids=GOLDEN[0]["prompt"] * 3,
         sampling=SamplingParams(temperature=temperature, top_k=4, seed=5),
         stop=StopParams(max_tokens=40),
     )
-    guessing = make_engine(speculative=SpeculativeConfig(prompt_lookup_min=1))
-    guessed = guessing.run(request)
-    assert guessing.scheduler.stats().accepted_draft_tokens > 0
-    assert guessed == make_engine().run(request)
+    config = EngineConfig(
+        model=ModelConfig(source="demo", path=str(demo_gguf)),
+        cache=CacheConfig(num_blocks=64),
+        device=DeviceConfig(device="cpu", kernel_backend="native", threads=2),
+    )
+    answers = []
+    for speculative in (None, SpeculativeConfig(prompt_lookup_min=1)):
+        engine = Engine(create_executor(config, lambda phase, fraction: None), speculative=speculative)
+        answers.append(engine.run(request))
+        engine.executor.shutdown()
+    assert engine.scheduler.stats().accepted_draft_tokens > 0
+    assert answers[0] == answers[1]

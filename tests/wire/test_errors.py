@@ -119,8 +119,8 @@ def test_the_tokens_that_are_asked_for_fit_beside_the_prompt(stub: InferenceServ
         assert (failure.code, failure.reason) == TOO_LONG
         assert failure.fields == (field,)
 
-    for max_tokens in (8, None):
-        request = make_generate("a" * 2040, max_tokens=max_tokens, stop={"ignore_eos": True})
+    for max_tokens, clamp in ((8, False), (None, False), (9, True), (4000, True)):
+        request = make_generate("a" * 2040, max_tokens=max_tokens, stop={"ignore_eos": True, "clamp": clamp})
         assert len(collect(stub.Generate(request))[0].token_ids) == 8
 
 

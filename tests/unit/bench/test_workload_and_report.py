@@ -16,13 +16,15 @@ from inferd.bench.workload import Lengths, Workload, items
 
 
 class ScriptedClient:
-    """Answers every item with its tokens, one chunk each; remembers how many ran at once."""
+    """Answers every item with its tokens, one chunk each; remembers what it was asked and how many ran at once."""
 
     def __init__(self) -> None:
+        self.prompts = []
         self.active = self.peak = 0
         self.closed = False
 
     async def stream(self, item, record):
+        self.prompts.append(item.prompt)
         self.active += 1
         self.peak = max(self.peak, self.active)
         try:
@@ -73,6 +75,12 @@ def test_closed_loop_keeps_the_concurrency_and_counts_every_request():
     assert client.peak == 3
     assert client.closed
     assert wall > 0
+
+
+def test_a_warmup_tells_the_server_nothing_of_what_is_measured():
+    client = ScriptedClient()
+    asyncio.run(run(Workload(num_requests=3, output_tokens=Lengths(1, 1)), lambda: client, warmup=2))
+    assert len(client.prompts) == len(set(client.prompts)) == 5
 
 
 def test_cancelled_requests_stop_at_their_token_and_say_so():

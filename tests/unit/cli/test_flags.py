@@ -9,7 +9,7 @@ from inferd.cli.flags import GATEWAY_FLAGS, HEALTH_FLAGS, SERVE_FLAGS, UP_FLAGS,
 from inferd.cli.values import spellings
 from inferd.cli.vllm import NO_EFFECT, NOT_SUPPORTED
 
-MAX_SERVE_FLAGS = 48
+MAX_SERVE_FLAGS = 49
 
 # A new flag is a promise for years: add it here on purpose.
 SERVE_TEXT = """
@@ -17,7 +17,7 @@ config served-model-name revision dtype quantization max-model-len pooling chat-
 max-logprobs seed
 max-num-seqs max-num-batched-tokens enable-chunked-prefill max-num-queued-reqs queue-timeout
 speculative-config
-block-size enable-prefix-caching gpu-memory-utilization kv-cache-memory-bytes num-kv-blocks
+block-size enable-prefix-caching gpu-memory-utilization kv-cache-memory-bytes kv-cache-dtype num-kv-blocks
 tensor-parallel-size pipeline-parallel-size distributed-executor-backend step-timeout
 nnodes node-rank master-addr master-port
 device kernel-backend threads

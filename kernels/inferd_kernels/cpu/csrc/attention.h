@@ -42,27 +42,49 @@ inline void write_output(const Unit& u) {
     }
 }
 
+// Pages of one sequence lie apart in the cache, where the hardware does not see them coming: the next tile is asked for
+// while one is computed.
 inline void attention_phase(Team& team, const AttentionArgs& args, const AttentionPlan& plan) {
-    const int64_t units = plan.num_blocks * args.shape.kv_heads;
+    const int64_t groups = args.shape.kv_heads / plan.heads, chunks = plan.num_blocks * groups;
     const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
+    const auto open = [&](int64_t chunk, int place) {
+        return open_unit(args, plan, chunk / groups, chunk % groups * plan.heads + place, place, team.rank);
+    };
+    const auto partial = [&](int64_t chunk, int place, int32_t tile) {
+        return plan.partial + ((chunk * plan.heads + place) * plan.max_tiles + tile) * part_floats;
+    };
+    const AttendTile attend = kAttendTile[args.cache.type];
     if (plan.split) {
-        team_for(team, units * plan.max_tiles, [&](int64_t c) {
-            const Unit u = open_unit(args, plan, c / plan.max_tiles, team.rank);
+        team_for(team, chunks * plan.max_tiles, [&](int64_t c) {
+            const int64_t chunk = c / plan.max_tiles;
             const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
-            if (tile < u.first_tile || tile > u.last_tile) return;
-            load_queries(u);
-            kAttendTile[args.cache.type](u, tile, plan.partial + c * part_floats);
+            const Unit first = open(chunk, 0);
+            if (tile < first.first_tile || tile > first.last_tile) return;
+            prefetch_tile(first, tile, plan.heads);
+            for (int place = 0; place < plan.heads; place++) {
+                const Unit u = open(chunk, place);
+                load_queries(u);
+                attend(u, tile, partial(chunk, place, tile));
+            }
         });
     }
-    team_for(team, units, [&](int64_t c) {
-        const Unit u = open_unit(args, plan, c, team.rank);
-        clear_total(u);
-        if (!plan.split) load_queries(u);
-        for (int32_t tile = u.first_tile; tile <= u.last_tile; tile++) {
-            if (!plan.split) kAttendTile[args.cache.type](u, tile, u.part);
-            merge_part(u, plan.split ? plan.partial + (c * plan.max_tiles + tile) * part_floats : u.part);
+    team_for(team, chunks, [&](int64_t chunk) {
+        const Unit first = open(chunk, 0);
+        if (!plan.split) prefetch_tile(first, first.first_tile, plan.heads);
+        for (int place = 0; place < plan.heads; place++) {
+            const Unit u = open(chunk, place);
+            clear_total(u);
+            if (!plan.split) load_queries(u);
         }
-        write_output(u);
+        for (int32_t tile = first.first_tile; tile <= first.last_tile; tile++) {
+            if (!plan.split && tile < first.last_tile) prefetch_tile(first, tile + 1, plan.heads);
+            for (int place = 0; place < plan.heads; place++) {
+                const Unit u = open(chunk, place);
+                if (!plan.split) attend(u, tile, u.part);
+                merge_part(u, plan.split ? partial(chunk, place, tile) : u.part);
+            }
+        }
+        for (int place = 0; place < plan.heads; place++) write_output(open(chunk, place));
     });
 }
 

@@ -1,5 +1,7 @@
 // How the work of an attention is cut: blocks of query rows times KV heads, each over tiles of keys.
 #pragma once
+#include <initializer_list>
+
 #include "rows.h"
 
 namespace inferd {
@@ -20,6 +22,7 @@ struct AttentionPlan {
     QueryBlock* blocks;
     int64_t num_blocks;
     int32_t rows_per_block;  // query positions times heads per KV head
+    int32_t heads;           // KV heads that a chunk of work goes through, tile by tile
     int32_t max_tiles;
     bool split;      // tiles of a block are shared out between threads and merged afterwards
     float* partial;  // with split: [blocks * kv_heads][max_tiles][rows][stride]
@@ -58,10 +61,13 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     }
     plan.num_blocks = count_blocks(batch, shape);
     plan.rows_per_block = static_cast<int32_t>(smaller<int64_t>(width, widest) * group);
+    // The heads of a key lie side by side: with few rows, where memory is the limit, they are read in one stretch.
+    plan.heads = widest == 1 ? shape.kv_heads : 1;
     plan.max_tiles = (longest + kTile - 1) / kTile;
-    plan.split = threads > 1 && plan.max_tiles > 1 && plan.num_blocks * shape.kv_heads < 4 * threads;
+    plan.split = threads > 1 && plan.max_tiles > 1 && plan.num_blocks * (shape.kv_heads / plan.heads) < 4 * threads;
     const size_t rows_bytes = plan.rows_per_block * partial_stride(shape.head_dim) * 4;
-    plan.scratch_bytes = (2 * dim * kTile + 4 * kTile) * 4 + plan.rows_per_block * dim * 4 + 2 * rows_bytes + 64;
+    plan.scratch_bytes = (2 * dim * kTile + 4 * kTile) * 4 +
+                         plan.heads * (plan.rows_per_block * dim * 4 + 2 * rows_bytes) + 64;
     const size_t blocks_bytes = (plan.num_blocks * sizeof(QueryBlock) + 63) / 64 * 64;
     const size_t partial_bytes = plan.split ? plan.num_blocks * shape.kv_heads * plan.max_tiles * rows_bytes : 0;
     if (place) {
@@ -105,11 +111,13 @@ struct Unit {
     }
 };
 
-inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int64_t index, int rank) {
+// KV head `head` of a block; `place` counts the heads that share a thread's scratch.
+inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int64_t index, int64_t head, int place,
+                      int rank) {
     const AttentionShape& shape = args.shape;
     const Batch& batch = *args.batch;
-    const QueryBlock& block = plan.blocks[index / shape.kv_heads];
-    Unit u{args, index % shape.kv_heads};
+    const QueryBlock& block = plan.blocks[index];
+    Unit u{args, head};
     const int32_t start = batch.cu_seqlens[block.sequence], length = batch.cu_seqlens[block.sequence + 1] - start;
     u.token = start + block.first;
     u.sequence = block.sequence;
@@ -122,9 +130,11 @@ inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int6
     u.keys_t = reinterpret_cast<float*>(align64(plan.scratch + rank * plan.scratch_bytes));
     u.values = u.keys_t + u.dim * kTile;
     u.weights = u.values + u.dim * kTile;
-    u.queries = u.weights + 4 * kTile;
-    u.part = u.queries + plan.rows_per_block * u.dim;
-    u.total = u.part + plan.rows_per_block * partial_stride(shape.head_dim);
+    const int64_t query_floats = plan.rows_per_block * u.dim;
+    const int64_t part_floats = plan.rows_per_block * partial_stride(shape.head_dim);
+    u.queries = u.weights + 4 * kTile + place * (query_floats + 2 * part_floats);
+    u.part = u.queries + query_floats;
+    u.total = u.part + part_floats;
     return u;
 }
 

@@ -43,12 +43,18 @@ inline void locate_keys(const Unit& u, int32_t tile, int64_t at[kTile]) {
     for (int32_t j = larger(begin, end); j < kTile; j++) at[j] = -1;
 }
 
-inline void prefetch_rows(const void* cache, int type, const int64_t at[kTile], int64_t dim) {
-    const int64_t bytes = type == kCacheF32 ? 4 : 2;
-    for (int32_t j = 0; j < kTile; j++) {
-        if (at[j] < 0) continue;
-        const char* row = static_cast<const char*>(cache) + at[j] * bytes;
-        for (int64_t i = 0; i < dim * bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+// Asks for the keys and values of a tile, of `heads` KV heads from the unit's on.
+inline void prefetch_tile(const Unit& u, int32_t tile, int64_t heads) {
+    const Cache& cache = u.args.cache;
+    const int64_t bytes = cache.type == kCacheF32 ? 4 : 2, stretch = heads * u.args.shape.head_dim * bytes;
+    int64_t at[kTile];
+    locate_keys(u, tile, at);
+    for (const void* base : {cache.k, cache.v}) {
+        for (int32_t j = 0; j < kTile; j++) {
+            if (at[j] < 0) continue;
+            const char* row = static_cast<const char*>(base) + at[j] * bytes;
+            for (int64_t i = 0; i < stretch; i += 64) __builtin_prefetch(row + i, 0, 2);
+        }
     }
 }
 
@@ -199,20 +205,12 @@ void attend_rows(const Unit& u, const Values& values, int32_t tile, int32_t row,
     for (; d < u.dim; d += 16) weigh_values<type, rows, 1>(u, values, d, keys, part, stride);
 }
 
-// Rows of one head lie apart in the cache, where the hardware does not see them coming: what is needed next is asked for
-// early.
 template <int type>
 void attend_tile(const Unit& u, int32_t tile, float* part) {
-    const Cache& cache = u.args.cache;
     const int64_t stride = partial_stride(u.args.shape.head_dim);
-    int64_t at[kTile], next[kTile];
+    int64_t at[kTile];
     locate_keys(u, tile, at);
-    prefetch_rows(cache.v, type, at, u.args.shape.head_dim);
     transpose_keys<type>(u, at);
-    if (tile < u.last_tile) {
-        locate_keys(u, tile + 1, next);
-        prefetch_rows(cache.k, type, next, u.args.shape.head_dim);
-    }
     const int32_t base = tile * kTile;
     Values values{at, larger(0, u.first_key(u.position) - base),
                   smaller(kTile, u.row_position(u.rows - 1) + 1 - base)};
