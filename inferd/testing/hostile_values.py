@@ -51,7 +51,7 @@ LENGTHS: Mapping[str, int] = {
     "token_ids": 64,
 }
 MANY = 10**5
-HEAVY = 50_000  # characters
+HEAVY = 50_000  # characters or items
 WRONG: Mapping[str, Any] = {"string": "text", "number": 1.5, "boolean": True, "array": [], "object": {}}
 OBJECTS: tuple[Any, ...] = ({}, {"unknown": 1}, {"type": "nonsense"}, {"1": 1.0}, {"-1": 1}, {"x": 1})
 UINT32, SINT32, UINT64 = (2**31 - 1, 2**31, 2**32 - 1), (-(2**31), 2**31 - 1), (2**63, 2**64 - 1)
@@ -67,7 +67,8 @@ class Hostile:
     @property
     def is_heavy(self) -> bool:
         """Whether it takes a second of somebody's time."""
-        return isinstance(self.value, str | list | dict) and len(str(self.value)) > HEAVY
+        parts = self.value[:1] if isinstance(self.value, list) else []
+        return any(isinstance(one, str | list) and len(one) >= HEAVY for one in (self.value, *parts))
 
     def __str__(self) -> str:
         return shown(self.value)

@@ -109,7 +109,7 @@ def sample_of(found: list[tuple[str, Changes]], count: int | None, rng: random.R
         return found
     heavy = [case for case in found if any(one.is_heavy for one in case[1].values())]
     light = [case for case in found if not any(one.is_heavy for one in case[1].values())]
-    return rng.sample(light, count) + rng.sample(heavy, count // 20)
+    return rng.sample(light, count) + rng.sample(heavy, count // 60)
 
 
 @dataclass
