@@ -56,6 +56,7 @@ DECODE = {
     ("any", 1, 64): AttentionTile(16, 128, 4, 2),
     ("any", 1, 128): AttentionTile(16, 128, 4, 2),
     ("any", 1, 256): AttentionTile(16, 64, 4, 2),
+    ("blackwell", 1, 256): AttentionTile(16, 64, 8, 2),  # 4 warps spill
     ("cdna", 1, 64): AttentionTile(16, 64, 4, 2),
     ("cdna", 1, 128): AttentionTile(16, 64, 4, 2),
     ("cdna", 1, 256): AttentionTile(16, 32, 4, 2),
