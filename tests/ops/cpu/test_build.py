@@ -70,8 +70,7 @@ def test_torch_serves_without_a_compiler_and_says_so(
 
 def test_native_is_chosen_on_cpu_and_named_per_op() -> None:
     ops = load_ops("cpu", "auto", threads=1)
-    assert set(ops.backends) == set(OP_NAMES)
-    assert all(label.startswith("native-") for label in ops.backends.values())
+    assert all(ops.backends[name].startswith("native-") for name in OP_NAMES)
     assert ops.decoder_stack is not None
     assert set(load_ops("cpu", "reference").backends.values()) == {"reference"}
     with pytest.raises(ValueError, match="runs on cpu, not on 'cuda'"):

@@ -1,6 +1,8 @@
 # ruff: noqa: E501  (a table of source texts)
 """Kernels with a planted defect: the guard or the oracle must kill every one, and pass the kernel without the defect."""
 
+import mmap
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,18 +146,23 @@ def prefill(module: ModuleType) -> float:
 
 
 def far(module: ModuleType) -> float:
-    """A cache of 2^31 elements, of which one block is touched."""
+    """A cache of more than 2^32 elements (an offset within a page is unsigned), of which one block is touched."""
     small = attention_problem([1], [9], shape(head_dim=128), dtype=torch.bfloat16)
-    untouched = np.empty((1_060_000, 16, 1, 128), dtype=np.int16)  # numpy: the guard has torch fill what it allocates
-    k_cache = torch.from_numpy(untouched).view(torch.bfloat16)
+    expected = reference_gpu.attention(small.q, small.k_cache, small.k_cache, small.batch, small.shape)
+    blocks = 2_100_000
+    with tempfile.TemporaryFile() as file:  # mostly a hole; nothing of it is reserved
+        file.truncate(blocks * 16 * 128 * 2)
+        memory = mmap.mmap(file.fileno(), 0)
+    untouched = np.frombuffer(memory, dtype=np.int16)  # numpy: the guard has torch fill what it allocates
+    k_cache = torch.from_numpy(untouched).view(torch.bfloat16).view(blocks, 16, 1, 128)
     k_cache[-1] = small.k_cache[int(small.batch.block_tables[0, 0])]
-    small.batch.block_tables[0, 0] = 1_059_999
+    small.batch.block_tables[0, 0] = blocks - 1
     out = torch.empty_like(small.q)
     module.launch(
         out, small.q, k_cache, k_cache, None, None, small.batch.block_tables, small.batch.seq_lens,
-        scale=0.1, window=0, softcap=0.0, max_seq_len=9, tile=launches.DECODE_TILE,
+        scale=small.shape.scale, window=0, softcap=0.0, max_seq_len=9, tile=launches.DECODE_TILE,
     )  # fmt: skip
-    return 0.0 if out.isfinite().all() else float("inf")
+    return relative_error(out, expected) / 2e-2
 
 
 def rope(module: ModuleType) -> float:
