@@ -16,7 +16,7 @@ from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
 from inferd.step import PlanItem
 
-FREE_ROWS = 4  # rows that take as long as reading the weights; measured on CPUs, more elsewhere
+FREE_ROWS = 4  # rows that take as long as reading the weights: an estimate for CPUs
 FIRST_ACCEPTANCE = 0.6  # of a sequence that nothing is known of
 SMOOTHING = 0.25  # weight of the newest step
 FIRST_REST, LONGEST_REST = 16, 512  # tokens

@@ -205,7 +205,7 @@ def test_a_rank_that_hangs_is_found_and_the_group_comes_back(victim: int, model:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_starts_and_stops_of_a_daemon_leave_nothing(model: Path) -> None:
-    before = shared_memory()
+    before, children = shared_memory(), children_of(os.getpid())  # of other tests' fixtures
     for _ in range(20):
         with serving(model, "-tp", "2", "-pp", "2") as daemon:
             daemon.answer("hello")
@@ -213,7 +213,7 @@ def test_twenty_starts_and_stops_of_a_daemon_leave_nothing(model: Path) -> None:
             assert len(processes) == 6
         assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
         assert shared_memory() == before
-    assert not children_of(os.getpid())
+    assert set(children_of(os.getpid())) <= set(children)
 
 
 @pytest.mark.slow
