@@ -2,7 +2,7 @@
 
     python tools/gpu_report.py [--out gpu-report.md] [--context TOKENS]
 
-Exit status 2 without a GPU that the roofline model knows. Has never run: no machine of this project has a GPU.
+Exit status 2 without a GPU that the roofline model knows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import Facts, load_table
 from inferd_kernels.proof.timing import (
     Launch,
+    contiguous_prefill,
     decode_launches,
     fp8_attention,
     prefill_launch,
@@ -66,22 +67,38 @@ def decode_rows(device: roofline.Device, facts: dict[str, Facts], context: int) 
 
 def beside(ops: Ops, batch: int, context: int) -> dict[str, Launch]:
     """What the model has no row for."""
-    varlen = decode_launches(load_ops("cuda", "varlen"), MODEL, batch, context)["decode attention"]
+    launches: dict[str, Launch] = {}
+    if (varlen := varlen_ops()) is not None:
+        theirs = decode_launches(varlen, MODEL, batch, context)
+        launches["decode attention, torch's varlen"] = theirs["decode attention"]
     return {
-        "decode attention, torch's varlen": varlen,
+        **launches,
         "decode attention, fp8 cache": fp8_attention(MODEL, batch, context),
         **quantized_matmuls(ops, MODEL, batch),
     }
 
 
+def varlen_ops() -> Ops | None:
+    """None where this torch's varlen attention cannot read a paged cache."""
+    try:
+        return load_ops("cuda", "varlen")
+    except ValueError:
+        return None
+
+
 def prefill_rows(device: roofline.Device, facts: dict[str, Facts]) -> list[str]:
+    """Ours over pages, torch's over pages where it can, and over keys and values that lie in a row."""
     lines = ["| prefill attention | tokens | measured us | model us | TFLOPS |", "| --- | --- | --- | --- | --- |"]
-    for backend in ("triton", "varlen"):
-        for tokens in PROMPTS:
-            measured = seconds(prefill_launch(load_ops("cuda", backend), MODEL, tokens))
-            modelled = roofline.prefill_attention(device, MODEL, facts, tokens).time
+    for tokens in PROMPTS:
+        launches = {"triton": prefill_launch(load_ops("cuda", "triton"), MODEL, tokens)}
+        if (varlen := varlen_ops()) is not None:
+            launches["torch's varlen"] = prefill_launch(varlen, MODEL, tokens)
+        launches["torch's SDPA, no pages"] = contiguous_prefill(MODEL, tokens)
+        modelled = roofline.prefill_attention(device, MODEL, facts, tokens).time
+        for name, launch in launches.items():
+            measured = seconds(launch)
             rate = 2.0 * tokens * tokens * MODEL.heads * MODEL.head_dim / measured / 1e12
-            lines.append(f"| {backend} | {tokens} | {measured * 1e6:.1f} | {modelled * 1e6:.1f} | {rate:.0f} |")
+            lines.append(f"| {name} | {tokens} | {measured * 1e6:.1f} | {modelled * 1e6:.1f} | {rate:.0f} |")
     return lines
 
 

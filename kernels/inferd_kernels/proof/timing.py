@@ -1,5 +1,4 @@
-"""The kernels of a decode step on random values, and how long a GPU takes for them, beside `roofline`. Not run so far:
-no machine of this project has a GPU."""
+"""The kernels of a decode step on random values, and how long a GPU takes for them, beside `roofline`."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.proof.roofline import DEVICES, Device, Model
@@ -120,6 +120,13 @@ def prefill_launch(ops: Ops, model: Model, tokens: int) -> Launch:
     caches = [random(blocks, PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
     q = random(tokens, model.heads, model.head_dim)
     return lambda: ops.paged_attention(q, *caches, step, shape)
+
+
+def contiguous_prefill(model: Model, tokens: int) -> Launch:
+    """The same attention through torch's FlashAttention, over keys and values without pages."""
+    q = random(1, model.heads, tokens, model.head_dim)
+    k, v = (random(1, model.kv_heads, tokens, model.head_dim) for _ in range(2))
+    return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 def _matmuls(ops: Ops, model: Model, batch: int) -> dict[str, Launch]:

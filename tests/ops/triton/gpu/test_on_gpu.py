@@ -1,4 +1,4 @@
-"""What only a GPU can show of the kernels. Never run so far: no machine of this project has one (`make test-gpu`)."""
+"""What only a GPU can show of the kernels (`make test-gpu`)."""
 
 from dataclasses import replace
 from pathlib import Path
