@@ -104,7 +104,8 @@ def forward(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torc
 def rows_of_positions(
     decoder: Decoder, finish: Callable[[torch.Tensor], torch.Tensor], prompts: list[list[int]], chunk: int
 ) -> list[torch.Tensor]:
-    """`finish` of the stream at every position; all prompts in each step, `chunk` tokens of each, block tables backwards."""
+    """`finish` of the stream at every position; all prompts in each step, `chunk` tokens of each, block tables
+    backwards."""
     states, seen = {}, [0] * len(prompts)
     for index in range(len(prompts)):
         blocks = list(range(63 - index, 0, -len(prompts)))

@@ -55,7 +55,10 @@ def test_a_bare_decoder_embeds_by_its_last_token_and_does_not_generate() -> None
     assert not plain.generates
     assert plain.embedding is not None
     assert (plain.embedding.pooling, plain.embedding.normalize) == ("last", True)
-    by_flag, by_folder = found(bare, "mean").embedding, found(bare, sentence=replace(SENTENCE, pooling="mean")).embedding
+    by_flag, by_folder = (
+        found(bare, "mean").embedding,
+        found(bare, sentence=replace(SENTENCE, pooling="mean")).embedding,
+    )
     assert by_flag is not None
     assert by_folder is not None
     assert (by_flag.pooling, by_folder.pooling, by_folder.max_tokens) == ("mean", "mean", 12)
