@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -49,7 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backends = [Backend(target, settings.backend_api_key, credentials) for target in settings.backend]
+        backends = make_backends(settings, credentials)
+        metrics.watch_loads({backend.target: backend for backend in backends})
         renderer = Renderer()
         directory = ModelDirectory(backends, settings, template, renderer)
         app.state.gateway = Gateway(settings, keys, metrics, renderer, directory)
@@ -73,6 +75,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_middleware(GatewayMiddleware, settings=settings, metrics=metrics, methods_at=methods_at)
     return app
+
+
+def make_backends(settings: Settings, credentials: grpc.ChannelCredentials | None) -> list[Backend]:
+    admin = dict(pair.split("=", 1) for pair in settings.backend_admin)
+    return [
+        Backend(target, settings.backend_api_key, credentials, admin.get(target), settings.backend_admin_api_key)
+        for target in settings.backend
+    ]
 
 
 def methods_at(scope: Scope) -> frozenset[str]:

@@ -123,7 +123,8 @@ class ModelDirectory:
 
     async def keep_fresh(self) -> None:
         """Runs until cancelled."""
-        await asyncio.gather(*(self._follow(backend) for backend in self.backends))
+        followers = (each(backend) for backend in self.backends for each in (self._follow, Backend.watch_load))
+        await asyncio.gather(*followers)
 
     async def _follow(self, backend: Backend) -> None:
         """Ask a daemon what it serves whenever its health changes; one without health is asked now and then."""

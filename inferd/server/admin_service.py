@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -92,8 +93,9 @@ class AdminService:
         interval = DEFAULT_INTERVAL_S
         if pb.HasField("interval"):
             interval = max(MIN_INTERVAL_S, check_duration("interval", pb.interval, allow_zero=True))
+        heartbeat = check_duration("heartbeat", pb.heartbeat) if pb.HasField("heartbeat") else math.inf
         call.background = True
-        async for report in changes(self._front, interval, call.closing):
+        async for report in changes(self._front, interval, heartbeat, call.closing):
             await call.write(report)
             if pb.once:
                 return
@@ -130,20 +132,22 @@ def drain_report(front: FrontEngine) -> admin_pb2.DrainResponse:
 
 
 async def changes(
-    front: FrontEngine, interval_s: float, closing: asyncio.Event
+    front: FrontEngine, interval_s: float, heartbeat_s: float, closing: asyncio.Event
 ) -> AsyncIterator[admin_pb2.WatchLoadResponse]:
-    """The load at first, then whenever something but the age of the last step has changed."""
-    sequence, last = 0, None
+    """The load at first, then whenever something but the age of the last step has changed, and after heartbeat_s
+    without a change."""
+    sequence, last, due = 0, None, 0.0
     while not closing.is_set():
         report = load_report(front)
         idle_ms, report.idle_ms = report.idle_ms, 0
-        if report != last:
+        if report != last or time.monotonic() >= due:
+            due = time.monotonic() + heartbeat_s
             last = admin_pb2.WatchLoadResponse()
             last.CopyFrom(report)
             sequence += 1
             report.sequence, report.idle_ms = sequence, idle_ms
             yield report
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(min(interval_s, heartbeat_s))
 
 
 def load_report(front: FrontEngine) -> admin_pb2.WatchLoadResponse:
