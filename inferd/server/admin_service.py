@@ -90,10 +90,11 @@ class AdminService:
         return admin_pb2.ClearPrefixCacheResponse(blocks_freed=answer.blocks_freed)
 
     async def watch_load(self, pb: admin_pb2.WatchLoadRequest, call: Call) -> None:
-        interval = DEFAULT_INTERVAL_S
+        interval, heartbeat = DEFAULT_INTERVAL_S, math.inf
         if pb.HasField("interval"):
             interval = max(MIN_INTERVAL_S, check_duration("interval", pb.interval, allow_zero=True))
-        heartbeat = check_duration("heartbeat", pb.heartbeat) if pb.HasField("heartbeat") else math.inf
+        if pb.HasField("heartbeat"):
+            heartbeat = max(MIN_INTERVAL_S, check_duration("heartbeat", pb.heartbeat))
         call.background = True
         async for report in changes(self._front, interval, heartbeat, call.closing):
             await call.write(report)
