@@ -159,11 +159,12 @@ def load_report(front: FrontEngine) -> admin_pb2.WatchLoadResponse:
     report = admin_pb2.WatchLoadResponse(
         tokens_per_second=round(rate, 1),
         prefix_hit_rate=hits / queries if queries else 0.0,
+        kv_blocks_total=front.ready.num_blocks if front.ready else 0,  # before the first step too
         draining=front.gate.drain_reason is not None,
         idle_ms=min(2**32 - 1, round(1000 * (now - metrics.last_step_at))) if metrics.last_step_at else 0,
     )
     if stats is not None:
         report.running, report.waiting = stats.running, stats.waiting
         report.waiting_prompt_tokens = stats.waiting_prompt_tokens
-        report.kv_blocks_used, report.kv_blocks_total = stats.blocks_used, stats.blocks_total
+        report.kv_blocks_used = stats.blocks_used
     return report

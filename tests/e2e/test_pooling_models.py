@@ -318,3 +318,4 @@ def test_a_decoder_without_a_head_embeds_and_nothing_else(bare_decoder: tuple[Pr
             assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert list(info.card.tasks) == [model_pb2.TASK_EMBED, model_pb2.TASK_SCORE_PAIRS]
     assert (info.architecture, info.embedding.pooling) == ("Qwen3Model", "last")
+    assert (list(info.constraints), info.limits.max_output_tokens) == ([], 0)
