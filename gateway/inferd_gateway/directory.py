@@ -53,6 +53,12 @@ class ServedModel:
                 info.tokenizer.fingerprint)  # fmt: skip
 
     @property
+    def generates(self) -> bool:
+        """A daemon that names no task is older than tasks are."""
+        tasks = self.info.card.tasks
+        return not tasks or model_pb2.TASK_GENERATE in tasks
+
+    @property
     def context_tokens(self) -> int:
         return self.info.card.max_context_tokens
 
