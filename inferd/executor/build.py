@@ -139,7 +139,7 @@ def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
 
 def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
     context = requested_context(model.spec, config.model.max_model_len)
-    return largest_plan(config.scheduler, context, config.cache.block_size)
+    return largest_plan(config.scheduler, context, config.cache.block_size, model.spec.has_head)
 
 
 def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:

@@ -19,8 +19,8 @@ LOGPROBS = LogprobParams(top_n=1)
 GREEDY = SamplingParams(temperature=0.0)
 
 
-def largest_plan(limits: SchedulerConfig, context: int, block_size: int) -> StepPlan:
-    """As many prompts as run at once, of as many tokens as one step takes, each drawing a token.
+def largest_plan(limits: SchedulerConfig, context: int, block_size: int, has_head: bool = True) -> StepPlan:
+    """As many prompts as run at once, of as many tokens as one step takes, each drawing a token if the model can.
 
     All of them write the same blocks 0, 1, ..: what they compute means nothing.
     """
@@ -30,7 +30,7 @@ def largest_plan(limits: SchedulerConfig, context: int, block_size: int) -> Step
     for seq_id in range(num_seqs):
         length = short + (seq_id < longer)
         blocks = list(range(-(-length // block_size)))
-        items.append(PlanItem(seq_id, 0, [0] * length, [], (0,)))
+        items.append(PlanItem(seq_id, 0, [0] * length, [], (0,) if has_head else ()))
         new.append(NewSequence(seq_id, blocks, SAMPLING, LOGPROBS, None, [], 0, 0, ()))
     return StepPlan(0, items, new)
 
