@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
-from inferd_kernels.quantize import quantize
-from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight
+from inferd_kernels.weights import Weight
 
 from inferd.checkpoint import Checkpoint
 from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
 from inferd.models.decoder import DecoderWeights
-from inferd.models.registry import find_tensor, weight_rules
+from inferd.models.matrix_loader import MatrixLoader
+from inferd.models.registry import weight_rules
 from inferd.models.rope import build_rope
+from inferd.models.rule_reader import RuleReader
 from inferd.models.shard import ModelShard, whole_model
 from inferd.models.spec import DecoderSpec
-from inferd.models.tensor_files import SlicedFiles, TensorFiles, WeightReader
 from inferd.models.weights import Rule
 from inferd.parallel.context import TensorGroup
 
 
 @dataclass(slots=True)
 class Loader:
-    """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed.
-
-    The whole model is mapped, so that what needs no conversion is not copied; a shard is read, byte by byte its own.
-    """
+    """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed."""
 
     checkpoint: Checkpoint
     spec: DecoderSpec
@@ -40,13 +37,17 @@ class Loader:
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
     quantize_bits: int | None = None  # of float matrices; the embedding and the head get 8 at least
-    _files: WeightReader = field(default_factory=TensorFiles)
-    _parts_read: int = 0
+    _reader: RuleReader = field(init=False)
+    _matrices: MatrixLoader = field(init=False)
     _bytes_held: int = 0
+
+    def __post_init__(self) -> None:
+        self._reader = RuleReader(self.checkpoint, self.spec, self.shard, self.notify)
+        self._matrices = MatrixLoader(self._reader, self.ops, self.dtype, self.device, self.quantize_bits)
 
     @property
     def bytes_read(self) -> int:
-        return self._files.bytes_read
+        return self._reader.bytes_read
 
     def load(self, max_positions: int) -> DecoderWeights:
         """Weights of this rank, rotary tables of max_positions.
@@ -55,8 +56,6 @@ class Loader:
         not finite (matrices are not scanned: their rows fail when they are used).
         """
         shard = self._part
-        files = SlicedFiles() if self.shard is not None else None
-        self._files = files or self._files
         rope = None if self.spec.rope is None else build_rope(self.spec.rope, max_positions, self.device)
         rules = _by_target(weight_rules(self.spec))
         layers = tuple(self._layer(rules, index, rope) for index in shard.layers)
@@ -73,8 +72,7 @@ class Loader:
             first_token=shard.vocab.start,
         )
         self.notify(1.0)
-        if files is not None:
-            files.close()
+        self._reader.close()
         return weights
 
     @property
@@ -130,58 +128,19 @@ class Loader:
         return linear if self.group.size == 1 else replace(linear, reduce=self.group.all_reduce)
 
     def _matrix(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
-        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
-        raw = [self._read(rule, layer) for rule in rules]
-        fused = _concatenate(raw)
-        prepared = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
-        fused = _concatenate(prepared)
-        result = (fused,) if fused is not None else tuple(prepared)
-        self._bytes_held += sum(part.nbytes for part in result)
-        return result
-
-    def _prepare(self, rule: Rule, weight: Weight) -> Weight:
-        """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
-        if isinstance(weight, torch.Tensor):
-            weight = weight.to(self.dtype)
-        try:
-            if self.quantize_bits is not None and isinstance(weight, torch.Tensor):
-                weight = quantize(weight, self.quantize_bits if rule.per_layer else 8).weight
-            prepared = self.ops.prepare_weight(weight, self.dtype)
-        except ValueError as error:
-            raise StartupError(f"{self.checkpoint.path}: tensor {rule.source}: {error}") from None
-        return prepared.to(self.device) if isinstance(prepared, torch.Tensor) else prepared
+        parts = self._matrices.load(rules, layer)
+        self._bytes_held += sum(part.nbytes for part in parts)
+        return parts
 
     def _vector(self, rules: dict[str, list[Rule]], target: str, layer: int) -> torch.Tensor | None:
         """A norm weight, a (fused) bias or the position table in the model's dtype; None for what is not there."""
         if target not in rules:
             return None
-        parts = [self._read(rule, layer) for rule in rules[target]]
+        parts = [self._reader.read(rule, layer) for rule in rules[target]]
         vector = torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).to(self.dtype)
         self._check_finite(rules[target][0].source.format(layer=layer), vector)
         self._bytes_held += vector.nbytes
         return vector.to(self.device)
-
-    def _read(self, rule: Rule, layer: int) -> CheckpointWeight:
-        record = find_tensor(self.checkpoint.tensors, rule.source.format(layer=layer))
-        rows, columns = rule_slices(rule, self._part, self.spec)
-        if self.shard is None and rule.num_parts == 1:
-            rows, columns = None, None
-        weight = self._files.read(record, *((columns, rows) if rule.transposed else (rows, columns)))
-        self._parts_read += 1
-        self.notify(min(self._parts_read / self._num_parts(), 1.0))
-        if record.rope_interleaved:
-            num_rows = record.shape[0] if rows is None else len(rows)
-            order = half_split_order(num_rows, self.spec.head_dim)
-            return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
-        if rule.transposed:
-            if isinstance(weight, QuantizedWeight):
-                raise StartupError(f"{record.file}: tensor {record.name} is stored transposed and quantized")
-            return weight.t().contiguous()
-        return weight
-
-    def _num_parts(self) -> int:
-        per_layer = [rule.per_layer for rule in weight_rules(self.spec)]
-        return max(sum(len(self._part.layers) if each else 1 for each in per_layer), 1)
 
     def _check_finite(self, name: str, values: torch.Tensor) -> None:
         # One pass: a sum is finite unless a term is not.
@@ -189,49 +148,8 @@ class Loader:
             raise StartupError(f"{self.checkpoint.path}: tensor {name} holds values that are not finite")
 
 
-def half_split_order(rows: int, head_dim: int) -> torch.Tensor:
-    """Row order that turns interleaved rotary pairs (0, 1), (2, 3), .. of each head into the halves form:
-    new row h * D + half * D/2 + i is old row h * D + 2 i + half."""
-    return torch.arange(rows).view(-1, head_dim // 2, 2).transpose(1, 2).flatten()
-
-
-def rule_slices(rule: Rule, shard: ModelShard, spec: DecoderSpec) -> tuple[range | None, range | None]:
-    """(output rows, input columns) of the whole tensor that a rank holds of a part; None: all."""
-    dim = spec.head_dim
-    ranges = {
-        "whole": None,
-        "q": range(shard.q_heads.start * dim, shard.q_heads.stop * dim),
-        "kv": range(shard.kv_heads.start * dim, shard.kv_heads.stop * dim),
-        "inner": shard.inner,
-        "vocab": shard.vocab,
-    }
-    name, _, axis = rule.split.partition("_")
-    held = ranges[name]
-    if axis == "columns":
-        return None, held
-    if rule.num_parts == 1:
-        return held, None
-    first = rule.part * rule.shape[0]
-    held = held or range(rule.shape[0])
-    return range(first + held.start, first + held.stop), None
-
-
 def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
     grouped: dict[str, list[Rule]] = {}
     for rule in rules:
         grouped.setdefault(rule.target, []).append(rule)
     return grouped
-
-
-def _concatenate(parts: Sequence[Weight]) -> Weight | None:
-    """The parts as one weight over their rows; None when their formats differ."""
-    if len(parts) == 1:
-        return parts[0]
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    if len(tensors) == len(parts):
-        return torch.cat(tensors) if len({part.dtype for part in tensors}) == 1 else None
-    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
-    if len(quantized) < len(parts) or len({part.format for part in quantized}) > 1:
-        return None
-    shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
-    return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)
