@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
 Pooling = Literal["auto", "mean", "cls", "last"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
@@ -35,7 +36,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: Positive | None = None
     memory_utilization: Utilization = 0.9  # of the accelerator's memory, weights included
     prefix_caching: bool = True
-    dtype: str = "auto"
+    dtype: CacheDtype = "auto"
 
 
 class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

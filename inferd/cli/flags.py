@@ -161,7 +161,9 @@ SERVE_FLAGS = (
     Flag(
         name="kv-cache-dtype",
         field="engine.cache.dtype",
-        help="float32, bfloat16 or float16; auto: that of the activations, float16 for float32 ones on a CPU",
+        synonyms={"fp8_e4m3": "fp8"},
+        help="auto: that of the activations, float16 for float32 ones on a CPU; fp8 (e4m3) and int8, scaled per token "
+        "and head, where the kernel backend keeps them",
     ),
     Flag(
         name="num-kv-blocks",

@@ -17,7 +17,7 @@ from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint
-from inferd.config import DeviceConfig, EngineConfig, SchedulerConfig
+from inferd.config import CacheDtype, DeviceConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
 from inferd.executor.decode_graphs import DecodeGraphs
@@ -37,6 +37,13 @@ from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan, StepResult
 
+CACHE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZE_BITS = {"q4": 4, "q8": 8}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
@@ -56,10 +63,6 @@ class LoadedModel:
     context: ParallelContext
     quantization: str
     bytes_read: int
-
-    @property
-    def kv_size(self) -> int:
-        return len(self.shard.kv_heads) * self.spec.head_dim
 
 
 @torch.inference_mode()
@@ -125,7 +128,8 @@ def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
-    size = block_bytes(len(model.shard.layers), model.kv_size, config.cache.block_size, model.kv_dtype.itemsize)
+    layers, heads = len(model.shard.layers), len(model.shard.kv_heads)
+    size = block_bytes(layers, heads, model.spec.head_dim, config.cache.block_size, model.kv_dtype.itemsize)
     return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
 
 
@@ -206,16 +210,19 @@ def resolve_dtype(stated: str, device: torch.device, checkpoint: Checkpoint) -> 
     return CHECKPOINT_DTYPES.get(dominant_format(checkpoint), "bfloat16")
 
 
-def resolve_cache_dtype(stated: str, model_dtype: torch.dtype, ops: Ops) -> torch.dtype:
+def resolve_cache_dtype(stated: CacheDtype, model_dtype: torch.dtype, ops: Ops) -> torch.dtype:
     """auto: the model's; float16 in place of float32 where the attention computes in float32 from it. A step reads the
     keys and values of all its sequences, so half the bytes are up to half the time, and their rounding is far below
     that of quantized weights."""
+    backend = ops.backends["paged_attention"]
     if stated == "auto":
-        computes_in_float32 = ops.backends["paged_attention"].startswith("native")
-        return torch.float16 if computes_in_float32 and model_dtype == torch.float32 else model_dtype
-    if stated not in DTYPES:
-        raise StartupError(f"KV cache dtype {stated!r} is not one of auto, {', '.join(DTYPES)}")
-    return DTYPES[stated]
+        halved = backend.startswith("native") and model_dtype == torch.float32
+        return torch.float16 if halved else model_dtype
+    dtype = CACHE_DTYPES.get(stated)
+    if dtype is None or dtype not in ops.cache_dtypes:
+        held = ", ".join(name for name, known in CACHE_DTYPES.items() if known in ops.cache_dtypes)
+        raise StartupError(f"kv-cache-dtype {stated}: kernel backend {backend} keeps {held} on this device")
+    return dtype
 
 
 def resolve_ops(config: DeviceConfig, device: torch.device) -> Ops:
@@ -239,15 +246,21 @@ def dominant_format(checkpoint: Checkpoint) -> str:
 def allocate_caches(
     shape: tuple[int, int, int, int], num_layers: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[KVCache, ...]:
-    """K and V of each layer, [blocks, page, kv_heads, head_dim]; memory is taken when first written."""
+    """K and V of each layer, [blocks, page, kv_heads, head_dim], with scales where they have 8 bits; memory is taken
+    when first written."""
     try:
-        return tuple(
-            KVCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(num_layers)
-        )
+        return tuple(_allocate_cache(shape, dtype, device) for _ in range(num_layers))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
+
+
+def _allocate_cache(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
+    k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+    if dtype.itemsize > 1:
+        return KVCache(k, v)
+    k_scale, v_scale = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+    return KVCache(k, v, (k_scale, v_scale))
 
 
 def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, looks_ahead: bool = False) -> ExecutorInfo:

@@ -127,8 +127,10 @@ class Ops:
     embedding       (ids [T] int64, weight [V,E], dtype) -> [T,E]
     rms_norm        (x [T,E], weight [E], eps) -> [T,E]
     add_rms_norm    (x [T,E], residual [T,E], weight [E], eps) -> (normed [T,E], residual + x [T,E])
-    rope_kv_write   (qkv [T,(Hq+2Hk)D], k_cache, v_cache, batch, rope | None, shape, qk_norm | None) -> q [T,Hq,D]
-    paged_attention (q [T,Hq,D], k_cache, v_cache, batch, shape) -> [T,Hq,D]
+    rope_kv_write   (qkv [T,(Hq+2Hk)D], k_cache, v_cache, batch, rope | None, shape, qk_norm | None, kv_scales | None)
+                    -> q [T,Hq,D]
+    paged_attention (q [T,Hq,D], k_cache, v_cache, batch, shape, kv_scales | None) -> [T,Hq,D]
+                    kv_scales: two [blocks,P,Hk] float32, K's and V's, of caches in fp8 e4m3 or int8
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
     copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
@@ -143,6 +145,7 @@ class Ops:
     """
 
     backends: Mapping[str, str]
+    cache_dtypes: tuple[torch.dtype, ...]  # of KV caches that rope_kv_write and paged_attention take
     prepare_weight: Callable[..., Weight]
     linear: Callable[..., torch.Tensor]
     embedding: Callable[..., torch.Tensor]
@@ -165,7 +168,7 @@ class Ops:
 ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
-NO_OPS = ("backends", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
+NO_OPS = ("backends", "cache_dtypes", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
@@ -186,20 +189,24 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         raise ValueError(f"kernel backend {backend!r} is not one of {', '.join(BACKENDS)}")
     names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
+    cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
 
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
-            decoder_stack = native.decoder_stack
+            decoder_stack, cache_dtypes = native.decoder_stack, native.cache_dtypes
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
     if backend == "varlen":
         chosen |= _varlen_ops(device)
+        cache_dtypes = _varlen_cache_dtypes()
     elif backend == "triton" or (backend == "auto" and on_gpu):
         chosen |= _triton_ops(device)
+        cache_dtypes = _triton_cache_dtypes()
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
+        cache_dtypes=cache_dtypes,
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
     )
@@ -214,6 +221,18 @@ def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
     from inferd_kernels.triton import backend
 
     return {name: ("triton", getattr(backend, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES)}
+
+
+def _triton_cache_dtypes() -> tuple[torch.dtype, ...]:
+    from inferd_kernels.triton import backend
+
+    return backend.cache_dtypes()
+
+
+def _varlen_cache_dtypes() -> tuple[torch.dtype, ...]:
+    from inferd_kernels import varlen
+
+    return varlen.CACHE_DTYPES
 
 
 def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:

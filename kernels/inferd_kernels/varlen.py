@@ -16,10 +16,16 @@ if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch
 
 PAGE_MULTIPLE = 256  # tokens
+CACHE_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def paged_attention(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    kv_scales: None = None,
 ) -> torch.Tensor:
     """As `reference.paged_attention`, in float16 and bfloat16. Rows without context are zero.
 

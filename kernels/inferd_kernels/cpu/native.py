@@ -40,6 +40,7 @@ class NativeOps:
     def __init__(self, engine: NativeEngine) -> None:
         self.engine = engine
         self.label = f"native-{engine.isa}"
+        self.cache_dtypes = tuple(CACHE_TYPES)
 
     def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
         """All `layers` as one call (stack.py)."""
@@ -129,7 +130,7 @@ class NativeOps:
         self.engine.call("silu_mul", args)
         return out
 
-    def rope_kv_write(
+    def rope_kv_write(  # noqa: PLR0913 - the op's operands
         self,
         qkv: torch.Tensor,
         k_cache: torch.Tensor,
@@ -138,9 +139,10 @@ class NativeOps:
         rope: Rope | None,
         shape: AttentionShape,
         qk_norm: QkNorm | None = None,
+        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         if qkv.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm)
+            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm, kv_scales)
         qkv = qkv.contiguous()
         q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
         args = library.RopeKvArgs(
@@ -151,10 +153,16 @@ class NativeOps:
         return q
 
     def paged_attention(
-        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        shape: AttentionShape,
+        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         if q.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.paged_attention(q, k_cache, v_cache, batch, shape)
+            return reference.paged_attention(q, k_cache, v_cache, batch, shape, kv_scales)
         q = q.contiguous()
         out = torch.empty_like(q)
         args = library.AttentionArgs(

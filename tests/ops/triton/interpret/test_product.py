@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
+from inferd.config import CacheConfig, CacheDtype, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
 from inferd.executor.factory import create_executor
 from inferd.executor.local import DeviceExecutor
 from inferd.request import Request, SamplingParams
@@ -58,10 +58,10 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def drive(path: Path, backend: str) -> Driver:
+def drive(path: Path, backend: str, cache: CacheDtype = "auto") -> Driver:
     config = EngineConfig(
         model=ModelConfig(source="tiny", path=str(path)),
-        cache=CacheConfig(num_blocks=24, block_size=16),
+        cache=CacheConfig(num_blocks=24, block_size=16, dtype=cache),
         scheduler=SCHEDULER,
         device=DeviceConfig(device="cpu", kernel_backend=backend, threads=1),
     )
@@ -87,6 +87,22 @@ def test_a_few_tokens_of_a_tiny_llama(llama: Path) -> None:
     run = drive(llama, "triton")
     assert outputs(run, asked) == outputs(drive(llama, "reference"), asked)
     assert any(item.token_ids == [PENDING] for plan in run.plans for item in plan.items)
+
+
+def test_an_8_bit_cache_through_the_engine(llama: Path) -> None:
+    """Both backends quantize each token and head alike, so they agree as they do in float32."""
+    asked = [make_request(key, prompt, max_tokens=3) for key, prompt in enumerate(prompts(2))]
+    said = outputs(drive(llama, "triton", "fp8"), asked)
+    assert said == outputs(drive(llama, "reference", "fp8"), asked)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["fp8", "int8"])
+def test_five_prompts_of_eight_tokens_over_an_8_bit_cache(llama: Path, cache: CacheDtype) -> None:
+    asked = [make_request(key, prompt, max_tokens=8) for key, prompt in enumerate(prompts(5))]
+    said = outputs(drive(llama, "triton", cache), asked)
+    assert said == outputs(drive(llama, "reference", cache), asked)
+    assert [len(tokens) for tokens in said] == [8] * 5
 
 
 @pytest.mark.slow
