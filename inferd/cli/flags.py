@@ -95,7 +95,12 @@ SERVE_FLAGS = (
         synonyms={"half": "float16", "float": "float32"},
         help="type of activations and of weights that are not quantized",
     ),
-    Flag(name="quantization", aliases=("-q",), field="engine.model.quantization", help="quantize weights at load"),
+    Flag(
+        name="quantization",
+        aliases=("-q",),
+        field="engine.model.quantization",
+        help="quantize weights at load; q8: CPU alone, fp8: not there",
+    ),
     Flag(
         name="max-model-len",
         field="engine.model.max_model_len",

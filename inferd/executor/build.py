@@ -45,7 +45,6 @@ CACHE_DTYPES = {
     "int8": torch.int8,
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZE_BITS = {"q4": 4, "q8": 8}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -102,16 +101,19 @@ def load_model(
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
     ops = resolve_ops(config.device, device)
     kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype, ops)
-    shard = rank_shard(checkpoint, spec, context.placement, GROUP if config.model.quantization else 1)
+    wanted = config.model.quantization
+    if wanted is not None and wanted not in ops.quantizations:
+        backend = ops.backends["linear"]
+        raise StartupError(f"quantization {wanted}: kernel backend {backend} takes {', '.join(ops.quantizations)}")
+    shard = rank_shard(checkpoint, spec, context.placement, GROUP if wanted else 1)
     held = shard if context.placement.world_size > 1 else None
-    bits = None if config.model.quantization is None else QUANTIZE_BITS[config.model.quantization]
-    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, bits)
+    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, wanted)
     try:
         weights = loader.load(requested_context(spec, config.model.max_model_len))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     stored = dominant_format(checkpoint)
-    quantization = (config.model.quantization or "none") if stored in CHECKPOINT_DTYPES else stored
+    quantization = (wanted or "none") if stored in CHECKPOINT_DTYPES else stored
     return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 

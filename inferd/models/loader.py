@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
 from inferd_kernels.quantize import quantize
-from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight
+from inferd_kernels.reference import quantize_rows
+from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight, Weight
 
 from inferd.checkpoint import Checkpoint
+from inferd.config import Quantization
 from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
@@ -39,7 +41,7 @@ class Loader:
     notify: Callable[[float], None]
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
-    quantize_bits: int | None = None  # of float matrices; the embedding and the head get 8 at least
+    quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
     _files: WeightReader = field(default_factory=TensorFiles)
     _parts_read: int = 0
     _bytes_held: int = 0
@@ -144,12 +146,12 @@ class Loader:
         if isinstance(weight, torch.Tensor):
             weight = weight.to(self.dtype)
         try:
-            if self.quantize_bits is not None and isinstance(weight, torch.Tensor):
-                weight = quantize(weight, self.quantize_bits if rule.per_layer else 8).weight
+            if self.quantization is not None and isinstance(weight, torch.Tensor):
+                weight = _quantized(weight, self.quantization, rule.per_layer)
             prepared = self.ops.prepare_weight(weight, self.dtype)
         except ValueError as error:
             raise StartupError(f"{self.checkpoint.path}: tensor {rule.source}: {error}") from None
-        return prepared.to(self.device) if isinstance(prepared, torch.Tensor) else prepared
+        return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
 
     def _vector(self, rules: dict[str, list[Rule]], target: str, layer: int) -> torch.Tensor | None:
         """A norm weight, a (fused) bias or the position table in the model's dtype; None for what is not there."""
@@ -214,6 +216,16 @@ def rule_slices(rule: Rule, shard: ModelShard, spec: DecoderSpec) -> tuple[range
     first = rule.part * rule.shape[0]
     held = held or range(rule.shape[0])
     return range(first + held.start, first + held.stop), None
+
+
+def _quantized(weight: torch.Tensor, kind: Quantization, per_layer: bool) -> Weight:
+    """fp8: e4m3 values with a scale per row; q4, q8: ggml's groups of 32. Raises ValueError for values that have no
+    such form."""
+    if kind != "fp8":
+        return quantize(weight, 4 if kind == "q4" and per_layer else 8).weight
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+        raise ValueError("the matrix holds values that are not finite")
+    return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))
 
 
 def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:

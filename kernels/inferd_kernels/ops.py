@@ -146,6 +146,7 @@ class Ops:
 
     backends: Mapping[str, str]
     cache_dtypes: tuple[torch.dtype, ...]  # of KV caches that rope_kv_write and paged_attention take
+    quantizations: tuple[str, ...]  # of weights at load, that linear and embedding compute on: q4, q8, fp8
     prepare_weight: Callable[..., Weight]
     linear: Callable[..., torch.Tensor]
     embedding: Callable[..., torch.Tensor]
@@ -168,7 +169,7 @@ class Ops:
 ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
-NO_OPS = ("backends", "cache_dtypes", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
+NO_OPS = ("backends", "cache_dtypes", "quantizations", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
@@ -190,23 +191,26 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
     names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
     cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
+    quantizations: tuple[str, ...] = reference.QUANTIZATIONS
     decoder_stack = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
 
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
-            decoder_stack, cache_dtypes = native.decoder_stack, native.cache_dtypes
+            decoder_stack = native.decoder_stack
+            cache_dtypes, quantizations = native.cache_dtypes, native.quantizations
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
     if backend == "varlen":
         chosen |= _varlen_ops(device)
-        cache_dtypes = _varlen_cache_dtypes()
+        cache_dtypes, quantizations = _varlen_cache_dtypes(), _triton_quantizations()
     elif backend == "triton" or (backend == "auto" and on_gpu):
         chosen |= _triton_ops(device)
-        cache_dtypes = _triton_cache_dtypes()
+        cache_dtypes, quantizations = _triton_cache_dtypes(), _triton_quantizations()
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
         cache_dtypes=cache_dtypes,
+        quantizations=quantizations,
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
     )
@@ -227,6 +231,12 @@ def _triton_cache_dtypes() -> tuple[torch.dtype, ...]:
     from inferd_kernels.triton import backend
 
     return backend.cache_dtypes()
+
+
+def _triton_quantizations() -> tuple[str, ...]:
+    from inferd_kernels.triton import backend
+
+    return backend.quantizations()
 
 
 def _varlen_cache_dtypes() -> tuple[torch.dtype, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from inferd_kernels.weights import QuantizedWeight, Weight
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight, Weight
 
 if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+QUANTIZATIONS = ("q4", "q8", "fp8")  # of weights at load; computed on as floats
 CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
 SCALE_FLOOR = 2.0**-100  # a row of zeros is divided by a number, and stays zero
 LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
@@ -23,6 +24,8 @@ LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 def prepare_weight(weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
     """Dequantize to `dtype`: torch has no matmul over ggml blocks. Float tensors pass unchanged."""
+    if isinstance(weight, Fp8Weight):
+        return dequantize_fp8(weight, dtype)
     return dequantize(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
 
 
@@ -37,6 +40,14 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> t
     except (KeyError, NotImplementedError) as error:
         raise ValueError(f"quantization type {weight.format} cannot be dequantized") from error
     return torch.from_numpy(values).reshape(weight.shape).to(dtype)
+
+
+def dequantize_fp8(weight: Fp8Weight, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The [N, K] values, or those of `rows`."""
+    values, scale = _bytes(weight.values), weight.scale
+    if rows is not None:
+        values, scale = values[rows], scale[rows]
+    return (values.view(weight.values.dtype).float() * scale.unsqueeze(1)).to(dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

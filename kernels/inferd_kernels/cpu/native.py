@@ -41,6 +41,7 @@ class NativeOps:
         self.engine = engine
         self.label = f"native-{engine.isa}"
         self.cache_dtypes = tuple(CACHE_TYPES)
+        self.quantizations = ("q4", "q8")
 
     def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
         """All `layers` as one call (stack.py)."""

@@ -12,6 +12,7 @@ from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, Samplin
 from inferd_kernels.proof.compiler import TARGETS
 from inferd_kernels.triton import backend, experts, gemm_small, library, linear, norm
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile
+from inferd_kernels.weights import Fp8Weight
 
 BF16, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
 ALL = tuple(TARGETS)
@@ -117,7 +118,7 @@ def small_gemm(tokens: int) -> Callable[[], object]:
 
 
 def fp8_gemm(tokens: int) -> Callable[[], object]:
-    weight = linear.Fp8Weight(torch.empty(6144, 4096, dtype=FP8), torch.empty(6144))
+    weight = Fp8Weight(torch.empty(6144, 4096, dtype=FP8), torch.empty(6144))
     return lambda: backend.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
 
 

@@ -12,7 +12,8 @@ import torch
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.proof.roofline import DEVICES, Device, Model
 from inferd_kernels.triton import library
-from inferd_kernels.triton.linear import Fp8Weight, W4Weight, quantize_rows
+from inferd_kernels.triton.linear import W4Weight, quantize_rows
+from inferd_kernels.weights import Fp8Weight
 
 Launch: TypeAlias = Callable[[], object]
 REPEATS = 50

@@ -35,6 +35,11 @@ def cache_dtypes() -> tuple[torch.dtype, ...]:
     return tuple(dtype for dtype in known if dtype != torch.float8_e4m3fn or converts_fp8(architecture()))
 
 
+def quantizations() -> tuple[str, ...]:
+    """Of weights that the kernels multiply with; 8-bit groups have no kernel here."""
+    return ("q4", "fp8") if converts_fp8(architecture()) else ("q4",)
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """x [T,E] with contiguous rows; E up to 65,536."""
     return library.rms_norm(x, weight, eps)
