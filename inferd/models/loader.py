@@ -87,7 +87,7 @@ class Loader:
             embedding = self._matrix(rules["embedding"], 0)[0]
             if isinstance(embedding, torch.Tensor):
                 self._check_finite(rules["embedding"][0].source, embedding)
-        if shard.has_head:
+        if shard.has_head and self.spec.has_head:
             lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
         return (embedding if shard.has_embedding else None), lm_head
 

@@ -226,4 +226,5 @@ def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
         raise ValueError(f"kernel backend 'varlen' needs a cuda device, not {device!r}")
     from inferd_kernels import varlen
 
+    varlen.check_torch()
     return {**_triton_ops(device), "paged_attention": ("varlen", varlen.paged_attention)}

@@ -75,7 +75,7 @@ class Slabs:
     def take(self, num_bytes: int) -> torch.Tensor:
         """num_bytes bytes aligned to 64."""
         if self._used + num_bytes > self._slab.numel():
-            memory = mmap.mmap(-1, max(SLAB_BYTES, num_bytes))
+            memory = mmap.mmap(-1, max(SLAB_BYTES, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
             self._slab, self._used = torch.frombuffer(memory, dtype=torch.uint8), 0

@@ -68,7 +68,7 @@ PREFILL = {
     ("any", 128): AttentionTile(64, 32, 4, 2),
     ("any", 256): AttentionTile(64, 32, 8, 2),
     ("hopper", 64): AttentionTile(128, 128, 8, 2),
-    ("hopper", 128): AttentionTile(128, 64, 8, 2),
+    ("hopper", 128): AttentionTile(64, 64, 4, 2),
     ("hopper", 256): AttentionTile(128, 32, 8, 2),
     ("blackwell", 64): AttentionTile(128, 128, 8, 2),
     ("blackwell", 128): AttentionTile(128, 64, 8, 2),
