@@ -39,7 +39,7 @@ VOCAB, HEADS, KV_HEADS, CONTEXT = 32000, 16, 8, 512  # of the checkpoint that is
 
 def engine_config(path: str, options: argparse.Namespace, tensor: int, blocks: int) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(source=path, path=path),
+        model=ModelConfig(source=path, path=path, quantization=options.quantization),
         cache=CacheConfig(num_blocks=blocks),
         scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=256),
         device=DeviceConfig(device="cpu", kernel_backend=options.kernel_backend),
@@ -226,6 +226,7 @@ def main() -> None:
     bubble.add_argument("--tokens", type=int, default=64)
     bubble.add_argument("--plot")
     for command in (load, bubble):
+        command.add_argument("--quantization", choices=("q4", "q8"))
         command.add_argument("--kernel-backend", choices=("auto", "reference"), default="auto")
     options = parser.parse_args()
     (measure_load if options.command == "load" else measure_bubble)(options)
