@@ -5,6 +5,7 @@ The same steps for the one worker of this process and for each of many; what dif
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
-from inferd.checkpoint import Checkpoint
+from inferd.checkpoint import Checkpoint, TensorRecord
 from inferd.config import DeviceConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
@@ -33,6 +34,7 @@ from inferd.models.loader import Loader
 from inferd.models.registry import find_tensor, weight_rules
 from inferd.models.shard import ModelShard, shard_model
 from inferd.models.spec import DecoderSpec
+from inferd.models.weights import Rule
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan, StepResult
@@ -99,9 +101,9 @@ def load_model(
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
     ops = resolve_ops(config.device, device)
     kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype, ops)
-    shard = rank_shard(checkpoint, spec, context.placement, GROUP if config.model.quantization else 1)
-    held = shard if context.placement.world_size > 1 else None
     bits = None if config.model.quantization is None else QUANTIZE_BITS[config.model.quantization]
+    shard = rank_shard(checkpoint, spec, context.placement, bits)
+    held = shard if context.placement.world_size > 1 else None
     loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, bits)
     try:
         weights = loader.load(requested_context(spec, config.model.max_model_len))
@@ -112,15 +114,26 @@ def load_model(
     return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 
-def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, unit: int = 1) -> ModelShard:
-    """What a rank holds; the MLP is cut between quantized blocks where there are any, and at multiples of unit."""
+def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, bits: int | None = None) -> ModelShard:
+    """What a rank holds; bits: that float matrices are quantized to. The MLP is cut between quantized blocks where
+    there are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
+    unit = 1 if bits is None else GROUP
+    costs = [0] * spec.num_layers
+    head = "embedding" if spec.tied_embeddings else "lm_head"
     for rule in weight_rules(spec):
-        if rule.split == "inner_columns":
-            for layer in range(spec.num_layers):
-                stored = find_tensor(checkpoint.tensors, rule.source.format(layer=layer)).format.upper()
-                if stored in GGMLQuantizationType.__members__:
-                    unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[stored]][0])
-    return shard_model(spec, placement, unit)
+        for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
+            record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
+            costs[layer] += weight_bytes(record, rule, bits)
+            if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
+                unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+    return shard_model(spec, placement, unit, costs)
+
+
+def weight_bytes(record: TensorRecord, rule: Rule, bits: int | None) -> int:
+    """Of the part of a tensor that the rule names, as it is stored or will be quantized; scales are left out."""
+    if bits is None or record.format not in CHECKPOINT_DTYPES:
+        return record.nbytes // rule.num_parts
+    return math.prod(rule.shape) * (bits if rule.per_layer else 8) // 8
 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
