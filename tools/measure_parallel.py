@@ -11,19 +11,26 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import tempfile
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, cast
 
 import numpy as np
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
+from inferd.core.channel import FrontChannel
+from inferd.core.loop import EngineLoop
 from inferd.executor.factory import create_executor
 from inferd.executor.group import GroupExecutor
 from inferd.executor.wire import StepTime
-from inferd.request import StopParams
+from inferd.messages import AddRequest, Shutdown, StepOutputs, ToFront, encode_frame
+from inferd.request import Request, StopParams
+from inferd.scheduler.scheduler import Scheduler
 from inferd.testing.processes import bytes_read, children_of, peak_memory
-from inferd.testing.requests import Driver, make_request
+from inferd.testing.requests import capacity, make_request
 
 STEPS_DRAWN = 12
 MIB = 1 << 20
@@ -32,7 +39,7 @@ VOCAB, HEADS, KV_HEADS, CONTEXT = 32000, 16, 8, 512  # of the checkpoint that is
 
 def engine_config(path: str, options: argparse.Namespace, tensor: int, blocks: int) -> EngineConfig:
     return EngineConfig(
-        model=ModelConfig(source=path, path=path),
+        model=ModelConfig(source=path, path=path, quantization=options.quantization),
         cache=CacheConfig(num_blocks=blocks),
         scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=256),
         device=DeviceConfig(device="cpu", kernel_backend=options.kernel_backend),
@@ -133,17 +140,34 @@ def measure_load(options: argparse.Namespace) -> None:
         executor.shutdown()
 
 
+class Audience:
+    """In the place of the front: says `requests`, and Shutdown once all of them have ended."""
+
+    def __init__(self, requests: list[Request]) -> None:
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self._open = len(requests)
+        for request in requests:
+            self.inbox.put(AddRequest(request))
+
+    def send(self, message: ToFront) -> None:
+        encode_frame(message)
+        if isinstance(message, StepOutputs):
+            self._open -= sum(output.finish is not None for output in message.outputs)
+            if not self._open:
+                self.inbox.put(Shutdown())
+
+
 def measure_bubble(options: argparse.Namespace) -> None:
     config = engine_config(options.model, options, 1, 400)
     executor = create_executor(config, lambda phase, fraction: None)
     assert isinstance(executor, GroupExecutor)
     times: dict[int, list[StepTime]] = {}
     executor.on_times = lambda rank, each: times.setdefault(rank, []).extend(each)
-    drive = Driver(executor=executor, config=config.scheduler, cache=config.cache)
-    for key in range(options.sequences):
-        stop = StopParams(max_tokens=options.tokens)
-        drive.add(make_request(key, [(key * 31 + index * 7) % 1000 + 10 for index in range(32)], stop=stop))
-    drive.run()
+    stop = StopParams(max_tokens=options.tokens)
+    prompts = ([(key * 31 + index * 7) % 1000 + 10 for index in range(32)] for key in range(options.sequences))
+    requests = [make_request(key, prompt, stop=stop) for key, prompt in enumerate(prompts)]
+    scheduler = Scheduler(config.scheduler, config.cache, capacity(executor.info))
+    EngineLoop(scheduler, executor, cast("FrontChannel", Audience(requests))).run()
     executor.shutdown()
     begin = max(min(each.began for each in times[rank]) for rank in times)
     end = min(max(each.ended for each in times[rank]) for rank in times)
@@ -153,7 +177,8 @@ def measure_bubble(options: argparse.Namespace) -> None:
         inside = [each for each in steps if each.began >= begin and each.ended <= end]
         busy = sum(each.ended - each.began - each.wait_s for each in inside)
         span = max(each.ended for each in inside) - min(each.began for each in inside)
-        print(f"stage {rank}: {len(inside)} steps, computes {busy / span:.1%} of {span:.2f} s")
+        each_ms = statistics.median(each.ended - each.began - each.wait_s for each in inside) * 1e3
+        print(f"stage {rank}: {len(inside)} steps of {each_ms:.2f} ms, computes {busy / span:.1%} of {span:.2f} s")
     if options.plot:
         draw(times, begin, options.plot)
 
@@ -201,6 +226,7 @@ def main() -> None:
     bubble.add_argument("--tokens", type=int, default=64)
     bubble.add_argument("--plot")
     for command in (load, bubble):
+        command.add_argument("--quantization", choices=("q4", "q8"))
         command.add_argument("--kernel-backend", choices=("auto", "reference"), default="auto")
     options = parser.parse_args()
     (measure_load if options.command == "load" else measure_bubble)(options)

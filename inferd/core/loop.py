@@ -64,26 +64,29 @@ class EngineLoop:
             self._constraints.shutdown()
 
     def _step(self) -> None:
-        now = self._clock()
-        outputs = self._scheduler.expired(now)
-        self._submit(now)
+        outputs = self._submit(self._clock())
         if self._in_flight:
             self._audited = False
             result = self._executor.collect()
-            outputs += self._scheduler.commit(self._in_flight.popleft(), result, self._clock())
+            now = self._clock()
+            outputs += self._scheduler.commit(self._in_flight.popleft(), result, now)
+            if self._executor.info.pipeline_depth > 1:
+                outputs += self._submit(now)  # the first stage waits for it: before the front gets its outputs
             self._stats_due = True
         if outputs or self._stats_due:
             self._stats_due = False
             self._send(outputs)
 
-    def _submit(self, now: float) -> None:
-        """Keep the executor's pipeline full, as far as there is something to compute."""
+    def _submit(self, now: float) -> list[ChoiceOutput]:
+        """Keep the executor's pipeline full, as far as there is something to compute. Returns what ended meanwhile."""
+        outputs = self._scheduler.expired(now)
         while len(self._in_flight) < self._executor.info.max_in_flight:
             plan = self._scheduler.schedule(now)
             if plan is None:
-                return
+                break
             self._in_flight.append(plan)
             self._executor.submit(plan)
+        return outputs
 
     def _receive(self) -> bool:
         """Handle all that has arrived, waiting for something when there is nothing else to do. False: leave."""

@@ -5,6 +5,7 @@ The same steps for the one worker of this process and for each of many; what dif
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
-from inferd.checkpoint import Checkpoint
-from inferd.config import CacheDtype, DeviceConfig, EngineConfig, SchedulerConfig
+from inferd.checkpoint import Checkpoint, TensorRecord
+from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
 from inferd.executor.decode_graphs import DecodeGraphs
@@ -33,6 +34,7 @@ from inferd.models.loader import Loader
 from inferd.models.registry import find_tensor, weight_rules
 from inferd.models.shard import ModelShard, shard_model
 from inferd.models.spec import DecoderSpec
+from inferd.models.weights import Rule
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan, StepResult
@@ -105,7 +107,7 @@ def load_model(
     if wanted is not None and wanted not in ops.quantizations:
         backend = ops.backends["linear"]
         raise StartupError(f"quantization {wanted}: kernel backend {backend} takes {', '.join(ops.quantizations)}")
-    shard = rank_shard(checkpoint, spec, context.placement, GROUP if wanted else 1)
+    shard = rank_shard(checkpoint, spec, context.placement, wanted)
     held = shard if context.placement.world_size > 1 else None
     loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, wanted)
     try:
@@ -117,15 +119,28 @@ def load_model(
     return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 
-def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, unit: int = 1) -> ModelShard:
-    """What a rank holds; the MLP is cut between quantized blocks where there are any, and at multiples of unit."""
+def rank_shard(
+    checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, wanted: Quantization | None = None
+) -> ModelShard:
+    """What a rank holds; wanted: the form that float matrices are quantized to. The MLP is cut between quantized blocks
+    where there are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
+    unit = 1 if wanted is None else GROUP
+    costs = [0] * spec.num_layers
+    head = "embedding" if spec.tied_embeddings else "lm_head"
     for rule in weight_rules(spec):
-        if rule.split == "inner_columns":
-            for layer in range(spec.num_layers):
-                stored = find_tensor(checkpoint.tensors, rule.source.format(layer=layer)).format.upper()
-                if stored in GGMLQuantizationType.__members__:
-                    unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[stored]][0])
-    return shard_model(spec, placement, unit)
+        for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
+            record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
+            costs[layer] += weight_bytes(record, rule, wanted)
+            if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
+                unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+    return shard_model(spec, placement, unit, costs)
+
+
+def weight_bytes(record: TensorRecord, rule: Rule, wanted: Quantization | None) -> int:
+    """Of the part of a tensor that the rule names, as it is stored or will be quantized; scales are left out."""
+    if wanted is None or record.format not in CHECKPOINT_DTYPES:
+        return record.nbytes // rule.num_parts
+    return math.prod(rule.shape) * (4 if wanted == "q4" and rule.per_layer else 8) // 8
 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ from inferd.executor.wire import (
 from inferd.models.registry import check_checkpoint
 from inferd.models.spec import DecoderSpec
 from inferd.parallel.placement import Placement
+from inferd.step import StepPlan
 
 if TYPE_CHECKING:
     from inferd.executor.build import LoadedModel
@@ -70,6 +71,7 @@ class CoreSocket:
 
     def __init__(self, sock: socket.socket) -> None:
         self.inbox: SimpleQueue[ToRank | None] = SimpleQueue()
+        self.on_step: Callable[[StepPlan], None] = lambda plan: None  # called by the thread, before the inbox has it
         self._socket = sock
         self._lock = threading.Lock()
 
@@ -99,12 +101,14 @@ class CoreSocket:
                 message: ToRank = receive(self._socket, ToRank)  # type: ignore[arg-type]  # a union is no type
                 if isinstance(message, DumpStacks):
                     self.send(Stacks(describe_threads()))
-                else:
-                    self.inbox.put(message)
+                    continue
+                if isinstance(message, RunStep):
+                    self.on_step(message.plan)
+                self.inbox.put(message)
                 if isinstance(message, Stop):
                     return
-        except (OSError, EOFError, ValueError, CoreGone) as error:
-            logger.info("the core is gone: %s", error)
+        except (OSError, EOFError, ValueError, CoreGone, RuntimeError) as error:  # RuntimeError: a peer is gone
+            logger.info("the core or a peer is gone: %s", error)
             os._exit(1)  # the main thread may be stuck in a collective
 
 
@@ -177,6 +181,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
         model = load_model(config, checkpoint, spec, device, LoadingReporter(core), context)
     core.send(_loaded(model, config, setup.num_local))
     worker = build_worker(model, core.expect(Allocate).num_blocks, config.cache.block_size)
+    core.on_step = worker.expect
     core.send(Allocated())
     return worker, placement
 

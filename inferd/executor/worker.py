@@ -40,6 +40,17 @@ class Worker:
         return self._context.waited_s
 
     @torch.inference_mode()
+    def expect(self, plan: StepPlan) -> None:
+        """plan will be executed, after those that were expected before: post its receive, on whatever thread.
+
+        The thread of the stage before then writes the data itself. A send that finds no receive waits for a thread of
+        gloo's, which on a machine with as many stages as cores took milliseconds. An accelerator's launches belong to
+        one thread, so there a receive is posted when its step begins.
+        """
+        if self._device.type == "cpu" and plan.items and not self._context.placement.is_first_stage:
+            self._expect(plan.num_tokens)
+
+    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Apply dropped, new and copies, then compute the items.
 
@@ -94,8 +105,14 @@ class Worker:
         if self._context.placement.is_first_stage:
             return self._decoder.embed(batch.ids, batch.paged)
         assert self._context.link is not None, "stages without a link"
-        shape = (len(batch.ids), self._decoder.spec.hidden_size)
-        return self._context.link.receive(torch.empty(shape, dtype=self._decoder.dtype, device=self._device))
+        if not self._context.link.expects:
+            self._expect(len(batch.ids))
+        return self._context.link.receive()
+
+    def _expect(self, num_tokens: int) -> None:
+        assert self._context.link is not None, "stages without a link"
+        shape = (num_tokens, self._decoder.spec.hidden_size)
+        self._context.link.expect(torch.empty(shape, dtype=self._decoder.dtype, device=self._device))
 
     def _sample(self, plan: StepPlan, row_starts: list[int], stream: torch.Tensor) -> list[list[SampledToken]]:
         """The samples of each item; logits only for rows that sample, a bounded number at a time."""

@@ -35,8 +35,9 @@ class MatrixLoader:
         if self._comes_in_blocks(rules, layer):
             return (self._packed(rules, layer),)
         raw = [self.reader.read(rule, layer) for rule in rules]
-        fused = _concatenate(raw)
-        prepared: list[Weight] = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
+        if (fused := _concatenate(raw)) is not None:
+            raw = [fused]  # and the parts are gone before there is a third copy
+        prepared: list[Weight] = [self._prepare(rules[0], part) for part in raw]
         joined = _concatenate(prepared)
         return (joined,) if joined is not None else tuple(prepared)
 

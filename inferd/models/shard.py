@@ -6,6 +6,7 @@ refused is a rank that would hold nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -41,8 +42,11 @@ def whole_model(spec: DecoderSpec) -> ModelShard:
     return shard_model(spec, Placement(), 1)
 
 
-def shard_model(spec: DecoderSpec, placement: Placement, inner_unit: int) -> ModelShard:
+def shard_model(
+    spec: DecoderSpec, placement: Placement, inner_unit: int, costs: Sequence[int] | None = None
+) -> ModelShard:
     """inner_unit: the intermediate size is cut at its multiples where possible (quantized blocks stay whole).
+    costs: of each layer, by which stages are balanced; those of layer_costs unless more is known.
 
     Raises StartupError, saying what would fit, when a rank would hold nothing.
     """
@@ -52,7 +56,7 @@ def shard_model(spec: DecoderSpec, placement: Placement, inner_unit: int) -> Mod
         inner_unit = 1
     inner = split(spec.intermediate_size, size, inner_unit, "an intermediate size")[rank]
     vocab = split(spec.vocab_size, size, VOCAB_UNIT, "a vocabulary")[rank]
-    layers = layer_ranges(layer_costs(spec), placement.num_stages)[placement.stage]
+    layers = layer_ranges(costs or layer_costs(spec), placement.num_stages)[placement.stage]
     return ModelShard(layers, heads.q, heads.kv, inner, vocab, placement.is_first_stage, placement.is_last_stage)
 
 
@@ -95,7 +99,7 @@ def layer_costs(spec: DecoderSpec) -> list[int]:
     return costs
 
 
-def layer_ranges(costs: list[int], num_stages: int) -> list[range]:
+def layer_ranges(costs: Sequence[int], num_stages: int) -> list[range]:
     """Consecutive layers per stage such that the most expensive stage costs least, and the others differ little.
 
     Raises StartupError for more stages than layers.

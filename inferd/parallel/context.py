@@ -77,6 +77,7 @@ class StageLink:
         self._stage = stage
         self._clock = clock
         self._pending: deque[tuple[Any, torch.Tensor]] = deque()
+        self._expected: deque[tuple[Any, torch.Tensor]] = deque()
 
     def send(self, stream: torch.Tensor) -> None:
         """To the next stage."""
@@ -87,10 +88,20 @@ class StageLink:
             self._pending.popleft()[0].wait()
         self._clock.seconds += time.perf_counter() - started
 
-    def receive(self, buffer: torch.Tensor) -> torch.Tensor:
-        """From the stage before, into `buffer`."""
+    @property
+    def expects(self) -> bool:
+        """Whether a receive is posted that nobody has waited for."""
+        return bool(self._expected)
+
+    def expect(self, buffer: torch.Tensor) -> None:
+        """Post the next receive from the stage before, in the order of its sends."""
+        self._expected.append((self._group.recv([buffer], self._stage - 1, 0), buffer))
+
+    def receive(self) -> torch.Tensor:
+        """Wait for the oldest of what is expected."""
         started = time.perf_counter()
-        self._group.recv([buffer], self._stage - 1, 0).wait()
+        work, buffer = self._expected.popleft()
+        work.wait()
         self._clock.seconds += time.perf_counter() - started
         return buffer
 

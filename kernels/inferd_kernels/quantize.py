@@ -10,7 +10,7 @@ import torch
 from inferd_kernels.weights import QuantizedWeight
 
 GROUP = 32
-CHUNK_VALUES = 1 << 22  # rows are taken in chunks of about this many values, which bounds the memory in use
+CHUNK_VALUES = 1 << 18  # rows are taken in chunks of about this many values, which bounds the memory in use
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from inferd.checkpoint import open_checkpoint
 from inferd.errors import StartupError
+from inferd.executor.build import rank_shard
+from inferd.models.registry import check_checkpoint
 from inferd.models.shard import head_shards, layer_costs, layer_ranges, shard_model, split
 from inferd.models.spec import DecoderSpec, RopeSpec
 from inferd.parallel.placement import Placement
+from inferd.testing.tiny_models import write_tiny_model
 
 SPEC = DecoderSpec(
     architecture="LlamaForCausalLM",
@@ -68,6 +73,30 @@ def test_a_large_vocabulary_takes_layers_from_the_last_stage() -> None:
     balanced = layer_ranges(layer_costs(SPEC), 2)
     heavy = layer_ranges(layer_costs(replace(SPEC, vocab_size=4000)), 2)
     assert len(heavy[1]) < len(balanced[1]) <= 3
+
+
+def test_stages_read_about_the_same_number_of_bytes(demo_gguf: Path) -> None:
+    """The demo model's head takes 8 bits a weight, its layers 5 or so."""
+    checkpoint = open_checkpoint(demo_gguf)
+    spec = check_checkpoint(checkpoint)
+    assert isinstance(spec, DecoderSpec)
+    stages = [rank_shard(checkpoint, spec, Placement(stage, 1, 2)).layers for stage in (0, 1)]
+    sizes = [
+        sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if f".layers.{layer}." in name)
+        for layer in range(spec.num_layers)
+    ]
+    first, last = (sum(sizes[layer] for layer in layers) for layers in stages)
+    last += checkpoint.tensors["model.embed_tokens.weight"].nbytes
+    assert abs(first - last) <= max(sizes)
+    assert len(stages[1]) < len(layer_ranges(layer_costs(spec), 2)[1])
+
+
+def test_stages_are_balanced_by_what_weights_are_quantized_to(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_tiny_model("llama", tmp_path, num_hidden_layers=12, vocab_size=900))
+    spec = check_checkpoint(checkpoint)
+    assert isinstance(spec, DecoderSpec)
+    last = [len(rank_shard(checkpoint, spec, Placement(1, 1, 2), wanted).layers) for wanted in (None, "q8", "q4")]
+    assert last[0] == last[1] > last[2], "the head takes 8 bits at least"
 
 
 @pytest.mark.parametrize(("tensor", "stages"), [(1, 1), (2, 3), (4, 2), (9, 6)])
