@@ -2,13 +2,14 @@
 
     python tools/gpu_report.py [--out gpu-report.md] [--context TOKENS]
 
-Exit status 2 without a GPU that the roofline model knows. Has never run: no machine of this project has a GPU.
+Exit status 2 without a GPU that the roofline model knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,13 +17,15 @@ from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import Facts, load_table
 from inferd_kernels.proof.timing import (
-    Launch,
+    MakeLaunch,
+    contiguous_prefill,
     decode_launches,
     fp8_attention,
+    fp8_matmul,
     prefill_launch,
-    quantized_matmuls,
     seconds,
     this_device,
+    w4_matmul,
 )
 
 TABLE = Path(__file__).parent / "kernel_budgets.json"
@@ -54,34 +57,51 @@ def decode_rows(device: roofline.Device, facts: dict[str, Facts], context: int) 
     lines = ["| kernel | B | measured us | model us | model / measured |", "| --- | --- | --- | --- | --- |"]
     for batch in roofline.BATCHES:
         estimates = {item.kernel: item for item in roofline.decode_step(device, MODEL, facts, batch, context)}
-        for kernel, launch in decode_launches(ops, MODEL, batch, context).items():
-            measured, modelled = seconds(launch), estimates[kernel].time
+        for kernel, make in decode_launches(ops, MODEL, batch, context).items():
+            measured, modelled = seconds(make), estimates[kernel].time
             lines.append(
                 f"| {kernel} | {batch} | {measured * 1e6:.1f} | {modelled * 1e6:.1f} | {modelled / measured:.2f} |"
             )
-        for name, launch in beside(ops, batch, context).items():
-            lines.append(f"| {name} | {batch} | {seconds(launch) * 1e6:.1f} | | |")
+        for name, make in beside(ops, batch, context).items():
+            lines.append(f"| {name} | {batch} | {seconds(make) * 1e6:.1f} | | |")
     return [*lines, ""]
 
 
-def beside(ops: Ops, batch: int, context: int) -> dict[str, Launch]:
+def beside(ops: Ops, batch: int, context: int) -> dict[str, MakeLaunch]:
     """What the model has no row for."""
-    varlen = decode_launches(load_ops("cuda", "varlen"), MODEL, batch, context)["decode attention"]
+    launches: dict[str, MakeLaunch] = {}
+    if (varlen := varlen_ops()) is not None:
+        theirs = decode_launches(varlen, MODEL, batch, context)
+        launches["decode attention, torch's varlen"] = theirs["decode attention"]
     return {
-        "decode attention, torch's varlen": varlen,
-        "decode attention, fp8 cache": fp8_attention(MODEL, batch, context),
-        **quantized_matmuls(ops, MODEL, batch),
+        **launches,
+        "decode attention, fp8 cache": partial(fp8_attention, MODEL, batch, context),
+        "gate_up, fp8": partial(fp8_matmul, ops, MODEL, batch),
+        "gate_up, 4 bits": partial(w4_matmul, ops, MODEL, batch),
     }
 
 
+def varlen_ops() -> Ops | None:
+    """None where this torch's varlen attention cannot read a paged cache."""
+    try:
+        return load_ops("cuda", "varlen")
+    except ValueError:
+        return None
+
+
 def prefill_rows(device: roofline.Device, facts: dict[str, Facts]) -> list[str]:
+    """Ours over pages, torch's over pages where it can, and over keys and values that lie in a row."""
     lines = ["| prefill attention | tokens | measured us | model us | TFLOPS |", "| --- | --- | --- | --- | --- |"]
-    for backend in ("triton", "varlen"):
-        for tokens in PROMPTS:
-            measured = seconds(prefill_launch(load_ops("cuda", backend), MODEL, tokens))
-            modelled = roofline.prefill_attention(device, MODEL, facts, tokens).time
+    for tokens in PROMPTS:
+        launches: dict[str, MakeLaunch] = {"triton": partial(prefill_launch, load_ops("cuda", "triton"), MODEL, tokens)}
+        if (varlen := varlen_ops()) is not None:
+            launches["torch's varlen"] = partial(prefill_launch, varlen, MODEL, tokens)
+        launches["torch's SDPA, no pages"] = partial(contiguous_prefill, MODEL, tokens)
+        modelled = roofline.prefill_attention(device, MODEL, facts, tokens).time
+        for name, make in launches.items():
+            measured = seconds(make)
             rate = 2.0 * tokens * tokens * MODEL.heads * MODEL.head_dim / measured / 1e12
-            lines.append(f"| {backend} | {tokens} | {measured * 1e6:.1f} | {modelled * 1e6:.1f} | {rate:.0f} |")
+            lines.append(f"| {name} | {tokens} | {measured * 1e6:.1f} | {modelled * 1e6:.1f} | {rate:.0f} |")
     return lines
 
 

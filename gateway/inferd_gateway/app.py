@@ -8,10 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from inferd_gateway.api_errors import error_body
 from inferd_gateway.auth import load_keys
@@ -21,7 +24,7 @@ from inferd_gateway.context import Gateway, record_of
 from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.errors import ApiError
 from inferd_gateway.metrics import Metrics
-from inferd_gateway.middleware import GatewayMiddleware
+from inferd_gateway.middleware import GatewayMiddleware, allowed_methods
 from inferd_gateway.routes import (
     chat,
     completions,
@@ -36,6 +39,9 @@ from inferd_gateway.routes import (
 from inferd_gateway.settings import Settings, SettingsError
 from inferd_gateway.templates.renderer import Renderer
 
+MODULES = (chat, completions, responses, messages, embeddings, score, models, tokenize, status)
+ROUTERS = (*(module.router for module in MODULES), status.observed)
+
 
 def create_app(settings: Settings) -> FastAPI:
     """Raises SettingsError for files that cannot be read."""
@@ -44,7 +50,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backends = [Backend(target, settings.backend_api_key, credentials) for target in settings.backend]
+        backends = make_backends(settings, credentials)
+        metrics.watch_loads({backend.target: backend for backend in backends})
         renderer = Renderer()
         directory = ModelDirectory(backends, settings, template, renderer)
         app.state.gateway = Gateway(settings, keys, metrics, renderer, directory)
@@ -61,14 +68,27 @@ def create_app(settings: Settings) -> FastAPI:
         title="inferd gateway", version=status.package_version(), lifespan=lifespan,
         docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
     )  # fmt: skip
-    for module in (chat, completions, responses, messages, embeddings, score, models, tokenize, status):
-        app.include_router(module.router)
-    app.include_router(status.observed)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_middleware(GatewayMiddleware, settings=settings, metrics=metrics)
+    app.add_middleware(GatewayMiddleware, settings=settings, metrics=metrics, methods_at=methods_at)
     return app
+
+
+def make_backends(settings: Settings, credentials: grpc.ChannelCredentials | None) -> list[Backend]:
+    admin = dict(pair.split("=", 1) for pair in settings.backend_admin)
+    return [
+        Backend(target, settings.backend_api_key, credentials, admin.get(target), settings.backend_admin_api_key)
+        for target in settings.backend
+    ]
+
+
+def methods_at(scope: Scope) -> frozenset[str]:
+    """The methods of all routes that the path of a request has."""
+    routes = (route for router in ROUTERS for route in router.routes if isinstance(route, Route))
+    return frozenset().union(*(route.methods or () for route in routes if route.matches(scope)[0] != Match.NONE))
 
 
 def read_template(path: str | None) -> str | None:
@@ -91,9 +111,11 @@ async def on_api_error(request: Request, error: Exception) -> JSONResponse:
 
 
 async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
-    """Routing's own: 404 and 405."""
+    """Routing's own: 404, and 405, which says what is allowed as OPTIONS would."""
     assert isinstance(error, HTTPException)
     found = ApiError(error.status_code, str(error.detail), headers=error.headers)
+    if error.status_code == 405:
+        found.headers["Allow"] = allowed_methods(methods_at(request.scope))
     return error_response(request, found)
 
 

@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from inferd.v1 import inference_pb2 as pb
 from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
 from inferd_gateway.channel import open_channel
+from inferd_gateway.load import LoadWatch
 from inferd_gateway.mux import MuxPool, MuxUnsupported
 from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
 
@@ -41,7 +42,15 @@ class CallContext:
 class Backend:
     """Owns the channel to one daemon. Made inside the event loop that uses it."""
 
-    def __init__(self, target: str, token: str | None, credentials: grpc.ChannelCredentials | None = None) -> None:
+    def __init__(
+        self,
+        target: str,
+        token: str | None,
+        credentials: grpc.ChannelCredentials | None = None,
+        admin: str | None = None,
+        admin_token: str | None = None,
+    ) -> None:
+        """admin: where its AdminService is, if its load is to be watched."""
         self.target = target
         self.open_streams = 0
         self.times_chosen = 0
@@ -52,8 +61,21 @@ class Backend:
         self._mux = MuxPool(self.inference, self._token)
         self.models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._load = LoadWatch(admin, admin_token, credentials, lambda: self.open_streams) if admin else None
+
+    @property
+    def reported_load(self) -> int | None:
+        """Choices of all callers that run or wait at this daemon; None while it does not report."""
+        return self._load.load() if self._load else None
+
+    async def watch_load(self) -> None:
+        """Runs until cancelled, where there is an AdminService to ask."""
+        if self._load is not None:
+            await self._load.follow()
 
     async def close(self) -> None:
+        if self._load is not None:
+            await self._load.close()
         await self._mux.close()
         await self._channel.close(None)
 

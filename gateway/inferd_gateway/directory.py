@@ -53,6 +53,12 @@ class ServedModel:
                 info.tokenizer.fingerprint)  # fmt: skip
 
     @property
+    def generates(self) -> bool:
+        """A daemon that names no task is older than tasks are."""
+        tasks = self.info.card.tasks
+        return not tasks or model_pb2.TASK_GENERATE in tasks
+
+    @property
     def context_tokens(self) -> int:
         return self.info.card.max_context_tokens
 
@@ -123,7 +129,8 @@ class ModelDirectory:
 
     async def keep_fresh(self) -> None:
         """Runs until cancelled."""
-        await asyncio.gather(*(self._follow(backend) for backend in self.backends))
+        followers = (each(backend) for backend in self.backends for each in (self._follow, Backend.watch_load))
+        await asyncio.gather(*followers)
 
     async def _follow(self, backend: Backend) -> None:
         """Ask a daemon what it serves whenever its health changes; one without health is asked now and then."""

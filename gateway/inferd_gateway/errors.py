@@ -12,6 +12,8 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 MAX_MESSAGE = 2000
+# Other fields that the daemon's message names beside the one that is wrong.
+PROTO_PATH = re.compile(r"\b(?:sampling|stop|output|cache)(?:\.[a-z_]+)+\b")
 
 
 class ApiError(Exception):
@@ -138,7 +140,7 @@ def from_rpc(error: grpc.aio.AioRpcError, fields: Mapping[str, str], *, client_d
     message, param = row.message or error.details() or "The request failed.", None
     if found.field_path:
         param = http_field(found.field_path, fields)
-        message = message.replace(found.field_path, param)
+        message = PROTO_PATH.sub(lambda path: fields.get(path[0], path[0]), message.replace(found.field_path, param))
     headers = {}
     if row.retry:
         wait = 1.0 if found.retry_after_s is None else found.retry_after_s

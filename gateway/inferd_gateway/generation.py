@@ -34,6 +34,9 @@ class Generator:
         """The prompt of a chat as (text, trusted) runs."""
         model = self._model
         template = model.tool_template if conversation.tools and model.tool_template else model.chat_template
+        if template is None and not model.generates:
+            message = f"The model {model.name} cannot generate, and has no chat template."
+            raise ApiError(400, message, code="unsupported_task")
         if template is None:
             message = f"The model {self._model.name} has no chat template; start the gateway with --chat-template."
             raise ApiError(400, message, code="chat_template_error", param="messages")

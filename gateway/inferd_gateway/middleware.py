@@ -8,7 +8,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -106,10 +106,14 @@ class Exchange:
 class GatewayMiddleware:
     """The outermost ASGI layer."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, methods_at: Callable[[Scope], frozenset[str]]
+    ) -> None:
+        """methods_at: those of the routes that a request's path has."""
         self._app = app
         self._settings = settings
         self._metrics = metrics
+        self._methods_at = methods_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,7 +133,7 @@ class GatewayMiddleware:
         record = exchange.record
         try:
             if scope["method"] == "OPTIONS":
-                await self._preflight(exchange)
+                await self._preflight(exchange, allowed_methods(self._methods_at(scope)))
                 return
             exchange.check_headers()
             await self._app(scope, exchange.receive, exchange.send)
@@ -146,12 +150,15 @@ class GatewayMiddleware:
                 await exchange.fail(internal_error())
             raise  # the server logs it and closes the connection
 
-    async def _preflight(self, exchange: Exchange) -> None:
-        headers = [(b"allow", b"GET, HEAD, POST, OPTIONS")]
+    async def _preflight(self, exchange: Exchange, methods: str) -> None:
+        """Raises ApiError where there is nothing. `methods`: as in the Allow header."""
+        if not methods:
+            raise ApiError(404, "Not Found")
+        headers = [(b"allow", methods.encode())]
         if allowed_origin(exchange.headers.get("origin"), self._settings.allowed_origins) is not None:
             asked = exchange.headers.get("access-control-request-headers", "")
             headers += [
-                (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+                (b"access-control-allow-methods", methods.encode()),
                 (b"access-control-allow-headers", header_names(asked) or CORS_HEADERS.encode()),
                 (b"access-control-max-age", b"600"),
             ]
@@ -193,6 +200,12 @@ def allowed_origin(origin: str | None, allowed: tuple[str, ...]) -> str | None:
     if origin is None or not allowed:
         return None
     return "*" if "*" in allowed else origin if origin in allowed else None
+
+
+def allowed_methods(routed: frozenset[str]) -> str:
+    """An Allow header: what the routes take, and what this layer adds to them. Empty where there is no route."""
+    added = {"OPTIONS", *(["HEAD"] if "GET" in routed else [])} if routed else set()
+    return ", ".join(sorted(routed | added))
 
 
 def header_list(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PREFIX_CHARS = 256
 CHAT_CHARS = 1024
 IMBALANCE = 1.25  # Mirrokni, Thorup, Zadimoghaddam: Consistent Hashing with Bounded Loads (2016)
-SLACK = 4  # streams; keeps a prefix at its home while there is little load
+SLACK = 4  # requests; keeps a prefix at its home while there is little load
 SESSION_FIELDS = ("prompt_cache_key", "session_id")
 SESSION_HEADER = "x-session-id"
 
@@ -55,12 +55,21 @@ def choose(candidates: Sequence[ServedModel], affinity: bytes | None) -> ServedM
     """Without affinity the least loaded. With it the daemon that the key hashes to (rendezvous hashing: a daemon that
     comes or goes moves only its own keys), or the next one in the key's order while that one has too much to do."""
     serving = [model for model in candidates if model.backend.serving is not False] or list(candidates)
+    load = loads(serving)
+    places = range(len(serving))
     if affinity is None or len(serving) == 1:
-        return min(serving, key=lambda model: (model.backend.open_streams, model.backend.times_chosen))
-    streams = sum(model.backend.open_streams for model in serving)
-    bound = math.ceil(IMBALANCE * (streams + 1) / len(serving)) + SLACK
-    ranked = sorted(serving, key=lambda model: digest(affinity.hex(), model.backend.target), reverse=True)
-    return next(model for model in ranked if model.backend.open_streams < bound)
+        return serving[min(places, key=lambda place: (load[place], serving[place].backend.times_chosen))]
+    bound = math.ceil(IMBALANCE * (sum(load) + 1) / len(serving)) + SLACK
+    ranked = sorted(places, key=lambda place: digest(affinity.hex(), serving[place].backend.target), reverse=True)
+    return serving[next(place for place in ranked if load[place] < bound)]
+
+
+def loads(models: Sequence[ServedModel]) -> list[int]:
+    """Of each model's daemon, as all of them report it; where one does not, the streams open from here at each: the two
+    are not to be compared."""
+    reported = [model.backend.reported_load for model in models]
+    known = [load for load in reported if load is not None]
+    return known if len(known) == len(models) else [model.backend.open_streams for model in models]
 
 
 def digest(kind: str, text: str) -> bytes:

@@ -43,6 +43,10 @@ class Settings:
     backend_ca_certs: str | None = option(None, "PEM authority of the daemons' certificates (the system's)")
     backend_certfile: str | None = option(None, "PEM certificate chain shown to the daemons")
     backend_keyfile: str | None = option(None, "PEM private key of --backend-certfile")
+    backend_admin: tuple[str, ...] = option(
+        (), "BACKEND=ADMIN: where the AdminService of a daemon is, whose load is watched there; repeatable"
+    )
+    backend_admin_api_key: str | None = option(None, "bearer token sent to AdminService; scope observe suffices")
     chat_template: str | None = option(None, "file with the chat template to use instead of the model's")
     chat_template_content_format: Literal["auto", "string", "openai"] = option(
         "auto", "how the template wants message content: one string, or a list of parts"
@@ -78,6 +82,12 @@ def check(settings: Settings) -> None:
         raise SettingsError("backend-certfile and backend-keyfile come together")
     if (settings.backend_ca_certs or settings.backend_certfile) and not settings.backend_tls:
         raise SettingsError("backend-ca-certs and backend-certfile need backend-tls")
+    for pair in settings.backend_admin:
+        backend, _, admin = pair.partition("=")
+        if not admin or backend not in settings.backend:
+            raise SettingsError(
+                f"backend-admin: expected BACKEND=ADMIN with one of {', '.join(settings.backend)}, got {pair!r}"
+            )
     for alias in settings.model_alias:
         if not all(alias.partition("=")):
             raise SettingsError(f"model-alias: expected ALIAS=MODEL, got {alias!r}")

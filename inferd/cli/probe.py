@@ -8,7 +8,10 @@ import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
 
+import grpc
+
 from inferd.cli.health import check
+from inferd.v1 import model_pb2, model_pb2_grpc
 
 INTERVAL_S = 0.1
 TIMEOUT_S = 2.0
@@ -45,3 +48,17 @@ def first_model(url: str, api_key: str | None) -> str | None:
     except (OSError, ValueError, KeyError):
         return None
     return str(models[0]["id"]) if models else None
+
+
+def model_info(address: str, api_key: str | None) -> model_pb2.GetModelInfoResponse | None:
+    """What a daemon says of its model; None while it does not answer."""
+    metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+    with grpc.insecure_channel(address) as channel:
+        stub = model_pb2_grpc.ModelServiceStub(channel)
+        try:
+            found: model_pb2.GetModelInfoResponse = stub.GetModelInfo(
+                model_pb2.GetModelInfoRequest(), timeout=TIMEOUT_S, metadata=metadata
+            )
+        except grpc.RpcError:
+            return None
+    return found

@@ -19,7 +19,6 @@ from inferd.server.keys import read_key_file
 from inferd.server.scopes import INFER
 
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
-QUESTION = "What is the capital of France? Answer in one sentence."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,19 +113,21 @@ def as_arguments(name: str, value: Raw | object) -> list[str]:
 
 async def bring_up(plan: Plan, supervisor: Supervisor) -> None:
     """Start the daemon; once its port is open, the gateway; once both serve, say where."""
-    from inferd.cli.probe import first_model, grpc_answers, grpc_serves, until
+    from inferd.cli.example import example_call
+    from inferd.cli.probe import first_model, grpc_answers, grpc_serves, model_info, until
 
     await supervisor.start("inferd serve", plan.daemon)
     await until(lambda: grpc_answers(plan.grpc))
     await supervisor.start("inferd-gateway", plan.gateway)
     await until(lambda: grpc_serves(plan.grpc))
     model = await until(lambda: first_model(plan.http, plan.api_key))
-    print(banner(plan, model), flush=True)  # noqa: T201
+    path, fields = example_call(await until(lambda: model_info(plan.grpc, plan.api_key)))
+    print(banner(plan, model, path, fields), flush=True)  # noqa: T201
 
 
-def banner(plan: Plan, model: str) -> str:
-    """Both addresses and a line to paste. The key stays a variable."""
-    body = json.dumps({"model": model, "temperature": 0, "messages": [{"role": "user", "content": QUESTION}]})
+def banner(plan: Plan, model: str, path: str, fields: Mapping[str, object]) -> str:
+    """Both addresses and a line to paste, which posts `fields` to `path`. The key stays a variable."""
+    body = json.dumps({"model": model, **fields})
     key = ' -H "Authorization: Bearer $INFERD_API_KEY"' if plan.api_key else ""
     lines = [
         f"{model} is served:",
@@ -134,6 +135,6 @@ def banner(plan: Plan, model: str) -> str:
         f"  gRPC        {plan.grpc}",
         *([f"  metrics     {plan.metrics} and {plan.http}/metrics"] if plan.metrics else []),
         "try:",
-        f"  curl {plan.http}/v1/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'",
+        f"  curl {plan.http}{path} -H 'Content-Type: application/json'{key} -d '{body}'",
     ]
     return "\n".join(lines)

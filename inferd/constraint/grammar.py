@@ -7,36 +7,43 @@ import random
 
 from inferd.constraint.ebnf import ebnf_to_lark
 from inferd.constraint.lark import HEADER, json_text, literal, regex
-from inferd.constraint.matcher import MatcherFactory
+from inferd.constraint.matcher import Matcher, MatcherFactory
 from inferd.constraint.schema import checked_schema, parse_json
 from inferd.constraint.structural_tag import structural_tag_to_lark
 from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.errors import InvalidConstraint
 from inferd.request import ConstraintKind, ConstraintSpec
 
-PROBE_TOKENS = 24  # a text that is begun tells whether the grammar is too complex to follow
+# Texts that are begun tell whether the grammar is too complex to follow.
+PROBES = 3
+PROBE_TOKENS = 24
 
 
 def checked_grammar(spec: ConstraintSpec, factory: MatcherFactory) -> str:
     """The grammar of a constraint that can be followed. Raises InvalidConstraint."""
     grammar = grammar_of(spec, factory.vocabulary)
-    matcher = factory.matcher(grammar)
-    allowed = allowed_tokens(matcher.mask())
-    if not allowed:
-        raise InvalidConstraint("no text matches, or the grammar is too complex")
-    choose = random.Random(0)
-    ends = set(factory.vocabulary.eos_token_ids)
-    for _ in range(PROBE_TOKENS):
-        token_id = choose.choice(allowed)
-        if token_id in ends:
-            break
-        matcher.advance(token_id)
-        if matcher.complete:
-            break
+    for seed in range(PROBES):
+        probe(factory.matcher(grammar), factory.vocabulary, random.Random(seed))
+    return grammar
+
+
+def probe(matcher: Matcher, vocabulary: MatchVocabulary, choose: random.Random) -> None:
+    """Begin a text. Raises InvalidConstraint where nothing may follow that could."""
+    ends = set(vocabulary.eos_token_ids)
+    for place in range(PROBE_TOKENS):
         allowed = allowed_tokens(matcher.mask())
         if not allowed:
-            raise InvalidConstraint("the grammar is too complex to follow, or leads nowhere")
-    return grammar
+            raise InvalidConstraint(
+                "the grammar is too complex to follow, or leads nowhere"
+                if place
+                else "no text matches, or the grammar is too complex"
+            )
+        token_id = choose.choice(allowed)
+        if token_id in ends:
+            return
+        matcher.advance(token_id)
+        if matcher.complete:
+            return
 
 
 def grammar_of(spec: ConstraintSpec, vocabulary: MatchVocabulary) -> str:

@@ -25,7 +25,7 @@ from inferd.executor.device_worker import DeviceWorker
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
 from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.memory import cache_budget, step_bytes
-from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
+from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks, warm_up_plans
 from inferd.executor.worker import Worker
 from inferd.layers.decoder_layer import KVCache
 from inferd.models.decoder import Decoder, DecoderWeights
@@ -145,7 +145,7 @@ def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
 
 def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
     context = requested_context(model.spec, config.model.max_model_len)
-    return largest_plan(config.scheduler, context, config.cache.block_size)
+    return largest_plan(config.scheduler, context, config.cache.block_size, model.spec.has_head)
 
 
 def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:
@@ -161,13 +161,16 @@ def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker
 
 @torch.inference_mode()
 def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerConfig) -> DeviceWorker:
-    """Like build_worker, for ops that wait for nothing; on CUDA the decode steps are captured here."""
+    """Like build_worker, for ops that wait for nothing; on CUDA decode steps are captured, others tried."""
     decoder = build_decoder(model, plan.num_blocks, plan.block_size)
     max_rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     graphs = DecodeGraphs(decoder, max_rows, plan.max_context, plan.block_size, model.device)
+    worker = DeviceWorker(decoder, plan.block_size, model.device, graphs)
     if model.device.type == "cuda":
         graphs.capture()
-    return DeviceWorker(decoder, plan.block_size, model.device, graphs)
+        for step in warm_up_plans(scheduler, plan.max_context, plan.block_size):
+            worker.finish(worker.launch(step))
+    return worker
 
 
 def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decoder:

@@ -11,8 +11,9 @@ from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead, ExecutorInfo, Progress
 from inferd.executor.group import GroupExecutor
 from inferd.executor.kv_plan import KVPlan, KVRoom, plan_kv
+from inferd.executor.launch import create_launcher
 from inferd.executor.links import RankLinks
-from inferd.executor.seats import Backend, Launcher, Seat, create_launcher
+from inferd.executor.seats import Backend, Launcher, Seat
 from inferd.executor.wire import (
     Allocate,
     Allocated,

@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from inferd.config import EngineConfig, ParallelConfig
+from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import Progress
-from inferd.executor.rank_processes import RankProcesses
-from inferd.executor.wire import Environment
 
-LOOPBACK = "127.0.0.1"
 RAY_CLUSTER_FILE = Path("/tmp/ray/ray_current_cluster")  # written by a Ray node of this machine
 
 Backend = Literal["local", "multiprocess", "ray"]
@@ -44,27 +41,6 @@ class Launcher(Protocol):
     def stop(self) -> None: ...
 
     def kill(self) -> None: ...
-
-
-class LocalLauncher:
-    """All ranks on this machine."""
-
-    def __init__(self, world_size: int) -> None:
-        self._world_size = world_size
-        self._processes = RankProcesses()
-
-    def start(self, progress: Progress) -> Sequence[Seat]:
-        size = self._world_size
-        return [Seat(self._processes.start_local(rank), rank, size, LOOPBACK) for rank in range(size)]
-
-    def endings(self) -> str:
-        return self._processes.endings()
-
-    def stop(self) -> None:
-        self._processes.stop()
-
-    def kill(self) -> None:
-        self._processes.kill()
 
 
 def choose_backend(config: EngineConfig) -> Backend:
@@ -107,28 +83,3 @@ def ray_runs() -> bool:
     if importlib.util.find_spec("ray") is None:
         return False
     return "RAY_ADDRESS" in os.environ or RAY_CLUSTER_FILE.exists()
-
-
-def create_launcher(config: EngineConfig, backend: Backend, environment: Environment) -> Launcher:
-    """Raises StartupError for a world that the machines cannot share evenly."""
-    parallel = config.parallel
-    if backend == "ray":
-        from inferd.executor.ray_launcher import RayLauncher
-
-        return RayLauncher(config)
-    if parallel.nnodes > 1:
-        from inferd.executor.nodes import NodesLauncher
-
-        ranks_per_node(parallel)
-        return NodesLauncher(parallel, environment)
-    return LocalLauncher(parallel.world_size)
-
-
-def ranks_per_node(parallel: ParallelConfig) -> int:
-    size, nodes = parallel.world_size, parallel.nnodes
-    if size % nodes:
-        raise StartupError(
-            f"{size} ranks (--tensor-parallel-size x --pipeline-parallel-size) cannot be shared by --nnodes {nodes}: "
-            f"it must divide them"
-        )
-    return size // nodes

@@ -18,8 +18,8 @@ from inferd.parallel.context import TensorGroup
 class DecoderWeights:
     """embedding and lm_head are one prepared weight where the model ties them.
 
-    The first pipeline stage has embedding and positions, the last norm and lm_head. V is this rank's part of the
-    vocabulary, which begins with first_token.
+    The first pipeline stage has embedding and positions, the last norm and, where the model has one, lm_head. V is this
+    rank's part of the vocabulary, which begins with first_token.
     """
 
     embedding: Weight | None  # [V, E]
@@ -88,7 +88,7 @@ class Decoder:
 
     def logits(self, stream: torch.Tensor) -> torch.Tensor:
         """Rows [S, E] of the residual stream -> [S, V]."""
-        assert self.weights.lm_head is not None, "only the last stage has logits"
+        assert self.weights.lm_head is not None, "only the last stage of a model with a head has logits"
         return self.weights.lm_head(self.ops, self.hidden(stream))
 
     def _embed_shard(self, ids: torch.Tensor, embedding: Weight) -> torch.Tensor:

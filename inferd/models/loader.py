@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
-from inferd_kernels.quantize import quantize
-from inferd_kernels.reference import quantize_rows
-from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight, Weight
+from inferd_kernels.weights import Weight
 
 from inferd.checkpoint import Checkpoint
 from inferd.config import Quantization
@@ -17,21 +15,19 @@ from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
 from inferd.models.decoder import DecoderWeights
-from inferd.models.registry import find_tensor, weight_rules
+from inferd.models.matrix_loader import MatrixLoader
+from inferd.models.registry import weight_rules
 from inferd.models.rope import build_rope
+from inferd.models.rule_reader import RuleReader
 from inferd.models.shard import ModelShard, whole_model
 from inferd.models.spec import DecoderSpec
-from inferd.models.tensor_files import SlicedFiles, TensorFiles, WeightReader
 from inferd.models.weights import Rule
 from inferd.parallel.context import TensorGroup
 
 
 @dataclass(slots=True)
 class Loader:
-    """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed.
-
-    The whole model is mapped, so that what needs no conversion is not copied; a shard is read, byte by byte its own.
-    """
+    """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed."""
 
     checkpoint: Checkpoint
     spec: DecoderSpec
@@ -42,13 +38,17 @@ class Loader:
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
     quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
-    _files: WeightReader = field(default_factory=TensorFiles)
-    _parts_read: int = 0
+    _reader: RuleReader = field(init=False)
+    _matrices: MatrixLoader = field(init=False)
     _bytes_held: int = 0
+
+    def __post_init__(self) -> None:
+        self._reader = RuleReader(self.checkpoint, self.spec, self.shard, self.notify)
+        self._matrices = MatrixLoader(self._reader, self.ops, self.dtype, self.device, self.quantization)
 
     @property
     def bytes_read(self) -> int:
-        return self._files.bytes_read
+        return self._reader.bytes_read
 
     def load(self, max_positions: int) -> DecoderWeights:
         """Weights of this rank, rotary tables of max_positions.
@@ -57,8 +57,6 @@ class Loader:
         not finite (matrices are not scanned: their rows fail when they are used).
         """
         shard = self._part
-        files = SlicedFiles() if self.shard is not None else None
-        self._files = files or self._files
         rope = None if self.spec.rope is None else build_rope(self.spec.rope, max_positions, self.device)
         rules = _by_target(weight_rules(self.spec))
         layers = tuple(self._layer(rules, index, rope) for index in shard.layers)
@@ -75,8 +73,7 @@ class Loader:
             first_token=shard.vocab.start,
         )
         self.notify(1.0)
-        if files is not None:
-            files.close()
+        self._reader.close()
         return weights
 
     @property
@@ -91,7 +88,7 @@ class Loader:
             embedding = self._matrix(rules["embedding"], 0)[0]
             if isinstance(embedding, torch.Tensor):
                 self._check_finite(rules["embedding"][0].source, embedding)
-        if shard.has_head:
+        if shard.has_head and self.spec.has_head:
             lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
         return (embedding if shard.has_embedding else None), lm_head
 
@@ -132,58 +129,19 @@ class Loader:
         return linear if self.group.size == 1 else replace(linear, reduce=self.group.all_reduce)
 
     def _matrix(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
-        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
-        raw = [self._read(rule, layer) for rule in rules]
-        fused = _concatenate(raw)
-        prepared = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
-        fused = _concatenate(prepared)
-        result = (fused,) if fused is not None else tuple(prepared)
-        self._bytes_held += sum(part.nbytes for part in result)
-        return result
-
-    def _prepare(self, rule: Rule, weight: Weight) -> Weight:
-        """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
-        if isinstance(weight, torch.Tensor):
-            weight = weight.to(self.dtype)
-        try:
-            if self.quantization is not None and isinstance(weight, torch.Tensor):
-                weight = _quantized(weight, self.quantization, rule.per_layer)
-            prepared = self.ops.prepare_weight(weight, self.dtype)
-        except ValueError as error:
-            raise StartupError(f"{self.checkpoint.path}: tensor {rule.source}: {error}") from None
-        return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
+        parts = self._matrices.load(rules, layer)
+        self._bytes_held += sum(part.nbytes for part in parts)
+        return parts
 
     def _vector(self, rules: dict[str, list[Rule]], target: str, layer: int) -> torch.Tensor | None:
         """A norm weight, a (fused) bias or the position table in the model's dtype; None for what is not there."""
         if target not in rules:
             return None
-        parts = [self._read(rule, layer) for rule in rules[target]]
+        parts = [self._reader.read(rule, layer) for rule in rules[target]]
         vector = torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).to(self.dtype)
         self._check_finite(rules[target][0].source.format(layer=layer), vector)
         self._bytes_held += vector.nbytes
         return vector.to(self.device)
-
-    def _read(self, rule: Rule, layer: int) -> CheckpointWeight:
-        record = find_tensor(self.checkpoint.tensors, rule.source.format(layer=layer))
-        rows, columns = rule_slices(rule, self._part, self.spec)
-        if self.shard is None and rule.num_parts == 1:
-            rows, columns = None, None
-        weight = self._files.read(record, *((columns, rows) if rule.transposed else (rows, columns)))
-        self._parts_read += 1
-        self.notify(min(self._parts_read / self._num_parts(), 1.0))
-        if record.rope_interleaved:
-            num_rows = record.shape[0] if rows is None else len(rows)
-            order = half_split_order(num_rows, self.spec.head_dim)
-            return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
-        if rule.transposed:
-            if isinstance(weight, QuantizedWeight):
-                raise StartupError(f"{record.file}: tensor {record.name} is stored transposed and quantized")
-            return weight.t().contiguous()
-        return weight
-
-    def _num_parts(self) -> int:
-        per_layer = [rule.per_layer for rule in weight_rules(self.spec)]
-        return max(sum(len(self._part.layers) if each else 1 for each in per_layer), 1)
 
     def _check_finite(self, name: str, values: torch.Tensor) -> None:
         # One pass: a sum is finite unless a term is not.
@@ -191,59 +149,8 @@ class Loader:
             raise StartupError(f"{self.checkpoint.path}: tensor {name} holds values that are not finite")
 
 
-def half_split_order(rows: int, head_dim: int) -> torch.Tensor:
-    """Row order that turns interleaved rotary pairs (0, 1), (2, 3), .. of each head into the halves form:
-    new row h * D + half * D/2 + i is old row h * D + 2 i + half."""
-    return torch.arange(rows).view(-1, head_dim // 2, 2).transpose(1, 2).flatten()
-
-
-def rule_slices(rule: Rule, shard: ModelShard, spec: DecoderSpec) -> tuple[range | None, range | None]:
-    """(output rows, input columns) of the whole tensor that a rank holds of a part; None: all."""
-    dim = spec.head_dim
-    ranges = {
-        "whole": None,
-        "q": range(shard.q_heads.start * dim, shard.q_heads.stop * dim),
-        "kv": range(shard.kv_heads.start * dim, shard.kv_heads.stop * dim),
-        "inner": shard.inner,
-        "vocab": shard.vocab,
-    }
-    name, _, axis = rule.split.partition("_")
-    held = ranges[name]
-    if axis == "columns":
-        return None, held
-    if rule.num_parts == 1:
-        return held, None
-    first = rule.part * rule.shape[0]
-    held = held or range(rule.shape[0])
-    return range(first + held.start, first + held.stop), None
-
-
-def _quantized(weight: torch.Tensor, kind: Quantization, per_layer: bool) -> Weight:
-    """fp8: e4m3 values with a scale per row; q4, q8: ggml's groups of 32. Raises ValueError for values that have no
-    such form."""
-    if kind != "fp8":
-        return quantize(weight, 4 if kind == "q4" and per_layer else 8).weight
-    if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
-        raise ValueError("the matrix holds values that are not finite")
-    return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))
-
-
 def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
     grouped: dict[str, list[Rule]] = {}
     for rule in rules:
         grouped.setdefault(rule.target, []).append(rule)
     return grouped
-
-
-def _concatenate(parts: Sequence[Weight]) -> Weight | None:
-    """The parts as one weight over their rows; None when their formats differ."""
-    if len(parts) == 1:
-        return parts[0]
-    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
-    if len(tensors) == len(parts):
-        return torch.cat(tensors) if len({part.dtype for part in tensors}) == 1 else None
-    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
-    if len(quantized) < len(parts) or len({part.format for part in quantized}) > 1:
-        return None
-    shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
-    return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)

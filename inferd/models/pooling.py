@@ -11,6 +11,7 @@ from inferd.config import Pooling
 from inferd.errors import StartupError
 from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import ModelSpec
+from inferd.models.spec import DecoderSpec
 
 Activation = Literal["sigmoid", "softmax", "identity"]
 
@@ -61,15 +62,16 @@ def capabilities(checkpoint: Checkpoint, spec: ModelSpec, pooling: Pooling = "au
             )
         return Capabilities(generates=False, classifier=classifier_of(checkpoint.config, spec.num_labels))
     is_encoder, sentence = isinstance(spec, EncoderSpec), checkpoint.sentence
-    if not is_encoder and sentence is None and pooling == "auto":
+    generates = isinstance(spec, DecoderSpec) and spec.has_head
+    if generates and sentence is None and pooling == "auto":
         return GENERATES
-    stated = sentence.pooling if sentence else "mean"
+    stated = sentence.pooling if sentence else ("mean" if is_encoder else "last")
     kind = stated if pooling == "auto" else pooling
     if kind == "cls" and not is_encoder:
         raise StartupError("pooling cls: the first token of a decoder has seen no other; last and mean are supported")
     prompts = sentence.prompts if sentence else {}
     return Capabilities(
-        generates=not is_encoder,
+        generates=generates,
         embedding=Embedding(
             dimensions=spec.hidden_size,
             pooling=kind,

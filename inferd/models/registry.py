@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -25,6 +25,17 @@ MODELS: Mapping[str, str] = MappingProxyType(
         "Qwen3ForCausalLM": "inferd.models.qwen3",
         "GPT2LMHeadModel": "inferd.models.gpt2",
         "OPTForCausalLM": "inferd.models.opt",
+    }
+)
+# Decoders saved without their head, as embedding models are: they embed, and generate nothing.
+HEADLESS: Mapping[str, str] = MappingProxyType(
+    {
+        "LlamaModel": "LlamaForCausalLM",
+        "MistralModel": "MistralForCausalLM",
+        "Qwen2Model": "Qwen2ForCausalLM",
+        "Qwen3Model": "Qwen3ForCausalLM",
+        "GPT2Model": "GPT2LMHeadModel",
+        "OPTModel": "OPTForCausalLM",
     }
 )
 # Encoders: they embed or score, and generate nothing.
@@ -62,15 +73,16 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     stated = list(config.get("architectures") or [])
     if not stated and config.get("model_type") in MODEL_TYPES:
         stated = [MODEL_TYPES[str(config["model_type"])]]
+    supported = (*MODELS, *HEADLESS, *ENCODERS)
     for name in stated:
-        if name in MODELS or name in ENCODERS:
+        if name in supported:
             return str(name)
     given = ", ".join(map(str, stated)) or config.get("model_type") or "none named"
-    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted((*MODELS, *ENCODERS)))}")
+    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted(supported))}")
 
 
 def family(architecture: str) -> Family:
-    module = import_module(MODELS[architecture])
+    module = import_module(MODELS[HEADLESS.get(architecture, architecture)])
     return Family(module.spec_from_hf, module.weight_rules)
 
 
@@ -87,11 +99,17 @@ def model_spec(config: Mapping[str, Any]) -> ModelSpec:
     architecture = architecture_of(config)
     if architecture in ENCODERS:
         return bert.spec_from_hf(config, architecture)
-    return family(architecture).spec_from_hf(config)
+    spec = family(architecture).spec_from_hf(config)
+    if architecture in HEADLESS:
+        return replace(spec, architecture=architecture, has_head=False, tied_embeddings=False)
+    return spec
 
 
 def weight_rules(spec: ModelSpec) -> tuple[Rule, ...]:
-    return bert.weight_rules(spec) if isinstance(spec, EncoderSpec) else family(spec.architecture).weight_rules(spec)
+    if isinstance(spec, EncoderSpec):
+        return bert.weight_rules(spec)
+    rules = family(spec.architecture).weight_rules(spec)
+    return rules if spec.has_head else tuple(rule for rule in rules if rule.target != "lm_head")
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
@@ -124,7 +142,8 @@ def is_ignored(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor that no rule asks for may be there."""
     if isinstance(spec, EncoderSpec):
         return ENCODER_IGNORED.fullmatch(name) is not None
-    return bool(IGNORED.match(name)) or (spec.tied_embeddings and name == "lm_head.weight")
+    needs_no_head = spec.tied_embeddings or not spec.has_head
+    return bool(IGNORED.match(name)) or (needs_no_head and name == "lm_head.weight")
 
 
 def canonical_names(tensors: Mapping[str, TensorRecord], expected: Iterable[str]) -> dict[str, TensorRecord]:

@@ -69,6 +69,7 @@ class DecoderSpec:
 
     windows: sliding attention window of each layer in tokens (the query's own included), 0 for full attention.
     context_length: positions the model was made for, RoPE scaling included.
+    has_head: False for a bare model, whose last hidden states are all there is: it embeds, and has no logits.
     """
 
     architecture: str
@@ -88,6 +89,7 @@ class DecoderSpec:
     o_bias: bool = False
     mlp_bias: bool = False
     tied_embeddings: bool = False
+    has_head: bool = True
     norm: Norm = "rms"
     activation: Activation = "silu_gated"
     num_positions: int = 0

@@ -25,6 +25,9 @@ class WeightReader(Protocol):
         """Rows and columns (None: all) of a tensor as it is stored: a float tensor in the checkpoint's own dtype, or
         [N, K] quantized blocks; StartupError when the file cannot be read or a quantized tensor is no matrix."""
 
+    def close(self) -> None:
+        """What was read stays."""
+
 
 class TensorFiles:
     """Maps checkpoint files, each once, and cuts tensors out of them without copying.
@@ -37,18 +40,22 @@ class TensorFiles:
         self._maps: dict[Path, torch.Tensor] = {}
 
     def read(self, record: TensorRecord, rows: range | None = None, columns: range | None = None) -> CheckpointWeight:
-        self.bytes_read += record.nbytes
-        raw = self._map(record.file)[record.offset : record.offset + record.nbytes]
+        rows = rows or range(record.shape[0])
+        row_bytes = record.nbytes // record.shape[0]
+        start = record.offset + rows.start * row_bytes
+        raw = self._map(record.file)[start : start + len(rows) * row_bytes]
+        self.bytes_read += raw.nbytes
         dtype = FLOAT_FORMATS.get(record.format)
         if dtype is None:
             assert columns is None, "blocks of a whole tensor are not cut"
-            blocks = raw.view(_matrix_shape(record)[0], -1)
-            return _quantized(record, blocks if rows is None else blocks[rows.start : rows.stop])
-        if record.offset % dtype.itemsize:
+            return _quantized(record, raw.view(len(rows), row_bytes))
+        if start % dtype.itemsize:
             raw = raw.clone()
-        tensor = raw.view(dtype).view(record.shape)
-        tensor = tensor if rows is None else tensor[rows.start : rows.stop]
+        tensor = raw.view(dtype).view(len(rows), *record.shape[1:])
         return tensor if columns is None else tensor[:, columns.start : columns.stop]
+
+    def close(self) -> None:
+        self._maps.clear()
 
     def _map(self, path: Path) -> torch.Tensor:
         if path not in self._maps:
@@ -133,4 +140,4 @@ def _matrix_shape(record: TensorRecord) -> tuple[int, int]:
 
 
 def _quantized(record: TensorRecord, blocks: torch.Tensor) -> QuantizedWeight:
-    return QuantizedWeight(blocks, record.format, (blocks.shape[0], record.shape[1]))
+    return QuantizedWeight(blocks, record.format, (blocks.shape[0], _matrix_shape(record)[1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
@@ -89,11 +90,13 @@ class AdminService:
         return admin_pb2.ClearPrefixCacheResponse(blocks_freed=answer.blocks_freed)
 
     async def watch_load(self, pb: admin_pb2.WatchLoadRequest, call: Call) -> None:
-        interval = DEFAULT_INTERVAL_S
+        interval, heartbeat = DEFAULT_INTERVAL_S, math.inf
         if pb.HasField("interval"):
             interval = max(MIN_INTERVAL_S, check_duration("interval", pb.interval, allow_zero=True))
+        if pb.HasField("heartbeat"):
+            heartbeat = max(MIN_INTERVAL_S, check_duration("heartbeat", pb.heartbeat))
         call.background = True
-        async for report in changes(self._front, interval, call.closing):
+        async for report in changes(self._front, interval, heartbeat, call.closing):
             await call.write(report)
             if pb.once:
                 return
@@ -130,20 +133,22 @@ def drain_report(front: FrontEngine) -> admin_pb2.DrainResponse:
 
 
 async def changes(
-    front: FrontEngine, interval_s: float, closing: asyncio.Event
+    front: FrontEngine, interval_s: float, heartbeat_s: float, closing: asyncio.Event
 ) -> AsyncIterator[admin_pb2.WatchLoadResponse]:
-    """The load at first, then whenever something but the age of the last step has changed."""
-    sequence, last = 0, None
+    """The load at first, then whenever something but the age of the last step has changed, and after heartbeat_s
+    without a change."""
+    sequence, last, due = 0, None, 0.0
     while not closing.is_set():
         report = load_report(front)
         idle_ms, report.idle_ms = report.idle_ms, 0
-        if report != last:
+        if report != last or time.monotonic() >= due:
+            due = time.monotonic() + heartbeat_s
             last = admin_pb2.WatchLoadResponse()
             last.CopyFrom(report)
             sequence += 1
             report.sequence, report.idle_ms = sequence, idle_ms
             yield report
-        await asyncio.sleep(interval_s)
+        await asyncio.sleep(min(interval_s, heartbeat_s))
 
 
 def load_report(front: FrontEngine) -> admin_pb2.WatchLoadResponse:
@@ -154,11 +159,12 @@ def load_report(front: FrontEngine) -> admin_pb2.WatchLoadResponse:
     report = admin_pb2.WatchLoadResponse(
         tokens_per_second=round(rate, 1),
         prefix_hit_rate=hits / queries if queries else 0.0,
+        kv_blocks_total=front.ready.num_blocks if front.ready else 0,  # before the first step too
         draining=front.gate.drain_reason is not None,
         idle_ms=min(2**32 - 1, round(1000 * (now - metrics.last_step_at))) if metrics.last_step_at else 0,
     )
     if stats is not None:
         report.running, report.waiting = stats.running, stats.waiting
         report.waiting_prompt_tokens = stats.waiting_prompt_tokens
-        report.kv_blocks_used, report.kv_blocks_total = stats.blocks_used, stats.blocks_total
+        report.kv_blocks_used = stats.blocks_used
     return report

@@ -125,7 +125,9 @@ class ModelService:
             reasoning_format=reasoning_format(model.chat_templates),
             tool_call_format=tool_call_format(model.chat_templates),
             limits=self._limits(),
-            constraints=[model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind],
+            constraints=[
+                model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind if model.capabilities.generates
+            ],
             default_truncation=common_pb2.TRUNCATION_ERROR,
             embedding=embedding_to_pb(model.capabilities.embedding),
         )
@@ -161,7 +163,7 @@ class ModelService:
         context = engine.max_context_tokens if engine else 0
         return model_pb2.Limits(
             max_context_tokens=context,
-            max_output_tokens=max(context - 1, 0),
+            max_output_tokens=max(context - 1, 0) if self._model.capabilities.generates else 0,
             max_choices=min(limits.max_choices, scheduler.max_num_seqs),
             max_top_logprobs=limits.max_top_logprobs,
             max_stop_strings=limits.max_stop_strings,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
+import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +14,17 @@ import grpc
 import httpx
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from inferd.testing.processes import children_of
+from inferd.testing.processes import children_of, peak_memory
 from inferd.testing.product import Product, wait_until
 from inferd.v1 import inference_pb2, inference_pb2_grpc
 
 PAUSE_S = 0.25
+# A turn beside the hostile callers, compared with one alone. Generous: the machine may be shared, and each of them may
+# send a megabyte. What it must not be is held up until they are done.
+SLOWDOWN = 4
+SLACK_S = 1.0  # of the median turn
+WORST_S = 5.0  # of the slowest
+GROWTH_BYTES = 96 * 2**20  # per process: caches that fill, and pages that the allocator keeps
 PROMPT = "the canary sings in the mine"
 TOKENS = 64
 SERVICE = "inferd.v1.InferenceService"
@@ -29,6 +37,7 @@ class Sighting:
     processes: list[int]
     series: set[str]
     restarts: float
+    memory: dict[int, int]  # process id -> anonymous resident bytes
 
 
 @dataclass
@@ -40,7 +49,8 @@ class Canary:
     model: str
     alone: list[int] = field(default_factory=list)
     wrong: list[Any] = field(default_factory=list)
-    turns: int = 0
+    turns: list[float] = field(default_factory=list)  # seconds that each took
+    alone_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._stop = threading.Event()
@@ -50,8 +60,9 @@ class Canary:
         self._watching: Any = health_pb2_grpc.HealthStub(self._channel).Watch(
             health_pb2.HealthCheckRequest(service=SERVICE)
         )
-        self.alone = self._stream()
-        self._short_alone = self._short()
+        self.alone, self._short_alone = self._stream(), self._short()
+        self.alone_s = statistics.median(self._turn() for _ in range(3))
+        assert not self.wrong, self.wrong
         self._before = look(self.product)
 
     def __enter__(self) -> Canary:
@@ -67,28 +78,39 @@ class Canary:
         self._channel.close()
 
     def check(self) -> None:
-        """After __exit__: the canary's answers never changed, nothing runs, every block is free, nothing restarted."""
-        assert self.turns > 0
+        """After __exit__: the canary's answers never changed and came in time, nothing runs, every block is free,
+        nothing restarted, no process has grown."""
+        assert self.turns
         assert not self.wrong, self.wrong[:3]
+        allowed = SLOWDOWN * self.alone_s
+        assert statistics.median(self.turns) <= allowed + SLACK_S, (self.alone_s, self.turns)
+        assert max(self.turns) <= allowed + WORST_S, (self.alone_s, self.turns)
         for name in ("requests_running", "requests_waiting", "kv_cache_usage_ratio"):
             wait_until(lambda name=name: self.product.metric(f"inferd_{name}") == 0, 10, f"{name} 0")  # type: ignore[misc]  # a bound default
         after = look(self.product)
         assert after.restarts == self._before.restarts
         assert after.processes == self._before.processes
+        larger = {pid: size - self._before.memory[pid] for pid, size in after.memory.items()}
+        assert max(larger.values()) <= GROWTH_BYTES, larger
         grown = {name for name in after.series - self._before.series if not labels_may_come(name)}
         assert not grown, grown
 
     def _sing(self) -> None:
         while not self._stop.is_set():
-            for work, expected in ((self._stream, self.alone), (self._short, self._short_alone)):
-                try:
-                    got: Any = work()
-                except (grpc.RpcError, httpx.HTTPError) as error:
-                    got = error
-                if got != expected:
-                    self.wrong.append(got)
-            self.turns += 1
+            self.turns.append(self._turn())
             self._stop.wait(PAUSE_S)
+
+    def _turn(self) -> float:
+        """Both requests, their answers compared; the seconds they took."""
+        started = time.monotonic()
+        for work, expected in ((self._stream, self.alone), (self._short, self._short_alone)):
+            try:
+                got: Any = work()
+            except (grpc.RpcError, httpx.HTTPError) as error:
+                got = error
+            if got != expected:
+                self.wrong.append(got)
+        return time.monotonic() - started
 
     def _watch(self) -> None:
         try:
@@ -117,12 +139,13 @@ class Canary:
 
 
 def look(product: Product) -> Sighting:
-    """Process ids of the family that must live on, the names of all series of both processes, and engine restarts."""
+    """Of the processes of the family that must live on, and of the series of daemon and gateway."""
     family = [product.pid]
     for pid in family:
         family += [child for child in children_of(pid) if not may_be_replaced(child)]
     series = series_of(product.metrics) | series_of(f"{product.http}/metrics")
-    return Sighting(family, series, product.metric("inferd_engine_restarts_total"))
+    memory = {pid: peak_memory(pid)["RssAnon"] for pid in family}
+    return Sighting(family, series, product.metric("inferd_engine_restarts_total"), memory)
 
 
 def may_be_replaced(pid: int) -> bool:

@@ -134,7 +134,10 @@ def arrays(name: str, part: Mapping[str, Any], schemas: Mapping[str, Any]) -> It
 def is_json(value: Any) -> bool:
     """Whether RFC 8259 and UTF-8 can say it."""
     if isinstance(value, str):
-        return not any(0xD800 <= ord(character) < 0xE000 for character in value)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
     return not isinstance(value, float) or math.isfinite(value)
 
 

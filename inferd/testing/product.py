@@ -106,7 +106,8 @@ def running_gateway(backends: Sequence[str], *flags: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def running(arguments: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[int]:
-    """A command of this repository once it is ready; its process id. It must end well."""
+    """A command of this repository once it is ready; its process id. It must end well. It is asked to as by a
+    keyboard: after SIGTERM a daemon waits for balancers to take note."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "gateway"), str(ROOT / "kernels")])
     process = subprocess.Popen([sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
     try:
@@ -114,5 +115,5 @@ def running(arguments: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[
         assert process.poll() is None, f"{' '.join(arguments[:2])} exited with {process.returncode}"
         yield process.pid
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
         assert process.wait(40) == 0

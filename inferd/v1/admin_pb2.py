@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15inferd/v1/admin.proto\x12\tinferd.v1\x1a\x1egoogle/protobuf/duration.proto\"H\n\x14\x41\x62ortRequestsRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\";\n\x15\x41\x62ortRequestsResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x03(\t\x12\x11\n\tnot_found\x18\x02 \x03(\t\"N\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0b\x61\x62ort_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0c\n\x04idle\x18\x03 \x01(\x08\"\x10\n\x0eUndrainRequest\"\x11\n\x0fUndrainResponse\"5\n\x17\x43learPrefixCacheRequest\x12\x11\n\x04salt\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_salt\"0\n\x18\x43learPrefixCacheResponse\x12\x14\n\x0c\x62locks_freed\x18\x01 \x01(\x04\"M\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04once\x18\x02 \x01(\x08\"\xee\x01\n\x11WatchLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1d\n\x15waiting_prompt_tokens\x18\x03 \x01(\x04\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\x04\x12\x17\n\x0fkv_blocks_total\x18\x05 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x02\x12\x17\n\x0fprefix_hit_rate\x18\x07 \x01(\x02\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x0f\n\x07idle_ms\x18\n \x01(\r\"=\n\x10\x44umpStateRequest\x12\x10\n\x08sections\x18\x01 \x03(\t\x12\x17\n\x0finclude_prompts\x18\x02 \x01(\x08\"2\n\x11\x44umpStateResponse\x12\x0f\n\x07section\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\x0c\x32\xd3\x03\n\x0c\x41\x64minService\x12R\n\rAbortRequests\x12\x1f.inferd.v1.AbortRequestsRequest\x1a .inferd.v1.AbortRequestsResponse\x12<\n\x05\x44rain\x12\x17.inferd.v1.DrainRequest\x1a\x18.inferd.v1.DrainResponse0\x01\x12@\n\x07Undrain\x12\x19.inferd.v1.UndrainRequest\x1a\x1a.inferd.v1.UndrainResponse\x12[\n\x10\x43learPrefixCache\x12\".inferd.v1.ClearPrefixCacheRequest\x1a#.inferd.v1.ClearPrefixCacheResponse\x12H\n\tWatchLoad\x12\x1b.inferd.v1.WatchLoadRequest\x1a\x1c.inferd.v1.WatchLoadResponse0\x01\x12H\n\tDumpState\x12\x1b.inferd.v1.DumpStateRequest\x1a\x1c.inferd.v1.DumpStateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15inferd/v1/admin.proto\x12\tinferd.v1\x1a\x1egoogle/protobuf/duration.proto\"H\n\x14\x41\x62ortRequestsRequest\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x0b\n\x03\x61ll\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\";\n\x15\x41\x62ortRequestsResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x03(\t\x12\x11\n\tnot_found\x18\x02 \x03(\t\"N\n\x0c\x44rainRequest\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12.\n\x0b\x61\x62ort_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\rDrainResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x0c\n\x04idle\x18\x03 \x01(\x08\"\x10\n\x0eUndrainRequest\"\x11\n\x0fUndrainResponse\"5\n\x17\x43learPrefixCacheRequest\x12\x11\n\x04salt\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x07\n\x05_salt\"0\n\x18\x43learPrefixCacheResponse\x12\x14\n\x0c\x62locks_freed\x18\x01 \x01(\x04\"{\n\x10WatchLoadRequest\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04once\x18\x02 \x01(\x08\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xee\x01\n\x11WatchLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1d\n\x15waiting_prompt_tokens\x18\x03 \x01(\x04\x12\x16\n\x0ekv_blocks_used\x18\x04 \x01(\x04\x12\x17\n\x0fkv_blocks_total\x18\x05 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x06 \x01(\x02\x12\x17\n\x0fprefix_hit_rate\x18\x07 \x01(\x02\x12\x10\n\x08\x64raining\x18\x08 \x01(\x08\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x0f\n\x07idle_ms\x18\n \x01(\r\"=\n\x10\x44umpStateRequest\x12\x10\n\x08sections\x18\x01 \x03(\t\x12\x17\n\x0finclude_prompts\x18\x02 \x01(\x08\"2\n\x11\x44umpStateResponse\x12\x0f\n\x07section\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\x0c\x32\xd3\x03\n\x0c\x41\x64minService\x12R\n\rAbortRequests\x12\x1f.inferd.v1.AbortRequestsRequest\x1a .inferd.v1.AbortRequestsResponse\x12<\n\x05\x44rain\x12\x17.inferd.v1.DrainRequest\x1a\x18.inferd.v1.DrainResponse0\x01\x12@\n\x07Undrain\x12\x19.inferd.v1.UndrainRequest\x1a\x1a.inferd.v1.UndrainResponse\x12[\n\x10\x43learPrefixCache\x12\".inferd.v1.ClearPrefixCacheRequest\x1a#.inferd.v1.ClearPrefixCacheResponse\x12H\n\tWatchLoad\x12\x1b.inferd.v1.WatchLoadRequest\x1a\x1c.inferd.v1.WatchLoadResponse0\x01\x12H\n\tDumpState\x12\x1b.inferd.v1.DumpStateRequest\x1a\x1c.inferd.v1.DumpStateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -49,13 +49,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLEARPREFIXCACHERESPONSE']._serialized_start=440
   _globals['_CLEARPREFIXCACHERESPONSE']._serialized_end=488
   _globals['_WATCHLOADREQUEST']._serialized_start=490
-  _globals['_WATCHLOADREQUEST']._serialized_end=567
-  _globals['_WATCHLOADRESPONSE']._serialized_start=570
-  _globals['_WATCHLOADRESPONSE']._serialized_end=808
-  _globals['_DUMPSTATEREQUEST']._serialized_start=810
-  _globals['_DUMPSTATEREQUEST']._serialized_end=871
-  _globals['_DUMPSTATERESPONSE']._serialized_start=873
-  _globals['_DUMPSTATERESPONSE']._serialized_end=923
-  _globals['_ADMINSERVICE']._serialized_start=926
-  _globals['_ADMINSERVICE']._serialized_end=1393
+  _globals['_WATCHLOADREQUEST']._serialized_end=613
+  _globals['_WATCHLOADRESPONSE']._serialized_start=616
+  _globals['_WATCHLOADRESPONSE']._serialized_end=854
+  _globals['_DUMPSTATEREQUEST']._serialized_start=856
+  _globals['_DUMPSTATEREQUEST']._serialized_end=917
+  _globals['_DUMPSTATERESPONSE']._serialized_start=919
+  _globals['_DUMPSTATERESPONSE']._serialized_end=969
+  _globals['_ADMINSERVICE']._serialized_start=972
+  _globals['_ADMINSERVICE']._serialized_end=1439
 # @@protoc_insertion_point(module_scope)

@@ -66,12 +66,14 @@ class ClearPrefixCacheResponse(_message.Message):
     def __init__(self, blocks_freed: _Optional[int] = ...) -> None: ...
 
 class WatchLoadRequest(_message.Message):
-    __slots__ = ("interval", "once")
+    __slots__ = ("interval", "once", "heartbeat")
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     ONCE_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     interval: _duration_pb2.Duration
     once: bool
-    def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., once: _Optional[bool] = ...) -> None: ...
+    heartbeat: _duration_pb2.Duration
+    def __init__(self, interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., once: _Optional[bool] = ..., heartbeat: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class WatchLoadResponse(_message.Message):
     __slots__ = ("running", "waiting", "waiting_prompt_tokens", "kv_blocks_used", "kv_blocks_total", "tokens_per_second", "prefix_hit_rate", "draining", "sequence", "idle_ms")

@@ -142,6 +142,8 @@ class Ops:
     self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
     decoder_stack   (layers: [DecoderLayer], eps) -> run, run(hidden [T,E] float32, batch) -> [T,E]: all layers in one
                     call, embeddings in, the residual stream before the final norm out; None where no backend has it
+    pack_rows       (rows: WeightRows, dtype) -> weight: prepare_weight of a matrix that comes in blocks, with no more
+                    than a block in memory beside the result; None where prepare_weight has no layout of its own
     """
 
     backends: Mapping[str, str]
@@ -163,13 +165,18 @@ class Ops:
     activate: Callable[..., torch.Tensor]
     self_attention: Callable[..., torch.Tensor]
     decoder_stack: Callable[..., Callable[..., torch.Tensor]] | None = None
+    pack_rows: Callable[..., Weight] | None = None
 
 
 # Of encoders; torch computes them on every backend.
 ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
-NO_OPS = ("backends", "cache_dtypes", "quantizations", "decoder_stack", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
+NO_OPS = (
+    *("backends", "cache_dtypes", "quantizations", "decoder_stack", "pack_rows"),
+    *ENCODER_OP_NAMES,
+    *LOGITS_OP_NAMES,
+)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
@@ -192,13 +199,13 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
     cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
     quantizations: tuple[str, ...] = reference.QUANTIZATIONS
-    decoder_stack = None
+    decoder_stack = pack_rows = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
 
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
-            decoder_stack = native.decoder_stack
+            decoder_stack, pack_rows = native.decoder_stack, native.pack_rows
             cache_dtypes, quantizations = native.cache_dtypes, native.quantizations
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
     if backend == "varlen":
@@ -213,6 +220,7 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         quantizations=quantizations,
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
+        pack_rows=pack_rows,
     )
 
 
@@ -251,4 +259,5 @@ def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
         raise ValueError(f"kernel backend 'varlen' needs a cuda device, not {device!r}")
     from inferd_kernels import varlen
 
+    varlen.check_torch()
     return {**_triton_ops(device), "paged_attention": ("varlen", varlen.paged_attention)}

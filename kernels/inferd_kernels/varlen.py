@@ -2,12 +2,13 @@
 
 The KV layout is the same, so a cache whose page is a multiple of 256 tokens is handed over as it is; FlashAttention 2,
 which torch carries, accepts no smaller pages, and those are gathered first, on the device and without waiting for it.
-One split (`num_splits=1`) makes a row independent of its neighbours. Not run: no GPU was at hand; the tests check the
-arguments against an emulation.
+One split (`num_splits=1`) makes a row independent of its neighbours. Not run on a GPU: the one at hand had torch 2.11,
+which takes no block tables; the tests check the arguments against an emulation.
 """
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 
 PAGE_MULTIPLE = 256  # tokens
 CACHE_DTYPES = (torch.float16, torch.bfloat16)
+NEEDED = ("block_table", "seqused_k", "enable_gqa", "num_splits")  # parameters of varlen_attn, as of torch 2.13
+
+
+def check_torch() -> None:
+    """Raises ValueError when this torch's varlen attention cannot read a paged cache."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    missing = [name for name in NEEDED if name not in signature(varlen_attn).parameters]
+    if missing:
+        raise ValueError(
+            f"kernel backend 'varlen' needs a torch whose varlen_attn takes {', '.join(missing)} (2.13 does), "
+            f"this is {torch.__version__}"
+        )
 
 
 def paged_attention(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -67,3 +68,15 @@ class BackendWeight:
 
 CheckpointWeight: TypeAlias = torch.Tensor | QuantizedWeight
 Weight: TypeAlias = CheckpointWeight | Fp8Weight | BackendWeight
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRows:
+    """An [N, K] matrix that comes in blocks of whole rows, in order, so that it need not be in memory as a whole.
+
+    shape   (N, K)
+    blocks  all float tensors, or all quantized blocks of one format
+    """
+
+    shape: tuple[int, int]
+    blocks: Iterable[CheckpointWeight]

@@ -226,7 +226,7 @@ class TestErrors(Asking):
         self.refused(self.http.get("/v2/nothing"), None, 404)
         response = self.http.delete(CHAT_PATH)
         self.refused(response, None, 405)
-        assert response.headers["allow"] == "POST"
+        assert response.headers["allow"] == "OPTIONS, POST"
 
 
 class TestHeaders(Asking):

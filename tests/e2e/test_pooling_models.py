@@ -8,15 +8,16 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import openai
 import pytest
 import torch
-from transformers import BertForSequenceClassification, BertModel
+from transformers import BertForSequenceClassification, BertModel, Qwen3Config, Qwen3Model
 
 from inferd.testing.product import Product, running_product
-from inferd.testing.tiny_bert import WORDS, add_sentence_modules, make_tiny_bert, tiny_tokenizer
+from inferd.testing.tiny_bert import VOCABULARY, WORDS, add_sentence_modules, make_tiny_bert, tiny_tokenizer
 from inferd.v1 import common_pb2, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 
 rng = random.Random(17)
@@ -42,6 +43,23 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Product
 def reranker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Product, Any]]:
     folder = tmp_path_factory.mktemp("tiny-reranker")
     model = make_tiny_bert(folder, BertForSequenceClassification, num_labels=1)
+    with running_product(str(folder), "--served-model-name", "tiny", "--threads", "1") as product:
+        yield product, model
+
+
+@pytest.fixture(scope="module")
+def bare_decoder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Product, Any]]:
+    """A decoder saved without its head, as a sentence-transformers folder that takes the last token."""
+    folder = tmp_path_factory.mktemp("tiny-bare-decoder")
+    torch.manual_seed(6)
+    config = Qwen3Config(
+        vocab_size=len(VOCABULARY), hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = Qwen3Model(config).eval()
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    add_sentence_modules(folder, pooling="lasttoken", max_seq_length=MAX_TOKENS)
     with running_product(str(folder), "--served-model-name", "tiny", "--threads", "1") as product:
         yield product, model
 
@@ -267,3 +285,37 @@ def test_grpc_and_http_give_the_same_numbers(reranker: tuple[Product, Any]) -> N
     reply = post(product, "/score", {"text_1": QUERY, "text_2": DOCUMENTS})
     np.testing.assert_allclose(response.scores, [entry["score"] for entry in reply["data"]], atol=1e-6)
     assert response.usage.prompt_tokens == reply["usage"]["prompt_tokens"]
+
+
+def test_a_decoder_without_a_head_embeds_and_nothing_else(bare_decoder: tuple[Product, Any]) -> None:
+    product, model = bare_decoder
+    states = []
+    for text in SENTENCES:
+        ids = tiny_tokenizer()(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            states.append(model(ids).last_hidden_state[0, -1])
+    expected = torch.nn.functional.normalize(torch.stack(states)).numpy()
+    reply = post(product, "/v1/embeddings", {"input": SENTENCES, "truncate_prompt_tokens": -1})
+    np.testing.assert_allclose([entry["embedding"] for entry in reply["data"]], expected, atol=2e-3)
+    for path, body in {
+        "/v1/completions": {"prompt": "a"},
+        "/v1/completions ": {"prompt": "a", "echo": True, "max_tokens": 0, "logprobs": 1},
+        "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    }.items():
+        assert post(product, path.strip(), body, 400)["error"]["code"] == "unsupported_task", path
+    text = common_pb2.Prompt(text="a")
+    with product.channel() as channel:
+        info = model_pb2_grpc.ModelServiceStub(channel).GetModelInfo(model_pb2.GetModelInfoRequest())
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        continuation = inference_pb2.ContinuationTask.Item(context=text, continuation=text)
+        task = inference_pb2.ContinuationTask(items=[continuation])
+        for call, request in (
+            (lambda each: list(stub.Generate(each)), inference_pb2.GenerateRequest(prompt=text)),
+            (stub.Score, inference_pb2.ScoreRequest(continuations=task)),
+        ):
+            with pytest.raises(grpc.RpcError, match="it can embed, score_pairs") as refused:
+                call(request)
+            assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert list(info.card.tasks) == [model_pb2.TASK_EMBED, model_pb2.TASK_SCORE_PAIRS]
+    assert (info.architecture, info.embedding.pooling) == ("Qwen3Model", "last")
+    assert (list(info.constraints), info.limits.max_output_tokens) == ([], 0)

@@ -176,12 +176,45 @@ def test_unknown_fields_are_refused_when_strict(start_gateway):
     assert gateway.chat().status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "limit"),
+    [
+        ("/v1/completions", {"prompt": "a", "max_tokens": 4}, "max_tokens"),
+        ("/v1/completions", {"prompt": "a"}, "max_tokens"),
+        ("/v1/chat/completions", {"max_completion_tokens": 4}, "max_completion_tokens"),
+        ("/v1/responses", {"input": "a", "max_output_tokens": 16}, "max_output_tokens"),
+    ],
+)
+def test_all_fields_of_a_message_have_the_names_of_the_caller(gateway, daemon, make_status, path, fields, limit):
+    text = "stop.min_tokens must be at most stop.max_tokens (4), got 9"
+    daemon.failures.append(make_status("INVALID_ARGUMENT", text, "INVALID_PARAMETER", "stop.min_tokens"))
+    messages = {"messages": [{"role": "user", "content": "a"}]} if "chat" in path else {}
+    error = error_of(gateway.post(path, {"model": "toy", "min_tokens": 9, **messages, **fields}), 400)
+    assert error["param"] == "min_tokens"
+    assert error["message"] == f"min_tokens must be at most {limit} (4), got 9"
+
+
 def test_routing_errors(gateway):
     error_of(gateway.get("/v1/nothing"), 404)
     response = gateway.get("/v1/chat/completions")
     error_of(response, 405)
-    assert response.headers["allow"] == "POST"
+    assert response.headers["allow"] == "OPTIONS, POST"
     error_of(gateway.post("/health", {}), 405)
+    error_of(gateway.client.options("/v1/nothing"), 404)
+
+
+def test_every_route_says_which_methods_it_takes(gateway):
+    """OPTIONS and 405 agree, and are the description's methods with what is added to all."""
+    described = gateway.get("/openapi.json").json()["paths"]
+    assert len(described) > 20
+    for template, operations in described.items():
+        path = template.replace("{name}", "toy")
+        methods = {method.upper() for method in operations}
+        expected = ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
+        for method in ("OPTIONS", "PUT", "DELETE"):
+            response = gateway.client.request(method, path)
+            assert response.status_code == (204 if method == "OPTIONS" else 405), (method, path)
+            assert response.headers["allow"] == expected, (method, path)
 
 
 def test_bodies_that_are_too_large(gateway):

@@ -26,6 +26,7 @@ LONG = "You are a helpful assistant. " * 20
 class FakeBackend:
     target: str
     open_streams: int = 0
+    reported_load: int | None = None
     times_chosen: int = 0
     serving: bool | None = True
 
@@ -64,6 +65,28 @@ def test_the_imbalance_of_one_popular_prefix_is_bounded() -> None:
     loads = sorted(model.backend.open_streams for model in models)
     assert sum(loads) == 400
     assert loads[-1] <= 1.25 * 401 / 4 + 6
+
+
+def test_reported_loads_count_only_if_all_report() -> None:
+    models = daemons(3)
+    for model, streams, load in zip(models, (0, 5, 9), (8, 6, 2), strict=True):
+        model.backend.open_streams, model.backend.reported_load = streams, load
+    assert choose(models, None) is models[2]
+    models[1].backend.reported_load = None
+    assert choose(models, None) is models[0]
+    models[1].backend.serving = False
+    assert choose(models, None) is models[2]
+
+
+def test_a_prefix_leaves_a_daemon_that_others_keep_busy() -> None:
+    models = daemons(2)
+    key = keys(1)[0]
+    home = choose(models, key)
+    other = models[1 - models.index(home)]
+    home.backend.reported_load, other.backend.reported_load = 100, 0
+    assert choose(models, key) is other
+    home.backend.reported_load = 3
+    assert choose(models, key) is home
 
 
 def test_what_makes_a_key() -> None:

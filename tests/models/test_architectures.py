@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
@@ -22,7 +23,7 @@ from transformers import (
 from inferd.executor.batch import build_batch
 from inferd.executor.sequence_state import SequenceState
 from inferd.models.decoder import Decoder
-from inferd.models.registry import MODELS, decoder_spec
+from inferd.models.registry import HEADLESS, MODELS, decoder_spec
 from inferd.request import SamplingParams
 from inferd.step import NewSequence, PlanItem
 
@@ -94,9 +95,17 @@ def case(
     return load_decoder(path), logits
 
 
-@torch.inference_mode()
 def forward(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
-    """Logits of every position; all prompts in each step, `chunk` tokens of each, block tables backwards."""
+    """Logits of every position, as `rows_of_positions`."""
+    return rows_of_positions(decoder, decoder.logits, prompts, chunk)
+
+
+@torch.inference_mode()
+def rows_of_positions(
+    decoder: Decoder, finish: Callable[[torch.Tensor], torch.Tensor], prompts: list[list[int]], chunk: int
+) -> list[torch.Tensor]:
+    """`finish` of the stream at every position; all prompts in each step, `chunk` tokens of each, block tables
+    backwards."""
     states, seen = {}, [0] * len(prompts)
     for index in range(len(prompts)):
         blocks = list(range(63 - index, 0, -len(prompts)))
@@ -112,7 +121,7 @@ def forward(decoder: Decoder, prompts: list[list[int]], chunk: int) -> list[torc
                 items.append(PlanItem(index, seen[index], tokens, [], ()))
                 seen[index] += len(tokens)
         batch = build_batch(items, states, 16, torch.device("cpu"))
-        rows = decoder.logits(decoder.forward(batch.ids, batch.paged))
+        rows = finish(decoder.forward(batch.ids, batch.paged))
         for item, start in zip(items, batch.row_starts, strict=True):
             logits[item.seq_id].append(rows[start : start + len(item.token_ids)])
     return [torch.cat(parts) for parts in logits]
@@ -143,6 +152,32 @@ def test_prompts_of_unequal_length_share_a_step(case: tuple[Decoder, list[torch.
     ours = forward(decoder, [PROMPTS[0][:3], PROMPTS[1]], 24)
     torch.testing.assert_close(ours[0], expected[0][:3], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours[1], expected[1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bare_models_give_the_hidden_states_of_transformers(
+    name: str, tmp_path: Path, load_decoder: Callable[[Path], Decoder]
+) -> None:
+    """Saved without a head the tensors' names lack their first component, and there is nothing to make logits of."""
+    config_class, changes = CASES[name]
+    torch.manual_seed(0)
+    config = config_class(**(SIZES | changes))
+    config._attn_implementation = "eager"
+    model = AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.15)
+        expected = [model(torch.tensor([prompt])).last_hidden_state[0] for prompt in PROMPTS]
+    model.save_pretrained(tmp_path)
+    decoder = load_decoder(tmp_path)
+    assert decoder.spec.architecture in HEADLESS
+    assert decoder.weights.lm_head is None
+    for ours, theirs in zip(rows_of_positions(decoder, decoder.hidden, PROMPTS, 16), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_every_architecture_may_be_bare() -> None:
+    assert sorted(HEADLESS.values()) == sorted(MODELS)
 
 
 @pytest.mark.parametrize("name", [name for name, (kind, _) in CASES.items() if kind not in (GPT2Config, OPTConfig)])

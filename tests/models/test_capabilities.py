@@ -49,6 +49,23 @@ def test_a_decoder_embeds_when_the_folder_or_the_user_says_how() -> None:
         found(LLAMA, "cls")
 
 
+def test_a_bare_decoder_embeds_by_its_last_token_and_does_not_generate() -> None:
+    bare = LLAMA | {"architectures": ["LlamaModel"]}
+    plain = found(bare)
+    assert not plain.generates
+    assert plain.embedding is not None
+    assert (plain.embedding.pooling, plain.embedding.normalize) == ("last", True)
+    by_flag, by_folder = (
+        found(bare, "mean").embedding,
+        found(bare, sentence=replace(SENTENCE, pooling="mean")).embedding,
+    )
+    assert by_flag is not None
+    assert by_folder is not None
+    assert (by_flag.pooling, by_folder.pooling, by_folder.max_tokens) == ("mean", "mean", 12)
+    with pytest.raises(StartupError, match="first token of a decoder"):
+        found(bare, "cls")
+
+
 def test_an_encoder_embeds_by_the_mean_unless_told_otherwise() -> None:
     config = BERT | {"architectures": ["BertModel"]}
     plain = found(config)

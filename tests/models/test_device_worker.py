@@ -19,6 +19,7 @@ from inferd.executor.build import build_decoder, build_device_worker, build_work
 from inferd.executor.decode_graphs import DecodeGraphs, context_buckets, row_buckets
 from inferd.executor.kv_plan import KVPlan
 from inferd.executor.local import DeviceExecutor, LocalExecutor
+from inferd.executor.rehearsal import warm_up_plans
 from inferd.models.registry import check_checkpoint
 from inferd.models.spec import DecoderSpec
 from inferd.request import LogprobParams, PoolingParams, Request, SamplingParams, StopParams
@@ -126,6 +127,21 @@ def test_every_kind_of_request_gets_what_the_plain_worker_gives(
     assert all(got.finish is not None for got in expected.values())
     pending = sum(item.token_ids == [PENDING] for plan in drive.plans for item in plan.items)
     assert (pending > 20) == (kinds is not HISTORY_DRAWS)
+
+
+@pytest.mark.parametrize("limits", [SCHEDULER, SchedulerConfig(max_num_seqs=1, max_num_batched_tokens=9)])
+def test_a_warm_up_leaves_nothing(model: Any, plain: Callable[[], Driver], limits: SchedulerConfig) -> None:
+    worker = build_device_worker(model, PLAN, limits)
+    plans = list(warm_up_plans(limits, PLAN.max_context, PLAN.block_size))
+    assert max(plan.num_tokens for plan in plans) > limits.max_num_batched_tokens / 2
+    for step in plans:
+        assert step.num_tokens <= limits.max_num_batched_tokens
+        assert len(step.items) <= limits.max_num_seqs
+        result = worker.finish(worker.launch(step))
+        assert all(sample.token_id >= 0 for item in result.results for sample in item.samples)
+    asked = requests(PLAIN_DRAWS[:3])  # under the warm-up's sequence numbers
+    drive = Driver(config=limits, executor=DeviceExecutor(worker, executor_info(model, PLAN, looks_ahead=True)))
+    assert outcomes(drive, asked) == outcomes(plain(), asked)
 
 
 def test_vectors_are_the_plain_workers(plain: Callable[[], Driver], ahead: Callable[[], Driver]) -> None:

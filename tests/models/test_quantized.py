@@ -19,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from inferd.checkpoint import Checkpoint, TensorRecord, open_checkpoint
 from inferd.errors import StartupError
 from inferd.models.decoder import Decoder
-from inferd.models.loader import Loader, half_split_order
+from inferd.models.loader import Loader
 from inferd.models.registry import check_checkpoint
+from inferd.models.rule_reader import half_split_order
 from inferd.models.tensor_files import TensorFiles
 from inferd.request import LogprobParams
 

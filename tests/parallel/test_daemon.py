@@ -87,13 +87,15 @@ def serving(model: Path, *flags: str) -> Iterator[Daemon]:
     reader = threading.Thread(target=lambda: daemon.log.extend(process.stderr or ()))
     reader.start()
     try:
-        wait_until(daemon.serves, START_S, "health SERVING")
+        wait_until(lambda: process.poll() is not None or daemon.serves(), START_S, "health SERVING")
+        assert process.poll() is None, "".join(daemon.log)
         yield daemon
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        status = process.wait(20)
         reader.join()
         process.stderr.close()
+    assert status == 0, "".join(daemon.log)
 
 
 def write_served_model(name: str, folder: Path, **changes: object) -> Path:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from inferd.config import EngineConfig
+from inferd.config import EngineConfig, SpeculativeConfig
 from inferd.executor.factory import create_executor
 from inferd.testing.thread_ranks import ThreadExecutor
 from inferd.testing.tiny_models import CONFIGS
@@ -81,6 +82,25 @@ def test_answers_are_those_of_one_worker(
     answers, drive = many(engine_config(tiny_model(name), tensor, stages), ask, 20, 32)
     same(answers, expected)
     assert drive.scheduler.stats().prefix_hits > 0
+
+
+@pytest.mark.parametrize(("tensor", "stages"), [(2, 1), (1, 2)])
+def test_guessed_tokens_change_no_answer(
+    tensor: int,
+    stages: int,
+    single: Ask,
+    tiny_model: Callable[[str], Path],
+    engine_config: Callable[..., EngineConfig],
+    ask: Ask,
+    same: Callable[[Any, Any], None],
+) -> None:
+    """Speculation over several ranks against one worker without it."""
+    config = engine_config(tiny_model("llama"), tensor, stages)
+    scheduler = replace(config.scheduler, max_num_seqs=3, speculative=SpeculativeConfig(prompt_lookup_min=1))
+    answers, drive = many(replace(config, scheduler=scheduler), ask, 10, 32)
+    same(answers, single("llama", 10, 32)[0])
+    stats = drive.scheduler.stats()
+    assert 0 < stats.accepted_draft_tokens < stats.draft_tokens, "guesses are taken, and refused"
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,11 @@ def test_as_many_tokens_and_sequences_as_a_step_may_have(limits: SchedulerConfig
     assert num_blocks(plan) == -(-lengths[0] // 3)
 
 
+def test_a_model_without_a_head_draws_nothing() -> None:
+    plan = largest_plan(SchedulerConfig(max_num_batched_tokens=11, max_num_seqs=3), 100, 3, has_head=False)
+    assert [item.choices for item in plan.items] == [()] * 3
+
+
 def test_the_estimate_of_a_cpu_is_more_than_the_largest_step_takes(
     tiny_model: Callable[[str], Path], engine_config: Callable[..., EngineConfig], tmp_path: Path
 ) -> None:

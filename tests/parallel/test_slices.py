@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -10,11 +12,19 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from inferd_kernels.cpu.convert import PackedWeight
+from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.weights import QuantizedWeight
 
-from inferd.checkpoint import TensorRecord
+from inferd.checkpoint import TensorRecord, open_checkpoint
 from inferd.errors import StartupError
+from inferd.models import rule_reader
+from inferd.models.decoder import DecoderWeights
+from inferd.models.loader import Loader
+from inferd.models.registry import check_checkpoint
+from inferd.models.shard import shard_model
 from inferd.models.tensor_files import SlicedFiles, TensorFiles
+from inferd.parallel.placement import Placement
 
 ROWS, COLUMNS = 12, 128
 
@@ -82,3 +92,33 @@ def all_values(record: TensorRecord) -> np.ndarray:
 def as_slice(columns: range) -> slice:
     assert gguf.GGML_QUANT_SIZES[GGMLQuantizationType.Q4_0][0] == 32
     return slice(columns.start, columns.stop)
+
+
+@pytest.mark.parametrize("name", ["llama-odd", "llama-tied", "gpt2"])
+def test_a_rank_that_reads_some_rows_at_a_time_holds_the_same(
+    name: str, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that reads whole matrices; and both read each byte of their shard once."""
+    ops = load_ops("cpu", "native", 1)
+    assert ops.pack_rows is not None
+    monkeypatch.setattr(rule_reader, "BLOCK_BYTES", 1)
+    checkpoint = open_checkpoint(tiny_model(name))
+    spec = check_checkpoint(checkpoint)
+    shard = shard_model(spec, Placement(1, 2, 1), 1)
+
+    def load(ops: Ops) -> tuple[DecoderWeights, int]:
+        loader = Loader(checkpoint, spec, ops, torch.float32, torch.device("cpu"), lambda done: None, shard)
+        return loader.load(64), loader.bytes_read
+
+    (ours, read), (expected, read_whole) = load(ops), load(replace(ops, pack_rows=None))
+    assert read == read_whole
+    assert ours.num_bytes == expected.num_bytes
+    assert packed_bytes(ours) == packed_bytes(expected)
+
+
+def packed_bytes(weights: DecoderWeights) -> list[bytes]:
+    matrices = [weights.embedding, *(weights.lm_head.parts if weights.lm_head is not None else ())]
+    for layer in weights.layers:
+        matrices += [part for linear in (layer.qkv, layer.o, layer.gate_up, layer.down) for part in linear.parts]
+    assert all(isinstance(matrix, PackedWeight) for matrix in matrices)
+    return [matrix.blocks.numpy().tobytes() for matrix in matrices if isinstance(matrix, PackedWeight)]

@@ -173,6 +173,16 @@ def test_the_load_once_and_as_it_changes(shared: Served) -> None:
     assert 0 <= seen[-1].prefix_hit_rate < 1
 
 
+def test_a_load_that_does_not_change_is_told_again_when_asked(shared: Served) -> None:
+    watch = shared.admin.WatchLoad(admin_pb2.WatchLoadRequest(heartbeat={"nanos": 50_000_000}), timeout=20)
+    reports = [next(watch) for _ in range(4)]
+    watch.cancel()
+    assert [report.sequence for report in reports] == [1, 2, 3, 4]
+    assert len({(report.running, report.waiting, report.kv_blocks_total) for report in reports[1:]}) == 1
+    failure = fails(shared.admin.WatchLoad(admin_pb2.WatchLoadRequest(heartbeat={})))
+    assert (failure.reason, failure.fields) == ("INVALID_PARAMETER", ("heartbeat",))
+
+
 def dump(admin: AdminServiceStub, **fields: Any) -> dict[str, Any]:
     pieces: defaultdict[str, bytes] = defaultdict(bytes)
     for message in admin.DumpState(admin_pb2.DumpStateRequest(**fields)):

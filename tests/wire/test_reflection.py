@@ -13,10 +13,12 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.descriptor import MethodDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
 from inferd.testing.wire import SEED, as_text, expected_tokens
+from inferd.v1 import admin_pb2, inference_pb2, model_pb2
 
 INFERENCE, MODELS, ADMIN = (f"inferd.v1.{name}Service" for name in ("Inference", "Model", "Admin"))
 GENERATE = {"prompt": {"text": "hello"}, "sampling": {"seed": str(SEED)}, "stop": {"maxTokens": 8}}
@@ -106,6 +108,12 @@ CALLS: dict[str, tuple[list[dict[str, Any]], str]] = {  # the requests, and what
     "grpc.health.v1.Health/Check": ([{}], "status"),
 }
 ENDLESS = {f"{ADMIN}/WatchLoad", "grpc.health.v1.Health/Watch"}
+CONTRACT = [
+    method
+    for file in (inference_pb2, model_pb2, admin_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
 
 
 def test_calls_are_those_that_are_listed(complete: DaemonProcess) -> None:
@@ -116,6 +124,7 @@ def test_calls_are_those_that_are_listed(complete: DaemonProcess) -> None:
         if "Reflection" not in method
     }
     assert set(CALLS) | ENDLESS == listed
+    assert {f"{method.containing_service.full_name}/{method.name}" for method in CONTRACT} < listed
 
 
 @pytest.mark.parametrize("method", CALLS)
@@ -124,6 +133,28 @@ def test_every_rpc_answers(complete: DaemonProcess, method: str) -> None:
     address = complete.admin if method.startswith(ADMIN) else complete.address
     first, *_ = call(str(address), method, *requests)
     assert not expected or expected in first
+    if method == f"{ADMIN}/Drain":
+        call(str(address), f"{ADMIN}/Undrain", {})
+
+
+@pytest.mark.parametrize("method", CONTRACT, ids=lambda method: method.name)
+def test_an_empty_request_is_answered_or_told_what_it_lacks(complete: DaemonProcess, method: MethodDescriptor) -> None:
+    service = method.containing_service.full_name
+    shape = f"{'stream' if method.client_streaming else 'unary'}_{'stream' if method.server_streaming else 'unary'}"
+    with grpc.insecure_channel(str(complete.admin if service == ADMIN else complete.address)) as channel:
+        try:
+            answer = getattr(channel, shape)(f"/{service}/{method.name}")(
+                iter(()) if method.client_streaming else b"", timeout=10
+            )
+            if method.server_streaming:
+                next(answer, None)
+                answer.cancel()
+            code = "OK"
+        except grpc.RpcError as error:
+            code = error.code().name
+    if method.name == "Drain":
+        call(str(complete.admin), f"{ADMIN}/Undrain", {})
+    assert code in {"OK", "INVALID_ARGUMENT"}
 
 
 @pytest.mark.parametrize("method", sorted(ENDLESS))

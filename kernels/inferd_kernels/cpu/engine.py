@@ -49,15 +49,19 @@ class NativeEngine:
         if status == NO_MEMORY:
             raise MemoryError(f"{op}: no scratch memory")
 
-    def pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> torch.Tensor:
-        """The packed bytes (csrc/layout.h) of rows `source` [N, row bytes or K] of format `kind`."""
+    def reserve(self, kind: str, shape: tuple[int, int]) -> torch.Tensor:
+        """Memory for the packed bytes of a matrix [N, K] of format `kind`."""
+        return self._slabs.take(self._library.inferd_packed_bytes(library.FORMATS[kind], *shape))
+
+    def pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int], packed: torch.Tensor, row: int) -> None:
+        """Rows `source` [N, row bytes or K] of format `kind` into `packed` (csrc/layout.h), where `row` begins: a
+        multiple of a panel's rows."""
         rows, width = shape
-        packed = self._slabs.take(self._library.inferd_packed_bytes(library.FORMATS[kind], rows, width))
         source = source.contiguous()
-        row_bytes = source.stride(0) * source.element_size()
-        args = library.PackArgs(source.data_ptr(), packed.data_ptr(), row_bytes, library.FORMATS[kind], rows, width)
+        row_bytes = source.shape[1] * source.element_size()
+        at = packed.data_ptr() + self._library.inferd_packed_bytes(library.FORMATS[kind], row, width)
+        args = library.PackArgs(source.data_ptr(), at, row_bytes, library.FORMATS[kind], rows, width)
         self._library.inferd_pack(self.handle, args)
-        return packed
 
 
 class Slabs:
@@ -71,7 +75,7 @@ class Slabs:
     def take(self, num_bytes: int) -> torch.Tensor:
         """num_bytes bytes aligned to 64."""
         if self._used + num_bytes > self._slab.numel():
-            memory = mmap.mmap(-1, max(SLAB_BYTES, num_bytes))
+            memory = mmap.mmap(-1, max(SLAB_BYTES, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 memory.madvise(mmap.MADV_HUGEPAGE)
             self._slab, self._used = torch.frombuffer(memory, dtype=torch.uint8), 0

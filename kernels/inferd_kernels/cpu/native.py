@@ -24,14 +24,16 @@ from inferd_kernels.cpu.convert import (
     native_shape,
 )
 from inferd_kernels.cpu.stack import NativeStack
-from inferd_kernels.weights import QuantizedWeight
+from inferd_kernels.weights import QuantizedWeight, WeightRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inferd_kernels.cpu.engine import NativeEngine
     from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope, SamplingBatch
-    from inferd_kernels.weights import Weight
+    from inferd_kernels.weights import CheckpointWeight, Weight
+
+PANEL_ROWS = 16  # csrc/layout.h, kLanes: rows are packed together in such panels
 
 
 class NativeOps:
@@ -54,20 +56,33 @@ class NativeOps:
         are packed as `dtype` says: bfloat16 in two bytes, anything else in float32. Vectors pass unchanged."""
         if isinstance(weight, PackedWeight):
             return weight
-        if isinstance(weight, QuantizedWeight):
-            if weight.format in library.FORMATS:
-                return self._pack(weight.blocks, weight.format, weight.shape)
-            weight = reference.dequantize(weight)
-        if not isinstance(weight, torch.Tensor):
-            raise ValueError(f"{type(weight).__name__} is the weight of another backend")
-        if weight.dim() != 2:
+        if isinstance(weight, torch.Tensor) and weight.dim() != 2:
             return weight
-        kind = "bf16" if dtype == torch.bfloat16 or weight.dtype == torch.bfloat16 else "f32"
-        values = weight.to(torch.bfloat16 if kind == "bf16" else torch.float32)
-        return self._pack(values, kind, (values.shape[0], values.shape[1]))
+        if not isinstance(weight, torch.Tensor | QuantizedWeight):
+            raise ValueError(f"{type(weight).__name__} is the weight of another backend")
+        return self.pack_rows(WeightRows((weight.shape[0], weight.shape[1]), [weight]), dtype)
 
-    def _pack(self, source: torch.Tensor, kind: str, shape: tuple[int, int]) -> PackedWeight:
-        data = self.engine.pack(source, kind, shape)
+    def pack_rows(self, rows: WeightRows, dtype: torch.dtype = torch.float32) -> PackedWeight:
+        """prepare_weight of a matrix in blocks: each is packed as it comes."""
+        packed: PackedWeight | None = None
+        pending, done = torch.empty(0), 0  # rows that fill no panel yet; rows that are packed
+        for block in rows.blocks:
+            source, kind = _packable(block, dtype)
+            if packed is None:
+                packed = self._unfilled(kind, rows.shape)
+            assert kind == packed.format, f"a block of {kind} among those of {packed.format}"
+            source = torch.cat((pending, source)) if len(pending) else source
+            is_last = done + len(source) == rows.shape[0]
+            ready = len(source) if is_last else len(source) // PANEL_ROWS * PANEL_ROWS
+            if ready:
+                self.engine.pack(source[:ready], kind, (ready, rows.shape[1]), packed.blocks, done)
+            pending, done = source[ready:].clone(), done + ready
+        assert packed is not None, "a matrix has rows"
+        assert done == rows.shape[0], f"{done} of {rows.shape[0]} rows came"
+        return packed
+
+    def _unfilled(self, kind: str, shape: tuple[int, int]) -> PackedWeight:
+        data = self.engine.reserve(kind, shape)
         return PackedWeight(data, kind, shape, library.Weight(data.data_ptr(), library.FORMATS[kind], *shape))
 
     def linear(
@@ -203,6 +218,17 @@ class NativeOps:
 def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: AttentionShape) -> bool:
     known = k_cache.dtype in CACHE_TYPES and v_cache.dtype == k_cache.dtype and shape.head_dim <= MAX_HEAD_DIM
     return known and k_cache.is_contiguous() and v_cache.is_contiguous()
+
+
+def _packable(weight: CheckpointWeight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
+    """Rows as csrc/pack.h takes them, and their format there."""
+    if isinstance(weight, QuantizedWeight):
+        if weight.format in library.FORMATS:
+            return weight.blocks, weight.format
+        weight = reference.dequantize(weight)
+    if dtype == torch.bfloat16 or weight.dtype == torch.bfloat16:
+        return weight.to(torch.bfloat16), "bf16"
+    return weight.to(torch.float32), "f32"
 
 
 def _floats(x: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,14 @@
-"""The kernels of a decode step on random values, and how long a GPU takes for them, beside `roofline`. Not run so far:
-no machine of this project has a GPU."""
+"""The kernels of a decode step on random values, and how long a GPU takes for them, beside `roofline`."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
 
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.proof.roofline import DEVICES, Device, Model
@@ -16,7 +17,9 @@ from inferd_kernels.triton.linear import W4Weight, quantize_rows
 from inferd_kernels.weights import Fp8Weight
 
 Launch: TypeAlias = Callable[[], object]
+MakeLaunch: TypeAlias = Callable[[], Launch]  # with inputs of its own
 REPEATS = 50
+COPIES = 4
 COLD_BYTES = 256 << 20  # written between two runs: more than any cache holds
 PAGE = 16
 FP8 = torch.float8_e4m3fn
@@ -28,12 +31,17 @@ def this_device() -> Device | None:
     return next((device for device in DEVICES if device.name.split()[0] in name), None)
 
 
-def seconds(launch: Launch) -> float:
-    """Median of replays of a captured graph, each with cold caches."""
-    launch()
+def seconds(make: MakeLaunch) -> float:
+    """Median time of one launch among COPIES in a captured graph, whose inputs no cache holds.
+
+    One launch per graph would measure the launch of the graph, 2 to 4 us on an H100, in which small kernels vanish.
+    """
+    launches = [make() for _ in range(COPIES)]
+    launches[0]()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        launch()
+        for launch in launches:
+            launch()
     cold = torch.empty(COLD_BYTES, dtype=torch.uint8, device="cuda")
     times: list[float] = []
     for _ in range(REPEATS):
@@ -43,7 +51,7 @@ def seconds(launch: Launch) -> float:
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        times.append(start.elapsed_time(end) / 1e3 / COPIES)
     return statistics.median(times)
 
 
@@ -66,20 +74,36 @@ def decode_batch(batch: int, context: int) -> PagedBatch:
     )
 
 
-def decode_launches(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+def decode_launches(ops: Ops, model: Model, batch: int, context: int) -> dict[str, MakeLaunch]:
     """Keyed as in roofline.decode_step."""
-    return _attention(ops, model, batch, context) | _matmuls(ops, model, batch) | _rows(ops, model, batch, context)
+    width = model.head_dim
+    matmuls = {
+        "qkv": ((model.heads + 2 * model.kv_heads) * width, model.hidden),
+        "o": (model.hidden, model.heads * width),
+        "gate_up": (2 * model.inner, model.hidden),
+        "down": (model.hidden, model.inner),
+        "lm_head (once)": (model.vocab, model.hidden),
+    }
+    return {
+        "decode attention": partial(decode_attention, ops, model, batch, context),
+        **{name: partial(_matmul, ops, batch, *size) for name, size in matmuls.items()},
+        "rope + KV write": partial(_rope, ops, model, batch, context),
+        "add + RMS norm (two per layer)": partial(_norm, ops, model, batch),
+        "SiLU * up": partial(_silu, ops, model, batch),
+        "sample, no filter": partial(_sample, ops, batch, False),
+        "sample, top-k and top-p": partial(_sample, ops, batch, True),
+    }
 
 
 def _shape(model: Model) -> AttentionShape:
     return AttentionShape(model.heads, model.kv_heads, model.head_dim, model.head_dim**-0.5)
 
 
-def _attention(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+def decode_attention(ops: Ops, model: Model, batch: int, context: int) -> Launch:
     step, shape = decode_batch(batch, context), _shape(model)
     caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
     q = random(batch, model.heads, model.head_dim)
-    return {"decode attention": lambda: ops.paged_attention(q, *caches, step, shape)}
+    return lambda: ops.paged_attention(q, *caches, step, shape)
 
 
 def fp8_attention(model: Model, batch: int, context: int) -> Launch:
@@ -123,48 +147,53 @@ def prefill_launch(ops: Ops, model: Model, tokens: int) -> Launch:
     return lambda: ops.paged_attention(q, *caches, step, shape)
 
 
-def _matmuls(ops: Ops, model: Model, batch: int) -> dict[str, Launch]:
-    width = model.head_dim
-    sizes = {
-        "qkv": ((model.heads + 2 * model.kv_heads) * width, model.hidden),
-        "o": (model.hidden, model.heads * width),
-        "gate_up": (2 * model.inner, model.hidden),
-        "down": (model.hidden, model.inner),
-        "lm_head (once)": (model.vocab, model.hidden),
-    }
-
-    def launch(columns: int, depth: int) -> Launch:
-        x, weight = random(batch, depth), random(columns, depth)
-        return lambda: ops.linear(x, weight)
-
-    return {name: launch(*size) for name, size in sizes.items()}
+def contiguous_prefill(model: Model, tokens: int) -> Launch:
+    """The same attention through torch's FlashAttention, over keys and values without pages."""
+    q = random(1, model.heads, tokens, model.head_dim)
+    k, v = (random(1, model.kv_heads, tokens, model.head_dim) for _ in range(2))
+    return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
-def quantized_matmuls(ops: Ops, model: Model, batch: int) -> dict[str, Launch]:
-    """gate_up with 8-bit and 4-bit weights."""
+def _matmul(ops: Ops, batch: int, columns: int, depth: int) -> Launch:
+    x, weight = random(batch, depth), random(columns, depth)
+    return lambda: ops.linear(x, weight)
+
+
+def fp8_matmul(ops: Ops, model: Model, batch: int) -> Launch:
+    """gate_up with 8-bit weights."""
+    x, weight = random(batch, model.hidden), Fp8Weight(*quantize_rows(random(2 * model.inner, model.hidden), FP8))
+    return lambda: ops.linear(x, weight)
+
+
+def w4_matmul(ops: Ops, model: Model, batch: int) -> Launch:
+    """gate_up with 4-bit weights in groups of 128."""
     columns, depth = 2 * model.inner, model.hidden
-    x = random(batch, depth)
-    fp8 = Fp8Weight(*quantize_rows(random(columns, depth), FP8))
     packed = torch.randint(0, 256, (columns, depth // 2), device="cuda", dtype=torch.uint8)
-    w4 = W4Weight(packed, torch.rand(columns, depth // 128, device="cuda"), None)
-    return {"gate_up, fp8": lambda: ops.linear(x, fp8), "gate_up, 4 bits": lambda: ops.linear(x, w4)}
+    x, weight = random(batch, depth), W4Weight(packed, torch.rand(columns, depth // 128, device="cuda"), None)
+    return lambda: ops.linear(x, weight)
 
 
-def _rows(ops: Ops, model: Model, batch: int, context: int) -> dict[str, Launch]:
+def _rope(ops: Ops, model: Model, batch: int, context: int) -> Launch:
     step, shape = decode_batch(batch, context), _shape(model)
     caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
     qkv = random(batch, (model.heads + 2 * model.kv_heads) * model.head_dim)
     rope = Rope(torch.rand(context, model.head_dim, device="cuda"), model.head_dim)
-    x, norm, inner = random(batch, model.hidden), random(model.hidden), random(batch, 2 * model.inner)
-    logits = random(batch, 128256)
-    free, filtered = sampling_batch(batch, False), sampling_batch(batch, True)
-    return {
-        "rope + KV write": lambda: ops.rope_kv_write(qkv, *caches, step, rope, shape),
-        "add + RMS norm (two per layer)": lambda: ops.add_rms_norm(x, x, norm, 1e-5),
-        "SiLU * up": lambda: ops.silu_mul(inner),
-        "sample, no filter": lambda: ops.sample(logits, free),
-        "sample, top-k and top-p": lambda: ops.sample(logits, filtered),
-    }
+    return lambda: ops.rope_kv_write(qkv, *caches, step, rope, shape)
+
+
+def _norm(ops: Ops, model: Model, batch: int) -> Launch:
+    x, weight = random(batch, model.hidden), random(model.hidden)
+    return lambda: ops.add_rms_norm(x, x, weight, 1e-5)
+
+
+def _silu(ops: Ops, model: Model, batch: int) -> Launch:
+    inner = random(batch, 2 * model.inner)
+    return lambda: ops.silu_mul(inner)
+
+
+def _sample(ops: Ops, batch: int, filtered: bool) -> Launch:
+    logits, parameters = random(batch, 128256), sampling_batch(batch, filtered)
+    return lambda: ops.sample(logits, parameters)
 
 
 def sampling_batch(rows: int, filtered: bool) -> SamplingBatch:

@@ -1,9 +1,8 @@
 """Causal attention of many query tokens per sequence over its paged context.
 
 A program takes ROWS = tokens x GROUP query rows of one KV head, so that tensor cores see 64 or 128 rows and K, V are
-read
-once per group. Key tiles start at multiples of TILE of the sequence, and a tile that a row may not see changes none
-of its bits: a prompt gives the same result in one piece or in chunks.
+read once per group. Key tiles start at multiples of TILE of the sequence, and a tile that a row may not see changes
+none of its bits: a prompt gives the same result in one piece or in chunks.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def prefill(
     PAGE: tl.constexpr, TILE: tl.constexpr, QUANTIZED: tl.constexpr, PTX: tl.constexpr, CAPPED: tl.constexpr,
     WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tokens // TOKENS + sequences, kv heads); the last, heaviest tiles of a sequence start first."""
-    work = tl.num_programs(0) - 1 - tl.program_id(0)
-    kv_head = tl.program_id(1)
+    """Grid (kv heads, tokens // TOKENS + sequences); of every head the last, heaviest tiles start first."""
+    kv_head = tl.program_id(0)
+    work = tl.num_programs(1) - 1 - tl.program_id(1)
     sequence, q_first = find_sequence(starts_ptr, sequences, work, TOKENS)
     start = tl.load(starts_ptr + sequence)
     count = tl.load(starts_ptr + sequence + 1) - start
@@ -132,7 +131,7 @@ def launch(
     per_program = tile.rows // group
     none = q.new_empty(0, dtype=torch.float32)
     k_scale, v_scale = scales if scales is not None else (none, none)
-    prefill[(tokens // per_program + sequences, kv_heads)](
+    prefill[(kv_heads, tokens // per_program + sequences)](
         q, k_cache, paired(v_cache), k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
         scale, softcap, window, sequences, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads,
         GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,

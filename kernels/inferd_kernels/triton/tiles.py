@@ -69,7 +69,7 @@ PREFILL = {
     ("any", 128): AttentionTile(64, 32, 4, 2),
     ("any", 256): AttentionTile(64, 32, 8, 2),
     ("hopper", 64): AttentionTile(128, 128, 8, 2),
-    ("hopper", 128): AttentionTile(128, 64, 8, 2),
+    ("hopper", 128): AttentionTile(64, 64, 4, 2),
     ("hopper", 256): AttentionTile(128, 32, 8, 2),
     ("blackwell", 64): AttentionTile(128, 128, 8, 2),
     ("blackwell", 128): AttentionTile(128, 64, 8, 2),
@@ -83,7 +83,8 @@ PREFILL = {
 PREFILL_8 = {
     ("cdna", 128): AttentionTile(64, 32, 4, 2),
     ("cdna", 256): AttentionTile(64, 32, 4, 2),
-    ("hopper", 256): AttentionTile(32, 64, 8, 2),  # 64 rows, for warp-group MMA, spill
+    ("hopper", 128): AttentionTile(128, 64, 8, 2),
+    ("hopper", 256): AttentionTile(32, 64, 8, 3),  # 64 rows, for warp-group MMA, spill
 }
 # (family, bytes of a weight, tokens) -> small GEMM: `tokens` is the bucket, 16 or 64
 GEMM_SMALL = {

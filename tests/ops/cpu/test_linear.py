@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from inferd_kernels import reference
+from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.weights import QuantizedWeight
+from inferd_kernels.weights import QuantizedWeight, WeightRows
 
 FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
 ROWS = (1, 2, 3, 4, 7, 16, 17, 33, 70)
@@ -121,3 +122,23 @@ def test_embedding_of_float_rows(ops: NativeOps, dtype: torch.dtype) -> None:
         ops.embedding(torch.tensor([0, 21]), packed, torch.float32)
     with pytest.raises(IndexError):
         ops.embedding(torch.tensor([-1]), packed, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["f32", "bf16", "q4_1", "q6_k", "q8_0"])
+def test_a_matrix_that_comes_in_blocks_is_packed_like_the_whole(
+    ops: NativeOps, random_blocks: Callable[..., QuantizedWeight], kind: str
+) -> None:
+    """Blocks end within panels, and some fill none."""
+    if kind in ("f32", "bf16"):
+        values = torch.randn(77, 256)
+        pieces: list[torch.Tensor | QuantizedWeight] = list(values.split([5, 33, 3, 32, 4]))
+        dtype = torch.float32 if kind == "f32" else torch.bfloat16
+        whole = ops.prepare_weight(values, dtype)
+    else:
+        weight = random_blocks(kind, 77, 256)
+        pieces = [QuantizedWeight(part, kind, (len(part), 256)) for part in weight.blocks.split([5, 33, 3, 32, 4])]
+        dtype, whole = torch.float32, ops.prepare_weight(weight)
+    packed = ops.pack_rows(WeightRows((77, 256), pieces), dtype)
+    assert isinstance(whole, PackedWeight)
+    assert (packed.format, packed.shape) == (whole.format, whole.shape) == (kind, (77, 256))
+    assert torch.equal(packed.blocks, whole.blocks)

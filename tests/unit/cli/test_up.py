@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from inferd.cli.arguments import parse
+from inferd.cli.example import example_call
 from inferd.cli.main import COMMANDS
 from inferd.cli.supervisor import Supervisor
 from inferd.cli.up import Plan, banner, make_plan
 from inferd.cli.values import UsageError
+from inferd.v1 import model_pb2
 
 FOREVER = "import signal; print('up', flush=True); signal.pause()"
 
@@ -68,18 +71,37 @@ def test_keys_travel_by_environment_alone(monkeypatch: pytest.MonkeyPatch) -> No
         "INFERD_GATEWAY_BACKEND_API_KEY": "hunter2",
     }
     assert made.http == "http://127.0.0.1:8100"
-    assert "hunter2" not in banner(made, "demo")
-    assert "$INFERD_API_KEY" in banner(made, "demo")
+    shown = banner(made, "demo", "/v1/embeddings", {"input": "a"})
+    assert "hunter2" not in shown
+    assert "$INFERD_API_KEY" in shown
 
 
 def test_the_banner_is_a_line_that_a_shell_can_run() -> None:
-    line = banner(plan(), "demo").splitlines()[-1].strip()
+    line = banner(plan(), "demo", "/v1/embeddings", {"input": "a cat"}).splitlines()[-1].strip()
     words = subprocess.run(
         ["bash", "-c", f"curl() {{ printf '%s\\0' \"$@\"; }}; {line}"], capture_output=True, check=True
     )
     arguments = words.stdout.decode().split("\0")
-    assert arguments[0] == "http://127.0.0.1:8000/v1/chat/completions"
-    assert '"model": "demo"' in arguments[4]
+    assert arguments[0] == "http://127.0.0.1:8000/v1/embeddings"
+    assert json.loads(arguments[4]) == {"model": "demo", "input": "a cat"}
+
+
+@pytest.mark.parametrize(
+    ("tasks", "templates", "path"),
+    [
+        (["GENERATE", "SCORE_CONTINUATIONS"], ["chatml"], "/v1/chat/completions"),
+        (["GENERATE", "EMBED"], [], "/v1/completions"),
+        (["EMBED", "SCORE_PAIRS"], ["chatml"], "/v1/embeddings"),
+        (["SCORE_PAIRS", "CLASSIFY"], [], "/rerank"),
+        (["CLASSIFY"], [], "/classify"),
+    ],
+)
+def test_the_line_asks_for_what_the_model_can_do(tasks: list[str], templates: list[str], path: str) -> None:
+    info = model_pb2.GetModelInfoResponse(
+        card=model_pb2.ModelCard(tasks=[model_pb2.Task.Value(f"TASK_{name}") for name in tasks]),
+        chat_templates=[model_pb2.ChatTemplate(name=name) for name in templates],
+    )
+    assert example_call(info)[0] == path
 
 
 def child(code: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import pytest
 
 from inferd.constraint.grammar import checked_grammar
 from inferd.constraint.matcher import MatcherFactory
+from inferd.constraint.schema import MAX_OPTIONAL_PROPERTIES
 from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.errors import InvalidConstraint
 from inferd.messages import Vocabulary
@@ -277,3 +278,37 @@ def test_ebnf(factory: MatcherFactory, grammar: str, good: list[str], bad: list[
 def test_bad_ebnf_names_the_place(factory: MatcherFactory, grammar: str, message: str) -> None:
     with pytest.raises(InvalidConstraint, match=message):
         checked_grammar(ConstraintSpec(KINDS.EBNF, grammar), factory)
+
+
+def object_of(count: int, required: int = 0) -> dict[str, Any]:
+    names = [f"p{number:03d}" for number in range(count)]
+    return {
+        "type": "object",
+        "properties": {name: {"type": "null"} for name in names},
+        "required": names[:required],
+    }
+
+
+def test_as_many_optional_properties_as_can_be_followed(factory: MatcherFactory) -> None:
+    """And any number of required ones."""
+    most = MAX_OPTIONAL_PROPERTIES
+    text = json.dumps({"p003": None, f"p{most - 1}": None})
+    check(factory, KINDS.JSON_SCHEMA, object_of(most), ["{}", text], [text[:-1]])
+    required = object_of(400 + most, required=400)
+    whole = json.dumps({name: None for name in required["properties"]})
+    check(factory, KINDS.JSON_SCHEMA, required, [whole], ["{}"])
+
+
+@pytest.mark.parametrize(
+    ("schema", "count"),
+    [
+        (object_of(500), 500),
+        (object_of(140, required=11), 129),
+        ({"type": "array", "items": object_of(129)}, 129),
+        ({"$defs": {"a": object_of(129)}, "$ref": "#/$defs/a"}, 129),
+        ({"anyOf": [object_of(70), {"allOf": [object_of(60)]}]}, 130),
+    ],
+)
+def test_more_optional_properties_are_refused(factory: MatcherFactory, schema: Any, count: int) -> None:
+    with pytest.raises(InvalidConstraint, match=f"has {count} properties that are not required, at most 128"):
+        checked_grammar(ConstraintSpec(KINDS.JSON_SCHEMA, json.dumps(schema)), factory)

@@ -11,6 +11,8 @@ namespace inferd {
 namespace {
 
 constexpr int kTileRows = 4;
+constexpr int kWideRows = 4;
+constexpr int kFloatRows = 4, kFloatPanels = 1;
 constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
 
 typedef float Floats __attribute__((vector_size(16)));
@@ -241,6 +243,7 @@ inline I dot_quads_wide(const P* quads, const int8_t* row, int first) {
     return add_i32(shift_left_i32<7>(high), dot_quads<8, count>(quads, row + kTileRows * 32 + 4 * first));
 }
 
+inline void set_part(I& sum, int, I x) { sum = x; }
 inline void add_part(I& sum, int, I x) { sum = add_i32(sum, x); }
 
 inline void transpose16(F r[16]) {

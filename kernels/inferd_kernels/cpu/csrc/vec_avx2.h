@@ -4,7 +4,9 @@
 namespace inferd {
 namespace {
 
-constexpr int kTileRows = 4;
+constexpr int kTileRows = 8;
+constexpr int kWideRows = 4;  // of a tile of 8-bit weights
+constexpr int kFloatRows = 4, kFloatPanels = 1;  // of a tile of float weights: its sums in registers
 constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
 
 struct F {
@@ -177,6 +179,7 @@ inline P dot_quads_wide(const P* quads, const int8_t* row, int first) {
     return sum;
 }
 
+inline void set_part(I& sum, int part, P x) { (part == 0 ? sum.a : sum.b) = x; }
 inline void add_part(I& sum, int part, P x) {
     __m256i& half = part == 0 ? sum.a : sum.b;
     half = _mm256_add_epi32(half, x);

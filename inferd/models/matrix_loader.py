@@ -1,0 +1,111 @@
+"""Weight rules of one matrix -> what the kernels compute with: fused, converted or quantized, in their layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from inferd_kernels.ops import Ops
+from inferd_kernels.quantize import quantize
+from inferd_kernels.reference import quantize_rows
+from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight, Weight, WeightRows
+
+from inferd.config import Quantization
+from inferd.errors import StartupError
+from inferd.models.rule_reader import RuleReader
+from inferd.models.tensor_files import FLOAT_FORMATS
+from inferd.models.weights import Rule
+
+WeightT = TypeVar("WeightT", CheckpointWeight, Weight)
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixLoader:
+    reader: RuleReader
+    ops: Ops
+    dtype: torch.dtype
+    device: torch.device
+    quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
+
+    def load(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
+        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
+        if self._comes_in_blocks(rules, layer):
+            return (self._packed(rules, layer),)
+        raw = [self.reader.read(rule, layer) for rule in rules]
+        fused = _concatenate(raw)
+        prepared: list[Weight] = [self._prepare(rules[0], part) for part in (raw if fused is None else [fused])]
+        joined = _concatenate(prepared)
+        return (joined,) if joined is not None else tuple(prepared)
+
+    def _comes_in_blocks(self, rules: list[Rule], layer: int) -> bool:
+        """Whether the parts are one matrix whose rows can be prepared without having seen the others."""
+        formats = {self.reader.format(rule, layer) for rule in rules}
+        if self.ops.pack_rows is None:
+            return False
+        if formats <= FLOAT_FORMATS.keys():
+            return self._bits(rules[0]) in (None, 8)  # 4 is the better of two formats for the whole matrix
+        return len(formats) == 1
+
+    def _packed(self, rules: list[Rule], layer: int) -> Weight:
+        """Read and packed some rows at a time: a whole embedding twice would be a good part of a shard."""
+        assert self.ops.pack_rows is not None
+        shapes = [self.reader.shape(rule) for rule in rules]
+        blocks = (self._converted(rule, block) for rule in rules for block in self.reader.blocks(rule, layer))
+        rows = WeightRows((sum(rows for rows, _ in shapes), shapes[0][1]), blocks)
+        with self._naming(rules[0]):
+            return self.ops.pack_rows(rows, self.dtype)
+
+    def _prepare(self, rule: Rule, weight: CheckpointWeight) -> Weight:
+        """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
+        with self._naming(rule):
+            if self.quantization == "fp8" and isinstance(weight, torch.Tensor):
+                prepared = self.ops.prepare_weight(_fp8_rows(weight.to(self.dtype)), self.dtype)
+            else:
+                prepared = self.ops.prepare_weight(self._converted(rule, weight), self.dtype)
+        return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
+
+    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight:
+        """A float matrix in the model's dtype, or quantized as was asked for."""
+        if not isinstance(weight, torch.Tensor):
+            return weight
+        weight = weight.to(self.dtype)
+        bits = self._bits(rule)
+        return weight if bits is None else quantize(weight, bits).weight
+
+    def _bits(self, rule: Rule) -> int | None:
+        """Of the groups a float matrix is quantized to."""
+        if self.quantization is None or self.quantization == "fp8":
+            return None
+        return 4 if self.quantization == "q4" and rule.per_layer else 8
+
+    @contextmanager
+    def _naming(self, rule: Rule) -> Iterator[None]:
+        """A matrix that cannot be prepared is an error of the checkpoint."""
+        try:
+            yield
+        except ValueError as error:
+            raise StartupError(f"{self.reader.path}: tensor {rule.source}: {error}") from None
+
+
+def _fp8_rows(weight: torch.Tensor) -> Fp8Weight:
+    """Raises ValueError for values that have no such form."""
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+        raise ValueError("the matrix holds values that are not finite")
+    return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))
+
+
+def _concatenate(parts: Sequence[WeightT]) -> WeightT | None:
+    """The parts as one weight over their rows; None when their formats differ."""
+    if len(parts) == 1:
+        return parts[0]
+    tensors = [part for part in parts if isinstance(part, torch.Tensor)]
+    if len(tensors) == len(parts):
+        return torch.cat(tensors) if len({part.dtype for part in tensors}) == 1 else None
+    quantized = [part for part in parts if isinstance(part, QuantizedWeight)]
+    if len(quantized) < len(parts) or len({part.format for part in quantized}) > 1:
+        return None
+    shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
+    return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)
