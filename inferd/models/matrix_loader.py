@@ -46,7 +46,8 @@ class MatrixLoader:
         if self.ops.pack_rows is None:
             return False
         if formats <= FLOAT_FORMATS.keys():
-            return self._bits(rules[0]) in (None, 8)  # 4 is the better of two formats for the whole matrix
+            # q4 is the better of two formats for the whole matrix; no backend that packs takes fp8.
+            return self._kind(rules[0]) in (None, "q8")
         return len(formats) == 1
 
     def _packed(self, rules: list[Rule], layer: int) -> Weight:
@@ -61,25 +62,19 @@ class MatrixLoader:
     def _prepare(self, rule: Rule, weight: CheckpointWeight) -> Weight:
         """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
         with self._naming(rule):
-            if self.quantization == "fp8" and isinstance(weight, torch.Tensor):
-                prepared = self.ops.prepare_weight(_fp8_rows(weight.to(self.dtype)), self.dtype)
-            else:
-                prepared = self.ops.prepare_weight(self._converted(rule, weight), self.dtype)
+            prepared = self.ops.prepare_weight(self._converted(rule, weight), self.dtype)
         return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
 
-    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight:
+    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight | Fp8Weight:
         """A float matrix in the model's dtype, or quantized as was asked for."""
         if not isinstance(weight, torch.Tensor):
             return weight
-        weight = weight.to(self.dtype)
-        bits = self._bits(rule)
-        return weight if bits is None else quantize(weight, bits).weight
+        weight, kind = weight.to(self.dtype), self._kind(rule)
+        return weight if kind is None else _quantized(weight, kind)
 
-    def _bits(self, rule: Rule) -> int | None:
-        """Of the groups a float matrix is quantized to."""
-        if self.quantization is None or self.quantization == "fp8":
-            return None
-        return 4 if self.quantization == "q4" and rule.per_layer else 8
+    def _kind(self, rule: Rule) -> Quantization | None:
+        """What a float matrix is quantized to."""
+        return "q8" if self.quantization == "q4" and not rule.per_layer else self.quantization
 
     @contextmanager
     def _naming(self, rule: Rule) -> Iterator[None]:
@@ -90,8 +85,11 @@ class MatrixLoader:
             raise StartupError(f"{self.reader.path}: tensor {rule.source}: {error}") from None
 
 
-def _fp8_rows(weight: torch.Tensor) -> Fp8Weight:
-    """Raises ValueError for values that have no such form."""
+def _quantized(weight: torch.Tensor, kind: Quantization) -> CheckpointWeight | Fp8Weight:
+    """fp8: e4m3 values with a scale per row; q4, q8: ggml's groups of 32. Raises ValueError for values that have no
+    such form."""
+    if kind != "fp8":
+        return quantize(weight, 4 if kind == "q4" else 8).weight
     if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
         raise ValueError("the matrix holds values that are not finite")
     return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))

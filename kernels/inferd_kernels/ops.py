@@ -197,9 +197,9 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         raise ValueError(f"kernel backend {backend!r} is not one of {', '.join(BACKENDS)}")
     names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
+    decoder_stack = pack_rows = None
     cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
     quantizations: tuple[str, ...] = reference.QUANTIZATIONS
-    decoder_stack = pack_rows = None
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
 

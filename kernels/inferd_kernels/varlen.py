@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch
 
 PAGE_MULTIPLE = 256  # tokens
-CACHE_DTYPES = (torch.float16, torch.bfloat16)
 NEEDED = ("block_table", "seqused_k", "enable_gqa", "num_splits")  # parameters of varlen_attn, as of torch 2.13
+
+CACHE_DTYPES = (torch.float16, torch.bfloat16)
 
 
 def check_torch() -> None:

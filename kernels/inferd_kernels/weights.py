@@ -79,4 +79,4 @@ class WeightRows:
     """
 
     shape: tuple[int, int]
-    blocks: Iterable[CheckpointWeight]
+    blocks: Iterable[CheckpointWeight | Fp8Weight]

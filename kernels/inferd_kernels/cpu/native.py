@@ -24,7 +24,7 @@ from inferd_kernels.cpu.convert import (
     native_shape,
 )
 from inferd_kernels.cpu.stack import NativeStack
-from inferd_kernels.weights import QuantizedWeight, WeightRows
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight, WeightRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -220,8 +220,10 @@ def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: Attention
     return known and k_cache.is_contiguous() and v_cache.is_contiguous()
 
 
-def _packable(weight: CheckpointWeight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
-    """Rows as csrc/pack.h takes them, and their format there."""
+def _packable(weight: CheckpointWeight | Fp8Weight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
+    """Rows as csrc/pack.h takes them, and their format there. Raises ValueError for fp8."""
+    if isinstance(weight, Fp8Weight):
+        raise ValueError("the native kernels take no fp8 weights")
     if isinstance(weight, QuantizedWeight):
         if weight.format in library.FORMATS:
             return weight.blocks, weight.format

@@ -110,18 +110,20 @@ def _(x: torch.Tensor, packed: torch.Tensor, *_: object) -> torch.Tensor:
 def linear_fp8(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Activations are quantized per token on the way in."""
     quantized, x_scale = quantize_rows(x, torch.float8_e4m3fn)
-    if x.shape[0] > SMALL_TOKENS and _scaled_mm_takes(values, x.dtype):
-        return torch._scaled_mm(
-            quantized, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), bias=bias, out_dtype=x.dtype
-        )
+    if x.shape[0] > SMALL_TOKENS and _scaled_mm_takes(values):
+        # Scales per row come with bfloat16 results alone.
+        wide = torch._scaled_mm(
+            quantized, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), out_dtype=torch.bfloat16
+        ).to(x.dtype)
+        return wide if bias is None else wide + bias
     out = x.new_empty(x.shape[0], values.shape[0])
     gemm_small.launch(out, quantized, values, bias, (x_scale, scale), gemm_small_tile(architecture(), 1, x.shape[0]))
     return out
 
 
-def _scaled_mm_takes(values: torch.Tensor, dtype: torch.dtype) -> bool:
-    """What cuBLAS asks of a row-scaled fp8 product (torch 2.11 on an H100 refuses others)."""
-    return dtype == torch.bfloat16 and values.shape[0] % 16 == 0 and values.shape[1] % 16 == 0
+def _scaled_mm_takes(values: torch.Tensor) -> bool:
+    """cuBLAS wants both sides of an fp8 weight in multiples of 16 (torch 2.11 on an H100 refuses others)."""
+    return values.shape[0] % 16 == 0 and values.shape[1] % 16 == 0
 
 
 @linear_fp8.register_fake

@@ -83,8 +83,7 @@ PREFILL = {
 PREFILL_8 = {
     ("cdna", 128): AttentionTile(64, 32, 4, 2),
     ("cdna", 256): AttentionTile(64, 32, 4, 2),
-    ("hopper", 128): AttentionTile(128, 64, 8, 2),
-    ("hopper", 256): AttentionTile(32, 64, 8, 3),  # 64 rows, for warp-group MMA, spill
+    ("hopper", 256): AttentionTile(32, 32, 4, 2),  # more rows or keys spill
 }
 # (family, bytes of a weight, tokens) -> small GEMM: `tokens` is the bucket, 16 or 64
 GEMM_SMALL = {
