@@ -68,13 +68,13 @@ def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCach
 
 def _fused_layer(layer: LayerWeights, cache: KVCache) -> DecoderLayer | None:
     """The layer in the form of `Ops.decoder_stack`; None for one that is not in that form, not in float32, or whose
-    matrices are spread over ranks, or whose cache has scales."""
+    matrices are spread over ranks."""
     matrices = (layer.qkv, layer.o, layer.gate_up, layer.down)
     if layer.activation != "silu_gated" or layer.attention_norm_bias is not None or layer.mlp_norm_bias is not None:
         return None
     if layer.attention_norm.dtype != torch.float32 or any(matrix.reduce is not None for matrix in matrices):
         return None
-    if layer.gate_up.bias is not None or layer.down.bias is not None or cache.scales is not None:
+    if layer.gate_up.bias is not None or layer.down.bias is not None:
         return None
     return DecoderLayer(
         qkv=layer.qkv.parts,
@@ -90,6 +90,7 @@ def _fused_layer(layer: LayerWeights, cache: KVCache) -> DecoderLayer | None:
         qk_norm=layer.qk_norm,
         qkv_bias=layer.qkv.bias,
         o_bias=layer.o.bias,
+        kv_scales=cache.scales,
     )
 
 

@@ -99,7 +99,7 @@ class DecoderLayer:
 
     qkv      [(Hq + 2 Hk) D, E] q | k | v rows, o [E, Hq D], gate_up [2 I, E] gate | up rows, down [E, I]: each as
              1 to 3 row blocks from `prepare_weight`, more than one where their formats differ
-    k_cache  [blocks, P, Hk, D], v_cache the same
+    k_cache  [blocks, P, Hk, D], v_cache the same; kv_scales of 8-bit ones, as in `Ops.paged_attention`
     Norm weights and biases are float32.
     """
 
@@ -116,6 +116,7 @@ class DecoderLayer:
     qk_norm: QkNorm | None = None
     qkv_bias: torch.Tensor | None = None
     o_bias: torch.Tensor | None = None
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,12 @@ def executor(path: Path, dtype: CacheDtype, backend: str = "reference", num_bloc
     return create_executor(config, lambda phase, fraction: None)
 
 
-def logprobs(path: Path, run_type: type, driver_type: Callable[[Any], Any], dtype: CacheDtype) -> torch.Tensor:
+def logprobs(
+    path: Path, run_type: type, driver_type: Callable[[Any], Any], dtype: CacheDtype, backend: str = "reference"
+) -> torch.Tensor:
     """Of the prompt's tokens [T - 1], the prompt in chunks, so that later ones read what earlier ones wrote."""
     run = run_type(PROMPT, max_tokens=1, prompt_logprobs=LogprobParams())
-    driver_type(executor(path, dtype)).run([run], chunk=3)
+    driver_type(executor(path, dtype, backend)).run([run], chunk=3)
     return torch.tensor([result.logprob for result in run.prompt_results])
 
 
@@ -61,20 +63,25 @@ def test_log_probabilities_are_those_of_float32_within_the_rounding(
     assert 0 < float((rounded - exact).abs().max()) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_the_native_kernels_round_as_the_reference_does(tiny_llama: Path, run_type: type, driver_type: Any) -> None:
+    expected = logprobs(tiny_llama, run_type, driver_type, "int8")
+    assert torch.allclose(logprobs(tiny_llama, run_type, driver_type, "int8", "native"), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize(("dtype", "backend"), [("int8", "reference"), ("fp8", "reference"), ("int8", "native")])
 def test_a_sequence_is_the_same_alone_and_among_others(
-    dtype: CacheDtype, tiny_llama: Path, run_type: type, driver_type: Any
+    dtype: CacheDtype, backend: str, tiny_llama: Path, run_type: type, driver_type: Any
 ) -> None:
-    driver = driver_type(executor(tiny_llama, dtype))
+    driver = driver_type(executor(tiny_llama, dtype, backend))
     runs = [run_type(PROMPT[: 3 + 4 * index], max_tokens=8) for index in range(4)]
     together = driver.run(runs, chunk=5)
     for index, tokens in enumerate(together):
         assert driver.run([run_type(PROMPT[: 3 + 4 * index], max_tokens=8)]) == [tokens]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "fp8"])
-def test_a_copied_block_takes_its_scales_along(dtype: CacheDtype, tiny_llama: Path) -> None:
-    worker = executor(tiny_llama, dtype)
+@pytest.mark.parametrize(("dtype", "backend"), [("int8", "reference"), ("fp8", "reference"), ("int8", "native")])
+def test_a_copied_block_takes_its_scales_along(dtype: CacheDtype, backend: str, tiny_llama: Path) -> None:
+    worker = executor(tiny_llama, dtype, backend)
     new = [NewSequence(key, shared, GREEDY, LogprobParams(), None, [], 0, 0, ()) for key, shared in ((0, []), (1, [3]))]
     first = worker.execute(StepPlan(1, [PlanItem(0, 0, PROMPT[:10], [3], (0,))], new))
     follow = [PlanItem(0, 10, [7], [], (0,)), PlanItem(1, 10, [7], [], (0,))]

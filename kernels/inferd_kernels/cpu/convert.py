@@ -14,7 +14,7 @@ from inferd_kernels.weights import BackendWeight
 if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
 
-CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MAX_HEAD_DIM = 1024
 
 
@@ -46,8 +46,14 @@ def native_batch(batch: PagedBatch) -> library.Batch:
     return library.Batch(*pointers, batch.positions.numel(), batch.seq_lens.numel(), tables.shape[1])
 
 
-def native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor) -> library.Cache:
-    return library.Cache(k_cache.data_ptr(), v_cache.data_ptr(), k_cache.shape[1], CACHE_TYPES[k_cache.dtype])
+def native_cache(
+    k_cache: torch.Tensor, v_cache: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
+) -> library.Cache:
+    assert (scales is not None) == (k_cache.dtype == torch.int8), "8-bit caches have scales, others none"
+    pointers = [
+        None if tensor is None else tensor.data_ptr() for tensor in (k_cache, v_cache, *(scales or (None, None)))
+    ]
+    return library.Cache(*pointers, k_cache.shape[1], CACHE_TYPES[k_cache.dtype])
 
 
 def native_shape(shape: AttentionShape) -> library.AttentionShape:

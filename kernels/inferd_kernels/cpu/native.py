@@ -163,7 +163,7 @@ class NativeOps:
         q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
         args = library.RopeKvArgs(
             *(qkv.data_ptr(), q.data_ptr(), ctypes.pointer(native_batch(batch))),
-            *(native_cache(k_cache, v_cache), native_shape(shape), native_rope(rope, qk_norm)),
+            *(native_cache(k_cache, v_cache, kv_scales), native_shape(shape), native_rope(rope, qk_norm)),
         )
         self.engine.call("rope_kv", args)
         return q
@@ -183,7 +183,7 @@ class NativeOps:
         out = torch.empty_like(q)
         args = library.AttentionArgs(
             *(q.data_ptr(), out.data_ptr(), ctypes.pointer(native_batch(batch))),
-            *(native_cache(k_cache, v_cache), native_shape(shape)),
+            *(native_cache(k_cache, v_cache, kv_scales), native_shape(shape)),
         )
         self.engine.call("attention", args)
         return out

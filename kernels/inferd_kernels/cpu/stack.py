@@ -60,7 +60,7 @@ def _native_layer(layer: DecoderLayer) -> library.Layer:
     if shape.head_dim > MAX_HEAD_DIM:
         raise ValueError(f"layer.shape.head_dim {shape.head_dim} is above {MAX_HEAD_DIM}")
     if layer.k_cache.dtype not in CACHE_TYPES:
-        raise ValueError(f"layer.k_cache is {layer.k_cache.dtype}, not float32, bfloat16 or float16")
+        raise ValueError(f"layer.k_cache is {layer.k_cache.dtype}, not float32, bfloat16, float16 or int8")
     width, query = layer.attention_norm.numel(), shape.num_heads * shape.head_dim
     intermediate = sum(part.shape[0] for part in layer.gate_up) // 2
     out = library.Layer(
@@ -70,7 +70,7 @@ def _native_layer(layer: DecoderLayer) -> library.Layer:
         down=_linear("down", layer.down, (width, intermediate), None),
         attention_norm=_vector("attention_norm", layer.attention_norm),
         mlp_norm=_vector("mlp_norm", layer.mlp_norm),
-        cache=native_cache(layer.k_cache, layer.v_cache),
+        cache=native_cache(layer.k_cache, layer.v_cache, layer.kv_scales),
         shape=native_shape(shape),
         rope=native_rope(layer.rope, layer.qk_norm),
     )

@@ -100,3 +100,26 @@ def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Calla
     expected = ops.paged_attention(q, k_cache, v_cache, batch, shape)
     batch.block_tables[0, : (200 - 37) // 16] = -1
     assert torch.equal(ops.paged_attention(q, k_cache, v_cache, batch, shape), expected)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_8_bit_cache_is_written_bit_for_bit_and_read_as_the_reference_does(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str
+) -> None:
+    shape = SHAPES[name]
+    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=5)
+    blocks, width = int(batch.block_tables.max()) + 2, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    qkv, zero = torch.randn(76, width), torch.zeros(shape.num_kv_heads * shape.head_dim)
+    qkv[3, -len(zero) :] = zero  # a token whose values are all 0
+    held = []
+    for backend in (ops, reference):
+        generator = torch.Generator().manual_seed(1)
+        size = (blocks, 5, shape.num_kv_heads)
+        caches = [torch.randint(-127, 128, (*size, shape.head_dim), generator=generator).to(torch.int8) for _ in "kv"]
+        scales = torch.rand(size, generator=generator) / 50, torch.rand(size, generator=generator) / 50
+        q = backend.rope_kv_write(qkv, *caches, batch, None, shape, None, scales)
+        held.append((*caches, *scales, backend.paged_attention(q, *caches, batch, shape, scales)))
+    *written, out = held[0]
+    *expected, attended = held[1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(written, expected, strict=True))
+    torch.testing.assert_close(out, attended, rtol=1e-5, atol=2e-6)

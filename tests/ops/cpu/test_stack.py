@@ -31,8 +31,9 @@ def make_layers(ops: NativeOps, blocks: Callable[..., QuantizedWeight], count: i
             down=parts([WIDTH], INTERMEDIATE, ["q8_0"]),
             attention_norm=torch.rand(WIDTH),
             mlp_norm=torch.rand(WIDTH),
-            k_cache=torch.zeros(40, PAGE, 2, 32),
-            v_cache=torch.zeros(40, PAGE, 2, 32),
+            k_cache=torch.zeros(40, PAGE, 2, 32, dtype=torch.int8 if index == 2 else torch.float32),
+            v_cache=torch.zeros(40, PAGE, 2, 32, dtype=torch.int8 if index == 2 else torch.float32),
+            kv_scales=(torch.zeros(40, PAGE, 2), torch.zeros(40, PAGE, 2)) if index == 2 else None,
             shape=replace(SHAPE, window=20 if index == 1 else 0),
             rope=rope,
             qk_norm=QkNorm(torch.rand(32), torch.rand(32), EPS) if index == 2 else None,
@@ -51,8 +52,9 @@ def op_by_op(ops: NativeOps, layers: list[DecoderLayer], stream: torch.Tensor, b
     for layer in layers:
         normed = ops.rms_norm(stream, layer.attention_norm, EPS)
         qkv = project(normed, layer.qkv, layer.qkv_bias)
-        q = ops.rope_kv_write(qkv, layer.k_cache, layer.v_cache, batch, layer.rope, layer.shape, layer.qk_norm)
-        attended = ops.paged_attention(q, layer.k_cache, layer.v_cache, batch, layer.shape).flatten(1)
+        caches, shape, scales = (layer.k_cache, layer.v_cache), layer.shape, layer.kv_scales
+        q = ops.rope_kv_write(qkv, *caches, batch, layer.rope, shape, layer.qk_norm, scales)
+        attended = ops.paged_attention(q, *caches, batch, shape, scales).flatten(1)
         normed, stream = ops.add_rms_norm(project(attended, layer.o, layer.o_bias), stream, layer.mlp_norm, EPS)
         stream = stream + project(ops.silu_mul(project(normed, layer.gate_up)), layer.down)
     return stream
@@ -100,7 +102,7 @@ def test_a_layer_that_cannot_run_is_refused(ops: NativeOps, random_blocks: Calla
         "qkv": (torch.randn(384, WIDTH),),
         "o": layer.down,
         "mlp_norm": torch.rand(WIDTH, dtype=torch.bfloat16),
-        "k_cache": torch.zeros(4, PAGE, 2, 32, dtype=torch.int8),
+        "k_cache": torch.zeros(4, PAGE, 2, 32, dtype=torch.float64),
     }
     for field, value in wrong.items():
         with pytest.raises(ValueError, match=field):

@@ -10,7 +10,7 @@
 namespace inferd {
 
 enum Format : int32_t { F32 = 0, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, kFormats };
-enum CacheType : int32_t { kCacheF32 = 0, kCacheBF16, kCacheF16 };
+enum CacheType : int32_t { kCacheF32 = 0, kCacheBF16, kCacheF16, kCacheI8 };
 
 // A packed [n, k] matrix (layout.h).
 struct Weight {
@@ -67,6 +67,8 @@ struct Batch {
 struct Cache {
     void* k;  // [blocks, page, kv_heads, head_dim]
     void* v;
+    float* k_scales;  // [blocks, page, kv_heads], of 8-bit values alone: value times scale
+    float* v_scales;
     int32_t page;
     int32_t type;  // CacheType
 };

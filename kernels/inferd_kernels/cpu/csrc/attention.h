@@ -42,50 +42,75 @@ inline void write_output(const Unit& u) {
     }
 }
 
-// Pages of one sequence lie apart in the cache, where the hardware does not see them coming: the next tile is asked for
-// while one is computed.
-inline void attention_phase(Team& team, const AttentionArgs& args, const AttentionPlan& plan) {
-    const int64_t groups = args.shape.kv_heads / plan.heads, chunks = plan.num_blocks * groups;
-    const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
-    const auto open = [&](int64_t chunk, int place) {
-        return open_unit(args, plan, chunk / groups, chunk % groups * plan.heads + place, place, team.rank);
-    };
-    const auto partial = [&](int64_t chunk, int place, int32_t tile) {
-        return plan.partial + ((chunk * plan.heads + place) * plan.max_tiles + tile) * part_floats;
-    };
-    const AttendTile attend = kAttendTile[args.cache.type];
-    if (plan.split) {
-        team_for(team, chunks * plan.max_tiles, [&](int64_t c) {
-            const int64_t chunk = c / plan.max_tiles;
-            const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
-            const Unit first = open(chunk, 0);
-            if (tile < first.first_tile || tile > first.last_tile) return;
-            prefetch_tile(first, tile, plan.heads);
-            for (int place = 0; place < plan.heads; place++) {
-                const Unit u = open(chunk, place);
-                load_queries(u);
-                attend(u, tile, partial(chunk, place, tile));
-            }
-        });
+// A thread's chunk is a block of query rows with all tiles, or with `split` one of them, for plan.heads KV heads.
+struct Attending {
+    const AttentionArgs& args;
+    const AttentionPlan& plan;
+    int rank;
+    Ahead ahead{};
+
+    int64_t groups() const { return args.shape.kv_heads / plan.heads; }
+    int64_t chunks() const { return plan.num_blocks * groups(); }
+    Unit open(int64_t chunk, int place) {
+        const int64_t head = chunk % groups() * plan.heads + place;
+        return open_unit(args, plan, chunk / groups(), head, place, rank, &ahead);
     }
-    team_for(team, chunks, [&](int64_t chunk) {
-        const Unit first = open(chunk, 0);
-        if (!plan.split) prefetch_tile(first, first.first_tile, plan.heads);
+    float* partial(int64_t chunk, int place, int32_t tile) const {
+        const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
+        return plan.partial + ((chunk * plan.heads + place) * plan.max_tiles + tile) * part_floats;
+    }
+    // What follows head `place` of a tile, as far as a thread can know: `guess` is the chunk it will probably take next.
+    void look(int64_t chunk, int place, int32_t tile, int32_t last_tile, int64_t guess) {
+        if (place + 1 < plan.heads) look_ahead(open(chunk, place + 1), tile, ahead);
+        else if (tile < last_tile) look_ahead(open(chunk, 0), tile + 1, ahead);
+        else if (guess < chunks()) {
+            const Unit next = open(guess, 0);
+            look_ahead(next, next.first_tile, ahead);
+        }
+    }
+};
+
+inline void attend_split(Attending& self, int64_t c, int threads) {
+    const AttentionPlan& plan = self.plan;
+    const int64_t chunk = c / plan.max_tiles;
+    const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
+    const Unit first = self.open(chunk, 0);
+    if (tile < first.first_tile || tile > first.last_tile) return;
+    for (int place = 0; place < plan.heads; place++) {
+        const Unit u = self.open(chunk, place);
+        load_queries(u);
+        if (place + 1 < plan.heads) self.look(chunk, place, tile, tile, 0);
+        else if (tile + threads <= first.last_tile) look_ahead(first, tile + threads, self.ahead);
+        kAttendTile[self.args.cache.type](u, tile, self.partial(chunk, place, tile));
+    }
+}
+
+inline void attend_chunk(Attending& self, int64_t chunk, int threads) {
+    const AttentionPlan& plan = self.plan;
+    const Unit first = self.open(chunk, 0);
+    for (int place = 0; place < plan.heads; place++) {
+        const Unit u = self.open(chunk, place);
+        clear_total(u);
+        if (!plan.split) load_queries(u);
+    }
+    for (int32_t tile = first.first_tile; tile <= first.last_tile; tile++) {
         for (int place = 0; place < plan.heads; place++) {
-            const Unit u = open(chunk, place);
-            clear_total(u);
-            if (!plan.split) load_queries(u);
-        }
-        for (int32_t tile = first.first_tile; tile <= first.last_tile; tile++) {
-            if (!plan.split && tile < first.last_tile) prefetch_tile(first, tile + 1, plan.heads);
-            for (int place = 0; place < plan.heads; place++) {
-                const Unit u = open(chunk, place);
-                if (!plan.split) attend(u, tile, u.part);
-                merge_part(u, plan.split ? partial(chunk, place, tile) : u.part);
+            const Unit u = self.open(chunk, place);
+            if (!plan.split) {
+                self.look(chunk, place, tile, first.last_tile, chunk + threads);
+                kAttendTile[self.args.cache.type](u, tile, u.part);
             }
+            merge_part(u, plan.split ? self.partial(chunk, place, tile) : u.part);
         }
-        for (int place = 0; place < plan.heads; place++) write_output(open(chunk, place));
-    });
+    }
+    for (int place = 0; place < plan.heads; place++) write_output(self.open(chunk, place));
+}
+
+inline void attention_phase(Team& team, const AttentionArgs& args, const AttentionPlan& plan) {
+    Attending self{args, plan, team.rank};
+    if (plan.split)
+        team_for(team, self.chunks() * plan.max_tiles, [&](int64_t c) { attend_split(self, c, team.size); });
+    team_for(team, self.chunks(), [&](int64_t chunk) { attend_chunk(self, chunk, team.size); });
 }
 
 struct AttentionJob {

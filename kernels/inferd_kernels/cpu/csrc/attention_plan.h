@@ -66,7 +66,7 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     plan.max_tiles = (longest + kTile - 1) / kTile;
     plan.split = threads > 1 && plan.max_tiles > 1 && plan.num_blocks * (shape.kv_heads / plan.heads) < 4 * threads;
     const size_t rows_bytes = plan.rows_per_block * partial_stride(shape.head_dim) * 4;
-    plan.scratch_bytes = (2 * dim * kTile + 4 * kTile) * 4 +
+    plan.scratch_bytes = (2 * dim * kTile + 6 * kTile) * 4 +
                          plan.heads * (plan.rows_per_block * dim * 4 + 2 * rows_bytes) + 64;
     const size_t blocks_bytes = (plan.num_blocks * sizeof(QueryBlock) + 63) / 64 * 64;
     const size_t partial_bytes = plan.split ? plan.num_blocks * shape.kv_heads * plan.max_tiles * rows_bytes : 0;
@@ -87,10 +87,23 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     return blocks_bytes + partial_bytes + threads * plan.scratch_bytes + 192;
 }
 
+// Cache lines that the next unit reads. Pages of a sequence lie apart, where the hardware does not see them coming, and
+// asking for all of them at once would be waiting for them: they are asked for one by one, between products.
+struct Ahead {
+    static constexpr int32_t kLines = 512;
+    const char* lines[kLines];
+    int32_t next = 0, count = 0;
+
+    void step() {
+        if (next < count) __builtin_prefetch(lines[next++], 0, 2);
+    }
+};
+
 // One block with one KV head, in a thread's scratch.
 struct Unit {
     const AttentionArgs& args;
     int64_t head;  // KV head
+    Ahead* ahead;
     int64_t token = 0;  // first packed token
     int32_t sequence = 0;
     int32_t position = 0;  // of the first token
@@ -99,6 +112,7 @@ struct Unit {
     int32_t dim = 0;  // padded
     int32_t first_tile = 0, last_tile = 0;
     float *keys_t = nullptr, *values = nullptr, *weights = nullptr;             // [dim][64], [64][dim], [4][64]
+    float *key_scales = nullptr, *value_scales = nullptr;                       // [64] each, of an 8-bit cache
     float *queries = nullptr, *part = nullptr, *total = nullptr;                // [rows][dim], [rows][stride] twice
 
     int32_t row_position(int32_t row) const { return position + row / group; }
@@ -113,11 +127,11 @@ struct Unit {
 
 // KV head `head` of a block; `place` counts the heads that share a thread's scratch.
 inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int64_t index, int64_t head, int place,
-                      int rank) {
+                      int rank, Ahead* ahead) {
     const AttentionShape& shape = args.shape;
     const Batch& batch = *args.batch;
     const QueryBlock& block = plan.blocks[index];
-    Unit u{args, head};
+    Unit u{args, head, ahead};
     const int32_t start = batch.cu_seqlens[block.sequence], length = batch.cu_seqlens[block.sequence + 1] - start;
     u.token = start + block.first;
     u.sequence = block.sequence;
@@ -132,7 +146,9 @@ inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int6
     u.weights = u.values + u.dim * kTile;
     const int64_t query_floats = plan.rows_per_block * u.dim;
     const int64_t part_floats = plan.rows_per_block * partial_stride(shape.head_dim);
-    u.queries = u.weights + 4 * kTile + place * (query_floats + 2 * part_floats);
+    u.key_scales = u.weights + 4 * kTile;
+    u.value_scales = u.key_scales + kTile;
+    u.queries = u.value_scales + kTile + place * (query_floats + 2 * part_floats);
     u.part = u.queries + query_floats;
     u.total = u.part + part_floats;
     return u;

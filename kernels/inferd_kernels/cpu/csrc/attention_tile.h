@@ -16,6 +16,11 @@ inline void load_queries(const Unit& u) {
 
 inline F load_cache(const void* cache, int type, int64_t at, int lanes) {
     if (type == kCacheF32) return load_n(static_cast<const float*>(cache) + at, lanes);
+    if (type == kCacheI8) {
+        uint8_t bytes[16] = {};
+        std::memcpy(bytes, static_cast<const uint8_t*>(cache) + at, lanes);
+        return load_i8(bytes);
+    }
     const uint16_t* from = static_cast<const uint16_t*>(cache) + at;
     uint16_t halves[16] = {};
     if (lanes < 16) {
@@ -43,17 +48,20 @@ inline void locate_keys(const Unit& u, int32_t tile, int64_t at[kTile]) {
     for (int32_t j = larger(begin, end); j < kTile; j++) at[j] = -1;
 }
 
-// Asks for the keys and values of a tile, of `heads` KV heads from the unit's on.
-inline void prefetch_tile(const Unit& u, int32_t tile, int64_t heads) {
+// The keys and values of a tile are what is read next.
+inline void look_ahead(const Unit& u, int32_t tile, Ahead& ahead) {
     const Cache& cache = u.args.cache;
-    const int64_t bytes = cache.type == kCacheF32 ? 4 : 2, stretch = heads * u.args.shape.head_dim * bytes;
+    const int64_t bytes = cache.type == kCacheF32 ? 4 : cache.type == kCacheI8 ? 1 : 2;
+    const int64_t length = u.args.shape.head_dim * bytes;
     int64_t at[kTile];
     locate_keys(u, tile, at);
+    ahead.next = ahead.count = 0;
     for (const void* base : {cache.k, cache.v}) {
         for (int32_t j = 0; j < kTile; j++) {
             if (at[j] < 0) continue;
             const char* row = static_cast<const char*>(base) + at[j] * bytes;
-            for (int64_t i = 0; i < stretch; i += 64) __builtin_prefetch(row + i, 0, 2);
+            const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
+            for (; line < row + length && ahead.count < Ahead::kLines; line += 64) ahead.lines[ahead.count++] = line;
         }
     }
 }
@@ -61,6 +69,7 @@ inline void prefetch_tile(const Unit& u, int32_t tile, int64_t heads) {
 template <int type>
 inline S read_square(const void* cache, int64_t at) {
     if constexpr (type == kCacheF32) return load_square(static_cast<const float*>(cache) + at);
+    else if constexpr (type == kCacheI8) return load_square_i8(static_cast<const uint8_t*>(cache) + at);
     else if constexpr (type == kCacheBF16) return load_square_bf16(static_cast<const uint16_t*>(cache) + at);
     else return load_square_f16(static_cast<const uint16_t*>(cache) + at);
 }
@@ -68,8 +77,18 @@ inline S read_square(const void* cache, int64_t at) {
 template <int type>
 inline F read_values(const void* cache, int64_t at) {
     if constexpr (type == kCacheF32) return load(static_cast<const float*>(cache) + at);
+    else if constexpr (type == kCacheI8) return load_i8(static_cast<const uint8_t*>(cache) + at);
     else if constexpr (type == kCacheBF16) return load_bf16(static_cast<const uint16_t*>(cache) + at);
     else return load_f16(static_cast<const uint16_t*>(cache) + at);
+}
+
+// The scales of a tile of an 8-bit cache; 0 for keys that no row sees.
+inline void load_tile_scales(const Unit& u, const int64_t at[kTile]) {
+    const int32_t dim = u.args.shape.head_dim;
+    for (int32_t j = 0; j < kTile; j++) {
+        u.key_scales[j] = at[j] < 0 ? 0.0f : u.args.cache.k_scales[at[j] / dim];
+        u.value_scales[j] = at[j] < 0 ? 0.0f : u.args.cache.v_scales[at[j] / dim];
+    }
 }
 
 // Keys that no row sees are read from the start of the cache: their scores are masked.
@@ -114,13 +133,16 @@ inline F soft_cap(F score, float cap) {
     return mul(set1(cap), sub(set1(1.0f), div(set1(2.0f), add(power, set1(1.0f)))));
 }
 
-// Scores of one row become weights; returns through m and l. A row that sees no key of the tile has l = 0.
+// Scores of one row become weights; returns through m and l. A row that sees no key of the tile has l = 0. The weights of
+// 8-bit values take their scales along.
+template <int type>
 inline void soften(const Unit& u, int32_t row, int32_t tile, F scores[kTileVectors], float* weights, float* stats) {
     const int32_t position = u.row_position(row), base = tile * kTile;
     const int32_t low = u.first_key(position) - base, high = position + 1 - base;
     const float cap = u.args.shape.softcap;
     F largest = set1(kMinusInfinity);
     for (int v = 0; v < kTileVectors; v++) {
+        if constexpr (type == kCacheI8) scores[v] = mul(scores[v], load(u.key_scales + 16 * v));
         if (cap != 0.0f) scores[v] = soft_cap(scores[v], cap);
         scores[v] = keep_lanes(scores[v], low - 16 * v, high - 16 * v, kMinusInfinity);
         largest = max(largest, scores[v]);
@@ -129,7 +151,8 @@ inline void soften(const Unit& u, int32_t row, int32_t tile, F scores[kTileVecto
     F sum = zero();
     for (int v = 0; v < kTileVectors; v++) {
         const F p = keep_lanes(exp(sub(scores[v], set1(m))), low - 16 * v, high - 16 * v, 0.0f);
-        store(weights + 16 * v, p);
+        if constexpr (type == kCacheI8) store(weights + 16 * v, mul(p, load(u.value_scales + 16 * v)));
+        else store(weights + 16 * v, p);
         sum = add(sum, p);
     }
     stats[0] = m;
@@ -157,6 +180,7 @@ inline void weigh_values(const Unit& u, const Values& from, int32_t d, int32_t k
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = zero();
     for (int32_t j = from.first; j < keys; j++) {
+        if (j & 1) u.ahead->step();
         F values[vectors];
         for (int v = 0; v < vectors; v++) values[v] = load_value<type>(u, from, j, d + 16 * v);
 #pragma GCC unroll 4
@@ -176,6 +200,7 @@ inline void score_keys(const Unit& u, const float* q, int first, F scores[rows][
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = zero();
     for (int32_t d = 0; d < u.dim; d++) {
+        if (d & 1) u.ahead->step();
         F keys[vectors];
         for (int v = 0; v < vectors; v++) keys[v] = load(u.keys_t + d * kTile + 16 * (first + v));
 #pragma GCC unroll 4
@@ -197,7 +222,7 @@ void attend_rows(const Unit& u, const Values& values, int32_t tile, int32_t row,
     for (int v = 0; v < kTileVectors; v += kAttendVectors)
         score_keys<rows, kAttendVectors>(u, u.queries + row * u.dim, v, scores);
     for (int r = 0; r < rows; r++)
-        soften(u, row + r, tile, scores[r], u.weights + r * kTile, part + r * stride + u.dim);
+        soften<type>(u, row + r, tile, scores[r], u.weights + r * kTile, part + r * stride + u.dim);
     const int32_t keys = smaller(kTile, u.row_position(row + rows - 1) + 1 - tile * kTile);
     int32_t d = 0;
     for (; d + 16 * kAttendVectors <= u.dim; d += 16 * kAttendVectors)
@@ -210,6 +235,7 @@ void attend_tile(const Unit& u, int32_t tile, float* part) {
     const int64_t stride = partial_stride(u.args.shape.head_dim);
     int64_t at[kTile];
     locate_keys(u, tile, at);
+    if constexpr (type == kCacheI8) load_tile_scales(u, at);
     transpose_keys<type>(u, at);
     const int32_t base = tile * kTile;
     Values values{at, larger(0, u.first_key(u.position) - base),
@@ -232,10 +258,12 @@ void attend_tile(const Unit& u, int32_t tile, float* part) {
             attend_rows<type, 1>(u, values, tile, row, part);
         }
     }
+    while (u.ahead->next < u.ahead->count) u.ahead->step();
 }
 
 using AttendTile = void (*)(const Unit&, int32_t, float*);
-constexpr AttendTile kAttendTile[] = {attend_tile<kCacheF32>, attend_tile<kCacheBF16>, attend_tile<kCacheF16>};
+constexpr AttendTile kAttendTile[] = {attend_tile<kCacheF32>, attend_tile<kCacheBF16>, attend_tile<kCacheF16>,
+                                      attend_tile<kCacheI8>};
 
 }  // namespace
 }  // namespace inferd

@@ -50,6 +50,8 @@ inline void rotate_head(float* x, const float* cos_sin, int rotary_dim) {
     }
 }
 
+constexpr float kScaleFloor = 0x1p-100f;  // a head of zeros is divided by a number
+
 inline void store_cache(void* cache, int type, int64_t at, const float* x, int64_t count) {
     if (type == kCacheF32) {
         std::memcpy(static_cast<float*>(cache) + at, x, count * 4);
@@ -63,6 +65,26 @@ inline void store_cache(void* cache, int type, int64_t at, const float* x, int64
         else store_f16(halves, load_n(x + i, lanes));
         std::memcpy(out + i, halves, lanes * 2);
     }
+}
+
+// A head of `dim` values as 8-bit integers times their scale, the largest magnitude over 127.
+inline void store_scaled(int8_t* out, float* scale, const float* x, int dim) {
+    F largest = zero();
+    for (int i = 0; i < dim; i += 16) largest = max(largest, abs(load_n(x + i, smaller(16, dim - i))));
+    *scale = larger(reduce_max(largest) / 127.0f, kScaleFloor);
+    for (int i = 0; i < dim; i += 16) {
+        const int lanes = smaller(16, dim - i);
+        const F value = div(load_n(x + i, lanes), set1(*scale));
+        int8_t bytes[16];
+        store_i8(bytes, to_int(min(max(value, set1(-127.0f)), set1(127.0f))));
+        std::memcpy(out + i, bytes, lanes);
+    }
+}
+
+// Key or value head `index` of the cache: slot times KV heads plus head.
+inline void store_head(void* cache, float* scales, int type, int64_t index, const float* x, int dim) {
+    if (type == kCacheI8) store_scaled(static_cast<int8_t*>(cache) + index * dim, scales + index, x, dim);
+    else store_cache(cache, type, index * dim, x, dim);
 }
 
 // One token: q rotated to its place, k and v written to the token's slot. `head` is scratch of head_dim floats.
@@ -79,11 +101,12 @@ inline void rope_kv_token(const RopeKvArgs& args, int64_t token, float* head) {
         if (norm) rms_norm_row(qkv + h * dim, norm, out, dim, args.rope.norm_eps);
         else std::memcpy(out, qkv + h * dim, dim * 4);
         if (cos_sin) rotate_head(out, cos_sin, args.rope.rotary_dim);
-        if (is_key) store_cache(args.cache.k, args.cache.type, (slot * kv_heads + h - heads) * dim, out, dim);
+        if (is_key)
+            store_head(args.cache.k, args.cache.k_scales, args.cache.type, slot * kv_heads + h - heads, out, dim);
     }
-    if (slot >= 0) {
-        store_cache(args.cache.v, args.cache.type, slot * kv_heads * dim, qkv + (heads + kv_heads) * dim,
-                    int64_t{kv_heads} * dim);
+    for (int h = 0; slot >= 0 && h < kv_heads; h++) {
+        const float* values = qkv + (heads + kv_heads + h) * dim;
+        store_head(args.cache.v, args.cache.v_scales, args.cache.type, slot * kv_heads + h, values, dim);
     }
 }
 

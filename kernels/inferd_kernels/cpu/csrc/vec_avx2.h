@@ -213,6 +213,9 @@ inline S zero_square() { return _mm256_setzero_ps(); }
 inline S load_square(const float* p) { return _mm256_loadu_ps(p); }
 inline S load_square_f16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
 inline S load_square_bf16(const uint16_t* p) { return widen_bf16(p); }
+inline S load_square_i8(const uint8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
+}
 inline void store_square(float* p, S x) { _mm256_storeu_ps(p, x); }
 inline void transpose_square(S r[8]) {
     __m256 t[8];

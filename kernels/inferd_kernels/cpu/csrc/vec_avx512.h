@@ -165,6 +165,7 @@ inline S zero_square() { return zero(); }
 inline S load_square(const float* p) { return load(p); }
 inline S load_square_f16(const uint16_t* p) { return load_f16(p); }
 inline S load_square_bf16(const uint16_t* p) { return load_bf16(p); }
+inline S load_square_i8(const uint8_t* p) { return load_i8(p); }
 inline void store_square(float* p, S x) { store(p, x); }
 inline void transpose_square(S r[16]) { transpose16(r); }
 
