@@ -81,7 +81,7 @@ def test_model_len_auto_is_unset() -> None:
         (["demo", "--dtype", "fp8"], '--dtype: expected one of auto, float32, bfloat16, float16; got "fp8"'),
         (["demo", "--tokenizer", "x"], "--tokenizer is not supported: the tokenizer is the checkpoint's own"),
         (["demo", "-dp", "2"], "-dp is not supported: start several daemons behind one gateway"),
-        (["demo", "-q", "awq"], '--quantization: expected one of q4, q8; got "awq"'),
+        (["demo", "-q", "awq"], '--quantization: expected one of q4, q8, fp8; got "awq"'),
         (["demo", "extra"], "unexpected argument 'extra'"),
         (["--port", "1"], "MODEL is missing"),
     ],
