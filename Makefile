@@ -147,6 +147,6 @@ wheel: $(VENV)/.dev.stamp
 	$(BIN)/python -m zipfile -l dist/inferd-*.whl
 
 clean:
-	rm -rf $(VENV) $(CONFORMANCE_VENV) .clients build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CONFORMANCE_VENV) .clients .schemathesis build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 -include tools/kernels.mk
