@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+CacheDtype = Literal["auto", "float32", "bfloat16", "float16", "fp8", "int8"]
+Quantization = Literal["q4", "q8", "fp8"]
 Pooling = Literal["auto", "mean", "cls", "last"]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # 0: the system chooses
@@ -22,7 +24,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # the local folder or .gguf file it resolved to
     revision: str | None = None
     dtype: Dtype = "auto"
-    quantization: Literal["q4", "q8"] | None = None  # quantize float matrices at load
+    quantization: Quantization | None = None  # quantize float matrices at load
     pooling: Pooling = "auto"  # of embeddings; auto: as the checkpoint says, and a decoder that says nothing has none
     max_model_len: Positive | None = None  # None: the model's own, clamped to what the KV pool holds
 
@@ -35,7 +37,7 @@ class CacheConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: Positive | None = None
     memory_utilization: Utilization = 0.9  # of the accelerator's memory, weights included
     prefix_caching: bool = True
-    dtype: str = "auto"
+    dtype: CacheDtype = "auto"
 
 
 class SpeculativeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -95,7 +95,12 @@ SERVE_FLAGS = (
         synonyms={"half": "float16", "float": "float32"},
         help="type of activations and of weights that are not quantized",
     ),
-    Flag(name="quantization", aliases=("-q",), field="engine.model.quantization", help="quantize weights at load"),
+    Flag(
+        name="quantization",
+        aliases=("-q",),
+        field="engine.model.quantization",
+        help="quantize weights at load; q8: CPU alone, fp8: not there",
+    ),
     Flag(
         name="max-model-len",
         field="engine.model.max_model_len",
@@ -161,7 +166,9 @@ SERVE_FLAGS = (
     Flag(
         name="kv-cache-dtype",
         field="engine.cache.dtype",
-        help="float32, bfloat16 or float16; auto: that of the activations, float16 for float32 ones on a CPU",
+        synonyms={"fp8_e4m3": "fp8"},
+        help="auto: that of the activations, float16 for float32 ones on a CPU; fp8 (e4m3) and int8, scaled per token "
+        "and head, where the kernel backend keeps them",
     ),
     Flag(
         name="num-kv-blocks",

@@ -18,7 +18,7 @@ from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint, TensorRecord
-from inferd.config import DeviceConfig, EngineConfig, SchedulerConfig
+from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
 from inferd.executor.decode_graphs import DecodeGraphs
@@ -39,8 +39,14 @@ from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan, StepResult
 
+CACHE_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+    "int8": torch.int8,
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-QUANTIZE_BITS = {"q4": 4, "q8": 8}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -58,10 +64,6 @@ class LoadedModel:
     context: ParallelContext
     quantization: str
     bytes_read: int
-
-    @property
-    def kv_size(self) -> int:
-        return len(self.shard.kv_heads) * self.spec.head_dim
 
 
 @torch.inference_mode()
@@ -101,44 +103,51 @@ def load_model(
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
     ops = resolve_ops(config.device, device)
     kv_dtype = resolve_cache_dtype(config.cache.dtype, dtype, ops)
-    bits = None if config.model.quantization is None else QUANTIZE_BITS[config.model.quantization]
-    shard = rank_shard(checkpoint, spec, context.placement, bits)
+    wanted = config.model.quantization
+    if wanted is not None and wanted not in ops.quantizations:
+        backend = ops.backends["linear"]
+        raise StartupError(f"quantization {wanted}: kernel backend {backend} takes {', '.join(ops.quantizations)}")
+    shard = rank_shard(checkpoint, spec, context.placement, wanted)
     held = shard if context.placement.world_size > 1 else None
-    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, bits)
+    loader = Loader(checkpoint, spec, ops, dtype, device, notify, held, context.tensor, wanted)
     try:
         weights = loader.load(requested_context(spec, config.model.max_model_len))
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     stored = dominant_format(checkpoint)
-    quantization = (config.model.quantization or "none") if stored in CHECKPOINT_DTYPES else stored
+    quantization = (wanted or "none") if stored in CHECKPOINT_DTYPES else stored
     return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
 
 
-def rank_shard(checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, bits: int | None = None) -> ModelShard:
-    """What a rank holds; bits: that float matrices are quantized to. The MLP is cut between quantized blocks where
-    there are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
-    unit = 1 if bits is None else GROUP
+def rank_shard(
+    checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, quantization: Quantization | None = None
+) -> ModelShard:
+    """What a rank holds; quantization: of float matrices at load. The MLP is cut between quantized blocks where there
+    are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
+    unit = 1 if quantization is None else GROUP
     costs = [0] * spec.num_layers
     head = "embedding" if spec.tied_embeddings else "lm_head"
     for rule in weight_rules(spec):
         for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
             record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
-            costs[layer] += weight_bytes(record, rule, bits)
+            costs[layer] += weight_bytes(record, rule, quantization)
             if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
                 unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
     return shard_model(spec, placement, unit, costs)
 
 
-def weight_bytes(record: TensorRecord, rule: Rule, bits: int | None) -> int:
+def weight_bytes(record: TensorRecord, rule: Rule, quantization: Quantization | None) -> int:
     """Of the part of a tensor that the rule names, as it is stored or will be quantized; scales are left out."""
-    if bits is None or record.format not in CHECKPOINT_DTYPES:
+    if quantization is None or record.format not in CHECKPOINT_DTYPES:
         return record.nbytes // rule.num_parts
-    return math.prod(rule.shape) * (bits if rule.per_layer else 8) // 8
+    bits = 4 if quantization == "q4" and rule.per_layer else 8
+    return math.prod(rule.shape) * bits // 8
 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
-    size = block_bytes(len(model.shard.layers), model.kv_size, config.cache.block_size, model.kv_dtype.itemsize)
+    layers, heads = len(model.shard.layers), len(model.shard.kv_heads)
+    size = block_bytes(layers, heads, model.spec.head_dim, config.cache.block_size, model.kv_dtype.itemsize)
     return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
 
 
@@ -222,16 +231,19 @@ def resolve_dtype(stated: str, device: torch.device, checkpoint: Checkpoint) -> 
     return CHECKPOINT_DTYPES.get(dominant_format(checkpoint), "bfloat16")
 
 
-def resolve_cache_dtype(stated: str, model_dtype: torch.dtype, ops: Ops) -> torch.dtype:
+def resolve_cache_dtype(stated: CacheDtype, model_dtype: torch.dtype, ops: Ops) -> torch.dtype:
     """auto: the model's; float16 in place of float32 where the attention computes in float32 from it. A step reads the
     keys and values of all its sequences, so half the bytes are up to half the time, and their rounding is far below
     that of quantized weights."""
+    backend = ops.backends["paged_attention"]
     if stated == "auto":
-        computes_in_float32 = ops.backends["paged_attention"].startswith("native")
-        return torch.float16 if computes_in_float32 and model_dtype == torch.float32 else model_dtype
-    if stated not in DTYPES:
-        raise StartupError(f"KV cache dtype {stated!r} is not one of auto, {', '.join(DTYPES)}")
-    return DTYPES[stated]
+        halved = backend.startswith("native") and model_dtype == torch.float32
+        return torch.float16 if halved else model_dtype
+    dtype = CACHE_DTYPES.get(stated)
+    if dtype is None or dtype not in ops.cache_dtypes:
+        held = ", ".join(name for name, known in CACHE_DTYPES.items() if known in ops.cache_dtypes)
+        raise StartupError(f"kv-cache-dtype {stated}: kernel backend {backend} keeps {held} on this device")
+    return dtype
 
 
 def resolve_ops(config: DeviceConfig, device: torch.device) -> Ops:
@@ -255,15 +267,21 @@ def dominant_format(checkpoint: Checkpoint) -> str:
 def allocate_caches(
     shape: tuple[int, int, int, int], num_layers: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[KVCache, ...]:
-    """K and V of each layer, [blocks, page, kv_heads, head_dim]; memory is taken when first written."""
+    """K and V of each layer, [blocks, page, kv_heads, head_dim], with scales where they have 8 bits; memory is taken
+    when first written."""
     try:
-        return tuple(
-            KVCache(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(num_layers)
-        )
+        return tuple(_allocate_cache(shape, dtype, device) for _ in range(num_layers))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
+
+
+def _allocate_cache(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
+    k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+    if dtype.itemsize > 1:
+        return KVCache(k, v)
+    k_scale, v_scale = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+    return KVCache(k, v, (k_scale, v_scale))
 
 
 def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, looks_ahead: bool = False) -> ExecutorInfo:

@@ -12,6 +12,8 @@ from inferd.models.spec import DecoderSpec
 
 logger = logging.getLogger(__name__)
 
+SCALE_BYTES = 4  # float32
+
 
 @dataclass(frozen=True, slots=True)
 class KVRoom:
@@ -35,9 +37,10 @@ class KVPlan:
         return self.num_blocks * self.block_bytes
 
 
-def block_bytes(num_layers: int, kv_size: int, block_size: int, itemsize: int) -> int:
-    """kv_size: KV heads x head dimension."""
-    return 2 * num_layers * block_size * kv_size * itemsize
+def block_bytes(num_layers: int, kv_heads: int, head_dim: int, block_size: int, itemsize: int) -> int:
+    """K and V of a block in all layers; those of one byte have a scale per token and head."""
+    per_head = head_dim * itemsize + (SCALE_BYTES if itemsize == 1 else 0)
+    return 2 * num_layers * block_size * kv_heads * per_head
 
 
 def requested_context(spec: DecoderSpec, max_model_len: int | None) -> int:

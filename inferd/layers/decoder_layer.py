@@ -17,10 +17,16 @@ from inferd.layers.linear import Linear
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """K and V of one layer, each [blocks, page, kv_heads, head_dim]."""
+    """K and V of one layer, each [blocks, page, kv_heads, head_dim]; those of 8 bits are multiplied by scales."""
 
     k: torch.Tensor
     v: torch.Tensor
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None  # K's and V's, [blocks, page, kv_heads] float32
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory of the layer; the first dimension counts blocks."""
+        return (self.k, self.v, *(self.scales or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +68,13 @@ def layer_stack(ops: Ops, layers: tuple[LayerWeights, ...], caches: tuple[KVCach
 
 def _fused_layer(layer: LayerWeights, cache: KVCache) -> DecoderLayer | None:
     """The layer in the form of `Ops.decoder_stack`; None for one that is not in that form, not in float32, or whose
-    matrices are spread over ranks."""
+    matrices are spread over ranks, or whose cache has scales."""
     matrices = (layer.qkv, layer.o, layer.gate_up, layer.down)
     if layer.activation != "silu_gated" or layer.attention_norm_bias is not None or layer.mlp_norm_bias is not None:
         return None
     if layer.attention_norm.dtype != torch.float32 or any(matrix.reduce is not None for matrix in matrices):
         return None
-    if layer.gate_up.bias is not None or layer.down.bias is not None:
+    if layer.gate_up.bias is not None or layer.down.bias is not None or cache.scales is not None:
         return None
     return DecoderLayer(
         qkv=layer.qkv.parts,
@@ -111,8 +117,9 @@ def decoder_layer(
     """(residual, update): the stream after a layer is their sum, taken by the next norm in one pass."""
     norm = layer.attention_norm, layer.attention_norm_bias, layer.norm_eps
     normed, residual = _norm(ops, residual, update, *norm)
-    q = ops.rope_kv_write(layer.qkv(ops, normed), cache.k, cache.v, batch, layer.rope, layer.shape, layer.qk_norm)
-    attended = ops.paged_attention(q, cache.k, cache.v, batch, layer.shape)
+    qkv, shape = layer.qkv(ops, normed), layer.shape
+    q = ops.rope_kv_write(qkv, cache.k, cache.v, batch, layer.rope, shape, layer.qk_norm, cache.scales)
+    attended = ops.paged_attention(q, cache.k, cache.v, batch, shape, cache.scales)
     update = layer.o(ops, attended.flatten(1))
     normed, residual = _norm(ops, residual, update, layer.mlp_norm, layer.mlp_norm_bias, layer.norm_eps)
     inner = layer.gate_up(ops, normed)

@@ -75,8 +75,8 @@ class Decoder:
     def copy_blocks(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
         """KV blocks `sources` to `destinations` [N], in every layer."""
         for cache in self.caches:
-            self.ops.copy_blocks(cache.k, sources, destinations)
-            self.ops.copy_blocks(cache.v, sources, destinations)
+            for tensor in cache.tensors:
+                self.ops.copy_blocks(tensor, sources, destinations)
 
     def hidden(self, stream: torch.Tensor) -> torch.Tensor:
         """Rows [S, E] of the residual stream -> the last hidden states [S, E], which embeddings are pooled from."""

@@ -10,6 +10,7 @@ from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
 from inferd_kernels.weights import Weight
 
 from inferd.checkpoint import Checkpoint
+from inferd.config import Quantization
 from inferd.errors import StartupError
 from inferd.layers.decoder_layer import LayerWeights
 from inferd.layers.linear import Linear
@@ -36,14 +37,14 @@ class Loader:
     notify: Callable[[float], None]
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
-    quantize_bits: int | None = None  # of float matrices; the embedding and the head get 8 at least
+    quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
     _reader: RuleReader = field(init=False)
     _matrices: MatrixLoader = field(init=False)
     _bytes_held: int = 0
 
     def __post_init__(self) -> None:
         self._reader = RuleReader(self.checkpoint, self.spec, self.shard, self.notify)
-        self._matrices = MatrixLoader(self._reader, self.ops, self.dtype, self.device, self.quantize_bits)
+        self._matrices = MatrixLoader(self._reader, self.ops, self.dtype, self.device, self.quantization)
 
     @property
     def bytes_read(self) -> int:

@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 from inferd_kernels.ops import Ops
 from inferd_kernels.quantize import quantize
-from inferd_kernels.weights import CheckpointWeight, QuantizedWeight, Weight, WeightRows
+from inferd_kernels.reference import quantize_rows
+from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight, Weight, WeightRows
 
+from inferd.config import Quantization
 from inferd.errors import StartupError
 from inferd.models.rule_reader import RuleReader
 from inferd.models.tensor_files import FLOAT_FORMATS
@@ -26,7 +28,7 @@ class MatrixLoader:
     ops: Ops
     dtype: torch.dtype
     device: torch.device
-    quantize_bits: int | None = None  # of float matrices; the embedding and the head get 8 at least
+    quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
 
     def load(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
         """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
@@ -45,7 +47,8 @@ class MatrixLoader:
         if self.ops.pack_rows is None:
             return False
         if formats <= FLOAT_FORMATS.keys():
-            return self._bits(rules[0]) in (None, 8)  # 4 is the better of two formats for the whole matrix
+            # q4 is the better of two formats for the whole matrix; no backend that packs takes fp8.
+            return self._kind(rules[0]) in (None, "q8")
         return len(formats) == 1
 
     def _packed(self, rules: list[Rule], layer: int) -> Weight:
@@ -61,19 +64,18 @@ class MatrixLoader:
         """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
         with self._naming(rule):
             prepared = self.ops.prepare_weight(self._converted(rule, weight), self.dtype)
-        return prepared.to(self.device) if isinstance(prepared, torch.Tensor) else prepared
+        return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
 
-    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight:
+    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight | Fp8Weight:
         """A float matrix in the model's dtype, or quantized as was asked for."""
         if not isinstance(weight, torch.Tensor):
             return weight
-        weight = weight.to(self.dtype)
-        bits = self._bits(rule)
-        return weight if bits is None else quantize(weight, bits).weight
+        weight, kind = weight.to(self.dtype), self._kind(rule)
+        return weight if kind is None else _quantized(weight, kind)
 
-    def _bits(self, rule: Rule) -> int | None:
+    def _kind(self, rule: Rule) -> Quantization | None:
         """What a float matrix is quantized to."""
-        return self.quantize_bits if self.quantize_bits is None or rule.per_layer else 8
+        return "q8" if self.quantization == "q4" and not rule.per_layer else self.quantization
 
     @contextmanager
     def _naming(self, rule: Rule) -> Iterator[None]:
@@ -82,6 +84,16 @@ class MatrixLoader:
             yield
         except ValueError as error:
             raise StartupError(f"{self.reader.path}: tensor {rule.source}: {error}") from None
+
+
+def _quantized(weight: torch.Tensor, kind: Quantization) -> CheckpointWeight | Fp8Weight:
+    """fp8: e4m3 values with a scale per row; q4, q8: ggml's groups of 32. Raises ValueError for values that have no
+    such form."""
+    if kind != "fp8":
+        return quantize(weight, 4 if kind == "q4" else 8).weight
+    if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
+        raise ValueError("the matrix holds values that are not finite")
+    return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))
 
 
 def _concatenate(parts: Sequence[WeightT]) -> WeightT | None:

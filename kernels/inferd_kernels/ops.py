@@ -127,8 +127,10 @@ class Ops:
     embedding       (ids [T] int64, weight [V,E], dtype) -> [T,E]
     rms_norm        (x [T,E], weight [E], eps) -> [T,E]
     add_rms_norm    (x [T,E], residual [T,E], weight [E], eps) -> (normed [T,E], residual + x [T,E])
-    rope_kv_write   (qkv [T,(Hq+2Hk)D], k_cache, v_cache, batch, rope | None, shape, qk_norm | None) -> q [T,Hq,D]
-    paged_attention (q [T,Hq,D], k_cache, v_cache, batch, shape) -> [T,Hq,D]
+    rope_kv_write   (qkv [T,(Hq+2Hk)D], k_cache, v_cache, batch, rope | None, shape, qk_norm | None, kv_scales | None)
+                    -> q [T,Hq,D]
+    paged_attention (q [T,Hq,D], k_cache, v_cache, batch, shape, kv_scales | None) -> [T,Hq,D]
+                    kv_scales: two [blocks,P,Hk] float32, K's and V's, of caches in fp8 e4m3 or int8
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
     copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
@@ -145,6 +147,8 @@ class Ops:
     """
 
     backends: Mapping[str, str]
+    cache_dtypes: tuple[torch.dtype, ...]  # of KV caches that rope_kv_write and paged_attention take
+    quantizations: tuple[str, ...]  # of weights at load, that linear and embedding compute on: q4, q8, fp8
     prepare_weight: Callable[..., Weight]
     linear: Callable[..., torch.Tensor]
     embedding: Callable[..., torch.Tensor]
@@ -168,7 +172,11 @@ class Ops:
 ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
-NO_OPS = ("backends", "decoder_stack", "pack_rows", *ENCODER_OP_NAMES, *LOGITS_OP_NAMES)
+NO_OPS = (
+    *("backends", "cache_dtypes", "quantizations", "decoder_stack", "pack_rows"),
+    *ENCODER_OP_NAMES,
+    *LOGITS_OP_NAMES,
+)
 OP_NAMES = tuple(field.name for field in fields(Ops) if field.name not in NO_OPS)
 
 
@@ -190,19 +198,26 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
     names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
     decoder_stack = pack_rows = None
+    cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
+    quantizations: tuple[str, ...] = reference.QUANTIZATIONS
     if backend == "native" or (backend == "auto" and device == "cpu"):
         from inferd_kernels.cpu import load_native
 
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
             decoder_stack, pack_rows = native.decoder_stack, native.pack_rows
+            cache_dtypes, quantizations = native.cache_dtypes, native.quantizations
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
     if backend == "varlen":
         chosen |= _varlen_ops(device)
+        cache_dtypes, quantizations = _varlen_cache_dtypes(), _triton_quantizations()
     elif backend == "triton" or (backend == "auto" and on_gpu):
         chosen |= _triton_ops(device)
+        cache_dtypes, quantizations = _triton_cache_dtypes(), _triton_quantizations()
     return Ops(
         backends=MappingProxyType({name: label for name, (label, _) in chosen.items()}),
+        cache_dtypes=cache_dtypes,
+        quantizations=quantizations,
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
         pack_rows=pack_rows,
@@ -218,6 +233,24 @@ def _triton_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:
     from inferd_kernels.triton import backend
 
     return {name: ("triton", getattr(backend, name)) for name in (*OP_NAMES, *LOGITS_OP_NAMES)}
+
+
+def _triton_cache_dtypes() -> tuple[torch.dtype, ...]:
+    from inferd_kernels.triton import backend
+
+    return backend.cache_dtypes()
+
+
+def _triton_quantizations() -> tuple[str, ...]:
+    from inferd_kernels.triton import backend
+
+    return backend.quantizations()
+
+
+def _varlen_cache_dtypes() -> tuple[torch.dtype, ...]:
+    from inferd_kernels import varlen
+
+    return varlen.CACHE_DTYPES
 
 
 def _varlen_ops(device: str) -> dict[str, tuple[str, Callable[..., Any]]]:

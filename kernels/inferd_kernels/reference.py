@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from inferd_kernels.weights import QuantizedWeight, Weight
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight, Weight
 
 if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
+QUANTIZATIONS = ("q4", "q8", "fp8")  # of weights at load; computed on as floats
+CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
+SCALE_FLOOR = 2.0**-100  # a row of zeros is divided by a number, and stays zero
+LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
 
 
 def prepare_weight(weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
     """Dequantize to `dtype`: torch has no matmul over ggml blocks. Float tensors pass unchanged."""
+    if isinstance(weight, Fp8Weight):
+        return dequantize_fp8(weight, dtype)
     return dequantize(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
 
 
@@ -34,6 +40,14 @@ def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> t
     except (KeyError, NotImplementedError) as error:
         raise ValueError(f"quantization type {weight.format} cannot be dequantized") from error
     return torch.from_numpy(values).reshape(weight.shape).to(dtype)
+
+
+def dequantize_fp8(weight: Fp8Weight, dtype: torch.dtype, rows: torch.Tensor | None = None) -> torch.Tensor:
+    """The [N, K] values, or those of `rows`."""
+    values, scale = _bytes(weight.values), weight.scale
+    if rows is not None:
+        values, scale = values[rows], scale[rows]
+    return (values.view(weight.values.dtype).float() * scale.unsqueeze(1)).to(dtype)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -73,7 +87,7 @@ def rotate(x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
 
 
-def rope_kv_write(
+def rope_kv_write(  # noqa: PLR0913 - the op's operands
     qkv: torch.Tensor,
     k_cache: torch.Tensor,
     v_cache: torch.Tensor,
@@ -81,8 +95,12 @@ def rope_kv_write(
     rope: Rope | None,
     shape: AttentionShape,
     qk_norm: QkNorm | None = None,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Split qkv [T,(Hq+2Hk)D], norm and rotate q and k, write k and v at batch.slots; returns q [T,Hq,D]."""
+    """Split qkv [T,(Hq+2Hk)D], norm and rotate q and k, write k and v at batch.slots; returns q [T,Hq,D].
+
+    With kv_scales [blocks,P,Hk] float32 the caches are fp8 e4m3 or int8, quantized per token and KV head.
+    """
     heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
     q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).split((heads, kv_heads, kv_heads), dim=1)
     if qk_norm is not None:
@@ -92,17 +110,46 @@ def rope_kv_write(
         q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
     kept = batch.slots >= 0
     slots = batch.slots[kept]
-    k_cache.view(-1, kv_heads, dim)[slots] = k[kept].to(k_cache.dtype)
-    v_cache.view(-1, kv_heads, dim)[slots] = v[kept].to(v_cache.dtype)
+    for side, (cache, rows) in enumerate(((k_cache, k[kept]), (v_cache, v[kept]))):
+        if kv_scales is None:
+            cache.view(-1, kv_heads, dim)[slots] = rows.to(cache.dtype)
+        else:
+            values, scale = quantize_rows(rows, cache.dtype)
+            _bytes(cache).view(-1, kv_heads, dim)[slots] = _bytes(values)
+            kv_scales[side].view(-1, kv_heads)[slots] = scale
     return q
 
 
+def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values like x in `dtype`, scale [...] float32) over the last dimension: scale = max|x| / limit, values = x /
+    scale.
+
+    fp8 rounds to nearest even and saturates at 448, int8 rounds half to even and saturates at 127.
+    """
+    limit = LIMITS[dtype]
+    wide = x.float()
+    scale = (wide.abs().amax(-1) / limit).clamp(min=SCALE_FLOOR)
+    values = (wide / scale.unsqueeze(-1)).clamp(-limit, limit)
+    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
+
+
+def _bytes(values: torch.Tensor) -> torch.Tensor:
+    """8-bit values as bytes: torch indexes few types of 8 bits."""
+    return values.view(torch.uint8)
+
+
 def paged_attention(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Causal attention of q [T,Hq,D] over each sequence's pages -> [T,Hq,D].
 
     Query row r of sequence i sits at position p = batch.positions[r] and sees keys j with p - window < j <= p.
+    kv_scales as in rope_kv_write.
     """
     out = torch.empty_like(q)
     starts = batch.cu_seqlens.tolist()
@@ -115,10 +162,19 @@ def paged_attention(
             out[rows] = 0
             continue
         blocks = batch.block_tables[index, : -(-seq_len // page)].long()
-        keys = k_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
-        values = v_cache[blocks].flatten(0, 1)[:seq_len].to(q.dtype)
+        k_scale, v_scale = kv_scales or (None, None)
+        keys = _gather(k_cache, k_scale, blocks, seq_len).to(q.dtype)
+        values = _gather(v_cache, v_scale, blocks, seq_len).to(q.dtype)
         out[rows] = _attend(q[rows], keys, values, seq_len, shape)
     return out
+
+
+def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
+    """The first seq_len rows [seq_len,Hk,D] of the pages `blocks`; float32 from an 8-bit cache."""
+    if scale is None:
+        return cache[blocks].flatten(0, 1)[:seq_len]
+    values = _bytes(cache)[blocks].view(cache.dtype).flatten(0, 1)[:seq_len]
+    return values.float() * scale[blocks].flatten(0, 1)[:seq_len].unsqueeze(-1)
 
 
 def _attend(
@@ -199,6 +255,7 @@ def self_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: Attention
 
 def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
     """cache[destinations[i]] = cache[sources[i]]; no block is both a source and a destination."""
+    cache = _bytes(cache) if cache.element_size() == 1 else cache
     cache[destinations] = cache[sources]
 
 

@@ -1,4 +1,4 @@
-"""Torch definitions of the operations that exist on GPUs alone: 8-bit KV, sinks, row quantization, 4-bit weights, MoE.
+"""Torch definitions of the operations that exist on GPUs alone: sinks, row quantization, 4-bit weights, MoE.
 
 With `inferd_kernels.reference` this is what the Triton kernels are tested against. Nothing here is fast.
 """
@@ -8,22 +8,7 @@ from __future__ import annotations
 import torch
 
 from inferd_kernels.ops import AttentionShape, PagedBatch
-
-SCALE_FLOOR = 2.0**-100  # a row of zeros is divided by a number, and stays zero
-LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-
-
-def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values like x in `dtype`, scale [...] float32) over the last dimension: scale = max|x| / limit, values = x /
-    scale.
-
-    fp8 rounds to nearest even and saturates at 448, int8 rounds half to even and saturates at 127.
-    """
-    limit = LIMITS[dtype]
-    wide = x.float()
-    scale = (wide.abs().amax(-1) / limit).clamp(min=SCALE_FLOOR)
-    values = (wide / scale.unsqueeze(-1)).clamp(-limit, limit)
-    return (values.round() if dtype == torch.int8 else values).to(dtype), scale
+from inferd_kernels.reference import quantize_rows as quantize_rows
 
 
 def attention(

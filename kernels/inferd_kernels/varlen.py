@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PAGE_MULTIPLE = 256  # tokens
 NEEDED = ("block_table", "seqused_k", "enable_gqa", "num_splits")  # parameters of varlen_attn, as of torch 2.13
 
+CACHE_DTYPES = (torch.float16, torch.bfloat16)
+
 
 def check_torch() -> None:
     """Raises ValueError when this torch's varlen attention cannot read a paged cache."""
@@ -33,7 +35,12 @@ def check_torch() -> None:
 
 
 def paged_attention(
-    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    batch: PagedBatch,
+    shape: AttentionShape,
+    kv_scales: None = None,
 ) -> torch.Tensor:
     """As `reference.paged_attention`, in float16 and bfloat16. Rows without context are zero.
 

@@ -1,4 +1,4 @@
-"""Weights as `linear` and `embedding` take them: a float tensor, or quantized blocks in ggml's row formats."""
+"""Weights as `linear` and `embedding` take them: floats, quantized blocks in ggml's row formats, or fp8 rows."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ class QuantizedWeight:
         return QuantizedWeight(self.blocks[index], self.format, (int(index.numel()), self.shape[1]))
 
 
+@dataclass(frozen=True, slots=True)
+class Fp8Weight:
+    """[N,K] float8_e4m3fn values with one float32 scale per row [N]."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values.shape[0], self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scale.nbytes
+
+    def to(self, device: torch.device) -> Fp8Weight:
+        return Fp8Weight(self.values.to(device), self.scale.to(device))
+
+
 class BackendWeight:
     """A matrix in a backend's own layout, as its prepare_weight makes it: only that backend's ops read it."""
 
@@ -42,9 +61,13 @@ class BackendWeight:
     def nbytes(self) -> int:
         raise AssertionError("a backend's weight knows its size")
 
+    def to(self, device: torch.device) -> BackendWeight:
+        """On `device`; one of a backend for the CPU stays where it is."""
+        return self
+
 
 CheckpointWeight: TypeAlias = torch.Tensor | QuantizedWeight
-Weight: TypeAlias = CheckpointWeight | BackendWeight
+Weight: TypeAlias = CheckpointWeight | Fp8Weight | BackendWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,4 +79,4 @@ class WeightRows:
     """
 
     shape: tuple[int, int]
-    blocks: Iterable[CheckpointWeight]
+    blocks: Iterable[CheckpointWeight | Fp8Weight]

@@ -226,7 +226,7 @@ def test_a_dead_executor_stays_dead(tiny_llama: Path, monkeypatch: pytest.Monkey
     ("changes", "message"),
     [
         ({"device": DeviceConfig(kernel_backend="magic")}, "kernel backend 'magic'"),
-        ({"cache": CacheConfig(dtype="int3")}, "KV cache dtype 'int3' is not one of auto, float32"),
+        ({"cache": CacheConfig(dtype="int3")}, "kv-cache-dtype int3: kernel backend reference keeps float32"),
         ({"cache": CacheConfig(num_blocks=10**12)}, "cannot be allocated"),
     ],
 )

@@ -24,7 +24,7 @@ from inferd_kernels.cpu.convert import (
     native_shape,
 )
 from inferd_kernels.cpu.stack import NativeStack
-from inferd_kernels.weights import QuantizedWeight, WeightRows
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight, WeightRows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,6 +42,8 @@ class NativeOps:
     def __init__(self, engine: NativeEngine) -> None:
         self.engine = engine
         self.label = f"native-{engine.isa}"
+        self.cache_dtypes = tuple(CACHE_TYPES)
+        self.quantizations = ("q4", "q8")
 
     def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
         """All `layers` as one call (stack.py)."""
@@ -144,7 +146,7 @@ class NativeOps:
         self.engine.call("silu_mul", args)
         return out
 
-    def rope_kv_write(
+    def rope_kv_write(  # noqa: PLR0913 - the op's operands
         self,
         qkv: torch.Tensor,
         k_cache: torch.Tensor,
@@ -153,9 +155,10 @@ class NativeOps:
         rope: Rope | None,
         shape: AttentionShape,
         qk_norm: QkNorm | None = None,
+        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         if qkv.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm)
+            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm, kv_scales)
         qkv = qkv.contiguous()
         q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
         args = library.RopeKvArgs(
@@ -166,10 +169,16 @@ class NativeOps:
         return q
 
     def paged_attention(
-        self, q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, batch: PagedBatch, shape: AttentionShape
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        batch: PagedBatch,
+        shape: AttentionShape,
+        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:
         if q.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.paged_attention(q, k_cache, v_cache, batch, shape)
+            return reference.paged_attention(q, k_cache, v_cache, batch, shape, kv_scales)
         q = q.contiguous()
         out = torch.empty_like(q)
         args = library.AttentionArgs(
@@ -211,8 +220,10 @@ def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: Attention
     return known and k_cache.is_contiguous() and v_cache.is_contiguous()
 
 
-def _packable(weight: CheckpointWeight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
-    """Rows as csrc/pack.h takes them, and their format there."""
+def _packable(weight: CheckpointWeight | Fp8Weight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
+    """Rows as csrc/pack.h takes them, and their format there. Raises ValueError for fp8."""
+    if isinstance(weight, Fp8Weight):
+        raise ValueError("the native kernels take no fp8 weights")
     if isinstance(weight, QuantizedWeight):
         if weight.format in library.FORMATS:
             return weight.blocks, weight.format

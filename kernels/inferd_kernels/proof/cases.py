@@ -12,6 +12,7 @@ from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, Samplin
 from inferd_kernels.proof.compiler import TARGETS
 from inferd_kernels.triton import backend, experts, gemm_small, library, linear, norm
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile
+from inferd_kernels.weights import Fp8Weight
 
 BF16, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
 ALL = tuple(TARGETS)
@@ -117,7 +118,7 @@ def small_gemm(tokens: int) -> Callable[[], object]:
 
 
 def fp8_gemm(tokens: int) -> Callable[[], object]:
-    weight = linear.Fp8Weight(torch.empty(6144, 4096, dtype=FP8), torch.empty(6144))
+    weight = Fp8Weight(torch.empty(6144, 4096, dtype=FP8), torch.empty(6144))
     return lambda: backend.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
 
 
@@ -148,12 +149,14 @@ SAMPLE = ("extremes", *["narrow_count"] * 8, *["narrow_mass"] * 8, "draw", "pick
 DECODE = ("decode_split", "decode_merge")
 COPY = {"nvidia": {"tensor": 16, "async_copy_128": 8}, "amd": {"tensor": 16}}
 HGMMA = {"sm_90": {"wgmma": 16}, "sm_100": {"wgmma": 16}, "nvidia": {"tensor": 16}, "amd": {"tensor": 16}}
+MMA = {"nvidia": {"tensor": 16}, "amd": {"tensor": 16}}
 NARROW = {"nvidia": {"tensor": 4, "async_copy_128": 8}, "amd": {"tensor": 4}}
 QGMMA = {"sm_90": {"fp8_mma": 4}}
 VECTOR = {"nvidia": {"load_128": 2, "store_128": 1}}
 CORE = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
+CORE_8 = CORE[1:]
 TILE_BYTES = 2 * 128 * 128  # K and V of a decode tile: 64 tokens in bf16, 128 in 8 bits, at D 128
-BF16_ROOM, FP8_ROOM = 3.0, 2.0  # times the instructions that HBM leaves time for
+BF16_ROOM, FP8_ROOM, INT8_ROOM = 3.0, 2.0, 1.8  # times the instructions that HBM leaves time for
 
 CASES = (
     Case("decode bf16 D64", attention(64, BF16, True), DECODE, ALL, COPY, 4 * 128 * 64, BF16_ROOM),
@@ -164,14 +167,23 @@ CASES = (
         "decode bf16 D128, window, cap, sinks", attention(128, BF16, True, options=True), DECODE, ALL, COPY, TILE_BYTES,
         BF16_ROOM,
     ),
-    # What these two and int8 lack, and why: docs/kernels.md. The loop's length is held to the table.
-    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY, 2 * 128 * 64),
-    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY, 2 * 64 * 256),
-    Case("decode int8 D128", attention(128, INT8, True), DECODE, ALL, COPY, TILE_BYTES),
-    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, FP8_ROOM),
+    Case("decode fp8 D64", attention(64, FP8, True), DECODE, WITH_FP8, COPY, 2 * 128 * 64, FP8_ROOM),
+    Case("decode fp8 D128", attention(128, FP8, True), DECODE, WITH_FP8, COPY, TILE_BYTES, FP8_ROOM, CORE_8),
+    Case("decode fp8 D256", attention(256, FP8, True), DECODE, WITH_FP8, COPY, 2 * 64 * 256, FP8_ROOM),
+    Case(
+        "decode fp8 D128, window, cap, sinks", attention(128, FP8, True, options=True), DECODE, WITH_FP8, COPY,
+        TILE_BYTES, FP8_ROOM, (),
+    ),
+    Case("decode int8 D64", attention(64, INT8, True), DECODE, ALL, COPY, 2 * 128 * 64, INT8_ROOM, ()),
+    Case("decode int8 D128", attention(128, INT8, True), DECODE, ALL, COPY, TILE_BYTES, INT8_ROOM),
+    Case("decode int8 D256", attention(256, INT8, True), DECODE, ALL, COPY, 2 * 64 * 256, INT8_ROOM, ()),
     Case("prefill bf16 D64", attention(64, BF16, False), ("prefill",), need=HGMMA),
     Case("prefill bf16 D128", attention(128, BF16, False), ("prefill",), need=HGMMA, fast=CORE),
     Case("prefill bf16 D256", attention(256, BF16, False), ("prefill",), need=HGMMA),
+    Case("prefill fp8 D64", attention(64, FP8, False), ("prefill",), WITH_FP8, need=HGMMA, fast=()),
+    Case("prefill fp8 D128", attention(128, FP8, False), ("prefill",), WITH_FP8, need=HGMMA),
+    Case("prefill fp8 D256", attention(256, FP8, False), ("prefill",), WITH_FP8, need=MMA, fast=()),
+    Case("prefill int8 D128", attention(128, INT8, False), ("prefill",), need=HGMMA, fast=()),
     Case("rope and KV write, bf16", rope(BF16, False), ("rope_kv",)),
     Case("rope and KV write, q/k norm, fp8", rope(FP8, True), ("rope_kv",), WITH_FP8),
     Case("rope and KV write, int8", rope(INT8, False), ("rope_kv",)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from inferd_kernels.ops import AttentionShape, PagedBatch
-from inferd_kernels.reference_gpu import quantize_rows
+from inferd_kernels.reference import quantize_rows
 
 QUANTIZED = (torch.float8_e4m3fn, torch.int8)
 # Relative error in the Frobenius norm against float64, by storage type.

@@ -151,7 +151,7 @@ def quantized_matmul(device: Device, model: Model, table: dict[str, Facts], batc
 def prefill_attention(device: Device, model: Model, table: dict[str, Facts], tokens: int) -> Estimate:
     """One layer, one prompt without a prefix."""
     facts = table[f"prefill bf16 D{model.head_dim}: prefill"]
-    tile = prefill_tile(device.arch, model.head_dim)
+    tile = prefill_tile(device.arch, 2, model.head_dim)
     flops = 2.0 * tokens * tokens * model.heads * model.head_dim  # causal: half of 4 T^2
     tiles = tokens * model.heads / tile.rows * tokens / 2 / tile.tile
     issue = tiles * facts["loop"] * facts["warps"] / 4 / device.clock / device.multiprocessors

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.proof.roofline import DEVICES, Device, Model
 from inferd_kernels.triton import library
-from inferd_kernels.triton.linear import Fp8Weight, W4Weight, quantize_rows
+from inferd_kernels.triton.linear import W4Weight, quantize_rows
+from inferd_kernels.weights import Fp8Weight
 
 Launch: TypeAlias = Callable[[], object]
 MakeLaunch: TypeAlias = Callable[[], Launch]  # with inputs of its own

@@ -10,8 +10,11 @@ import triton
 import triton.language as tl
 
 from inferd_kernels.triton.device import LOG2E, tanh
+from inferd_kernels.triton.eight_bit import widen, widen_pairs
 
-V_SCALE_FACTOR: tl.constexpr = tl.constexpr(256.0)
+# Over a quantized cache weights are kept times 2^8, so that weight * value scale (max|v| / 448 or / 127) stays out of
+# fp16's subnormals. The sum of the weights is kept times 2^8 as well, so the quotient needs no correction.
+WEIGHT_SHIFT: tl.constexpr = tl.constexpr(8.0)
 
 
 @triton.jit
@@ -50,14 +53,24 @@ def compute_type(q, QUANTIZED: tl.constexpr):
 
 
 @triton.jit
+def empty_sum(ROWS: tl.constexpr, DIM_PAD: tl.constexpr, QUANTIZED: tl.constexpr):
+    """The accumulator of attend_tile: [ROWS, DIM_PAD], or over a quantized cache its even and its odd columns."""
+    if QUANTIZED:
+        return tl.zeros([ROWS, DIM_PAD // 2], tl.float32), tl.zeros([ROWS, DIM_PAD // 2], tl.float32)
+    else:
+        return tl.zeros([ROWS, DIM_PAD], tl.float32)
+
+
+@triton.jit
 def attend_tile(
     q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr, pos, live, visible, kv_head, kv_heads,
     block_stride, token_stride, scale, softcap,
     HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr,
-    QUANTIZED: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
+    QUANTIZED: tl.constexpr, PTX: tl.constexpr, CAPPED: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """One tile at absolute positions `pos` [TILE] of the sequence whose block table starts at tables_ptr.
 
+    v_ptr points at 16-bit words of two values when the cache is quantized.
     live [TILE]: the slot holds a token (others may hold anything, NaN included). visible [rows, TILE]: may look.
     Without MASKED both are all true and unused. The order of operations is the same with and without MASKED, so a row
     gets the same bits wherever its tile boundary falls.
@@ -68,8 +81,13 @@ def attend_tile(
     else:
         block = tl.load(tables_ptr + pos // PAGE).to(tl.int64)
     offsets = block * block_stride + (pos % PAGE) * token_stride + kv_head * HEAD_DIM
-    k = load_rows(k_ptr, offsets, live, HEAD_DIM, DIM_PAD, MASKED).to(q.dtype)
-    v = load_rows(v_ptr, offsets, live, HEAD_DIM, DIM_PAD, MASKED).to(q.dtype)
+    k = load_rows(k_ptr, offsets, live, HEAD_DIM, DIM_PAD, MASKED)
+    if QUANTIZED:
+        k = widen(k, q.dtype, PTX)
+        v_pairs = load_rows(v_ptr, offsets // 2, live, HEAD_DIM // 2, DIM_PAD // 2, MASKED)
+    else:
+        k = k.to(q.dtype)
+        v = load_rows(v_ptr, offsets, live, HEAD_DIM, DIM_PAD, MASKED).to(q.dtype)
     s = tl.dot(q, tl.trans(k), input_precision="ieee")
     if QUANTIZED:
         scale_at = (block * PAGE + pos % PAGE) * kv_heads + kv_head
@@ -89,31 +107,45 @@ def attend_tile(
         s = tl.where(visible, s, float("-inf"))
     m_new = tl.maximum(m, tl.max(s, 1) * factor)
     base = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s * factor - base[:, None])
+    if QUANTIZED:
+        p = tl.exp2(s * factor - (base - WEIGHT_SHIFT)[:, None])
+    else:
+        p = tl.exp2(s * factor - base[:, None])
     shrink = tl.exp2(m - base)
     total = total * shrink + tl.sum(p, 1)
-    acc = acc * shrink[:, None]
     if QUANTIZED:
-        # The factor keeps p * scale out of fp16's subnormals (scale = max|v| / 448 or / 127); normalize takes it back.
-        p = p * (v_scale * V_SCALE_FACTOR)[None, :]
-    acc = tl.dot(p.to(q.dtype), v, acc, input_precision="ieee")
-    return m_new, total, acc
+        p = (p * v_scale[None, :]).to(q.dtype)
+        v_even, v_odd = widen_pairs(v_pairs, k_ptr.dtype.element_ty, q.dtype, PTX)
+        even = tl.dot(p, v_even, acc[0] * shrink[:, None], input_precision="ieee")
+        odd = tl.dot(p, v_odd, acc[1] * shrink[:, None], input_precision="ieee")
+        return m_new, total, (even, odd)
+    else:
+        acc = tl.dot(p.to(q.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        return m_new, total, acc
 
 
 @triton.jit
 def normalize(total, acc, QUANTIZED: tl.constexpr):
     """acc / l; rows without a visible key give 0."""
     if QUANTIZED:
-        acc = acc * (1.0 / V_SCALE_FACTOR)
+        acc = tl.reshape(tl.join(acc[0], acc[1]), [acc[0].shape[0], 2 * acc[0].shape[1]])
     return acc / tl.where(total > 0, total, 1.0)[:, None]
 
 
 @triton.jit
-def add_sink(m, total, out, sinks_ptr, heads, live, HAS_SINKS: tl.constexpr):
+def log_sum(m, total, QUANTIZED: tl.constexpr):
+    """log2 of the softmax denominator; -inf for rows without a visible key."""
+    lse = m + tl.log2(tl.where(total > 0, total, 1.0))
+    if QUANTIZED:
+        lse -= WEIGHT_SHIFT
+    return lse
+
+
+@triton.jit
+def add_sink(lse, out, sinks_ptr, heads, live, HAS_SINKS: tl.constexpr):
     """With sinks, the head's sink logit joins the softmax denominator (Xiao et al. 2023; gpt-oss)."""
     if HAS_SINKS:
         sink = tl.load(sinks_ptr + heads, mask=live, other=0.0).to(tl.float32) * LOG2E
-        lse = m + tl.log2(tl.where(total > 0, total, 1.0))
         top = tl.maximum(lse, sink)
         weight = tl.exp2(lse - top)
         out = out * (weight / (weight + tl.exp2(sink - top)))[:, None]

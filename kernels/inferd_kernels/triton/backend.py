@@ -8,6 +8,7 @@ import torch
 
 from inferd_kernels.triton import library
 from inferd_kernels.triton.linear import embedding, linear, prepare_weight
+from inferd_kernels.triton.tiles import architecture, converts_fp8
 
 if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
@@ -26,6 +27,17 @@ __all__ = [
     "sample",
     "silu_mul",
 ]
+
+
+def cache_dtypes() -> tuple[torch.dtype, ...]:
+    """Of KV caches that the kernels read on this device; NVIDIA converts fp8 e4m3 from compute capability 8.9 on."""
+    known = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
+    return tuple(dtype for dtype in known if dtype != torch.float8_e4m3fn or converts_fp8(architecture()))
+
+
+def quantizations() -> tuple[str, ...]:
+    """Of weights that the kernels multiply with; 8-bit groups have no kernel here."""
+    return ("q4", "fp8") if converts_fp8(architecture()) else ("q4",)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

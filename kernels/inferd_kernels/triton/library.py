@@ -125,7 +125,7 @@ def paged_attention(
         paged_prefill.launch(
             out, q, k_cache, v_cache, scales, sinks, block_tables[num_decodes:], cu_seqlens[num_decodes:],
             seq_lens[num_decodes:], scale=scale, window=window, softcap=softcap,
-            tile=prefill_tile(arch, dim),
+            tile=prefill_tile(arch, element, dim),
         )  # fmt: skip
     return out
 

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from inferd_kernels import reference
 from inferd_kernels.triton import gemm_small, gemm_w4, quant_rows
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile, gemm_w4_tile
-from inferd_kernels.weights import QuantizedWeight
+from inferd_kernels.weights import BackendWeight, Fp8Weight, QuantizedWeight
 
 SMALL_TOKENS = 64
 GROUP = 32  # values per block of ggml's q4_0 and q4_1
 
 
 @dataclass(frozen=True, slots=True)
-class W4Weight:
+class W4Weight(BackendWeight):
     """[N,K] values scale (nibble - 8) + offset.
 
     packed  [N,K/2] uint8, byte j holds weight j in its low and weight j + K/2 in its high nibble
@@ -34,8 +34,16 @@ class W4Weight:
     offset: torch.Tensor | None
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, int]:  # type: ignore[override]  # the base only names it
         return self.packed.shape[0], self.packed.shape[1] * 2
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes)
+
+    def to(self, device: torch.device) -> W4Weight:
+        offset = None if self.offset is None else self.offset.to(device)
+        return W4Weight(self.packed.to(device), self.scale.to(device), offset)
 
     def values(self, dtype: torch.dtype) -> torch.Tensor:
         """The dequantized matrix."""
@@ -48,19 +56,6 @@ class W4Weight:
     def rows(self, index: torch.Tensor) -> W4Weight:
         offset = None if self.offset is None else self.offset[index]
         return W4Weight(self.packed[index], self.scale[index], offset)
-
-
-@dataclass(frozen=True, slots=True)
-class Fp8Weight:
-    """[N,K] float8_e4m3fn values with one float32 scale per row [N]; activations are quantized per token on the way
-    in."""
-
-    values: torch.Tensor
-    scale: torch.Tensor
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.values.shape[0], self.values.shape[1]
 
 
 PreparedWeight: TypeAlias = torch.Tensor | W4Weight | Fp8Weight
@@ -113,19 +108,22 @@ def _(x: torch.Tensor, packed: torch.Tensor, *_: object) -> torch.Tensor:
 
 @torch.library.custom_op("inferd::linear_fp8", mutates_args=())
 def linear_fp8(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Activations are quantized per token on the way in."""
     quantized, x_scale = quantize_rows(x, torch.float8_e4m3fn)
-    if x.shape[0] > SMALL_TOKENS and _scaled_mm_takes(values, x.dtype):
-        return torch._scaled_mm(
-            quantized, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), bias=bias, out_dtype=x.dtype
-        )
+    if x.shape[0] > SMALL_TOKENS and _scaled_mm_takes(values):
+        # Scales per row come with bfloat16 results alone.
+        wide = torch._scaled_mm(
+            quantized, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), out_dtype=torch.bfloat16
+        ).to(x.dtype)
+        return wide if bias is None else wide + bias
     out = x.new_empty(x.shape[0], values.shape[0])
     gemm_small.launch(out, quantized, values, bias, (x_scale, scale), gemm_small_tile(architecture(), 1, x.shape[0]))
     return out
 
 
-def _scaled_mm_takes(values: torch.Tensor, dtype: torch.dtype) -> bool:
-    """What cuBLAS asks of a row-scaled fp8 product (torch 2.11 on an H100 refuses others)."""
-    return dtype == torch.bfloat16 and values.shape[0] % 16 == 0 and values.shape[1] % 16 == 0
+def _scaled_mm_takes(values: torch.Tensor) -> bool:
+    """cuBLAS wants both sides of an fp8 weight in multiples of 16 (torch 2.11 on an H100 refuses others)."""
+    return values.shape[0] % 16 == 0 and values.shape[1] % 16 == 0
 
 
 @linear_fp8.register_fake
@@ -162,5 +160,5 @@ def embedding(ids: torch.Tensor, weight: PreparedWeight, dtype: torch.dtype) -> 
     if isinstance(weight, W4Weight):
         return weight.rows(ids).values(dtype)
     if isinstance(weight, Fp8Weight):
-        return (weight.values[ids].float() * weight.scale[ids].unsqueeze(1)).to(dtype)
+        return reference.dequantize_fp8(weight, dtype, ids)
     return F.embedding(ids, weight).to(dtype)

@@ -11,8 +11,18 @@ import torch
 import triton
 import triton.language as tl
 
-from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2, padded_head_dim
+from inferd_kernels.triton.attention import (
+    add_sink,
+    attend_tile,
+    compute_type,
+    empty_sum,
+    load_rows,
+    log_sum,
+    normalize,
+    store_rows,
+)
+from inferd_kernels.triton.eight_bit import paired
+from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2, padded_head_dim, targets_ptx
 
 MERGE_SPLITS: tl.constexpr = tl.constexpr(16)
 
@@ -30,7 +40,7 @@ def decode_split(
     scale, softcap, window, table_stride, block_stride, token_stride, kv_heads, splits,
     GROUP: tl.constexpr, GROUP_PAD: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr, PAGE: tl.constexpr,
     TILE: tl.constexpr, SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, SINGLE: tl.constexpr, QUANTIZED: tl.constexpr,
-    CAPPED: tl.constexpr, WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
+    PTX: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (sequences, kv heads, splits): one split of one sequence for the GROUP query heads of one KV head."""
     row = tl.program_id(0)
@@ -53,7 +63,7 @@ def decode_split(
     q = compute_type(load_rows(q_ptr, rows * HEAD_DIM, mine, HEAD_DIM, DIM_PAD, True), QUANTIZED)
     m = tl.full([GROUP_PAD], float("-inf"), tl.float32)
     total = tl.zeros([GROUP_PAD], tl.float32)
-    acc = tl.zeros([GROUP_PAD, DIM_PAD], tl.float32)
+    acc = empty_sum(GROUP_PAD, DIM_PAD, QUANTIZED)
     begin = low // TILE
     if not WINDOWED:
         for tile in range(begin, high // TILE):
@@ -62,7 +72,7 @@ def decode_split(
                 q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + row * table_stride,
                 pos, pos >= 0,
                 pos[None, :] >= 0, kv_head, kv_heads, block_stride, token_stride, scale, softcap,
-                HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, False,
+                HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, PTX, CAPPED, False,
             )  # fmt: skip
         begin = tl.maximum(begin, high // TILE)
     for tile in range(begin, (high + TILE - 1) // TILE):
@@ -71,16 +81,17 @@ def decode_split(
         m, total, acc = attend_tile(
             q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + row * table_stride, pos, live,
             live[None, :], kv_head, kv_heads, block_stride, token_stride, scale, softcap,
-            HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, True,
+            HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, PTX, CAPPED, True,
         )  # fmt: skip
     out = normalize(total, acc, QUANTIZED)
+    lse = log_sum(m, total, QUANTIZED)
     if SINGLE:
-        out = add_sink(m, total, out, sinks_ptr, heads, mine, HAS_SINKS)
+        out = add_sink(lse, out, sinks_ptr, heads, mine, HAS_SINKS)
         store_rows(out_ptr, rows * HEAD_DIM, out, mine, HEAD_DIM, DIM_PAD)
     else:
         slots = rows * splits + split
         store_rows(partial_ptr, slots * HEAD_DIM, out, mine, HEAD_DIM, DIM_PAD)
-        tl.store(lse_ptr + slots, m + tl.log2(total), mask=mine)
+        tl.store(lse_ptr + slots, lse, mask=mine)
 
 
 @triton.jit(do_not_specialize=["splits"], do_not_specialize_on_alignment=["lens_ptr"])
@@ -116,7 +127,7 @@ def decode_merge(
         total = total * shrink + tl.sum(weight, 0)
         acc = acc * shrink[:, None] + tl.sum(part * weight[:, None], 0)[None, :]
         m = m_new
-    out = add_sink(m, total, normalize(total, acc, False), sinks_ptr, head + one, one < 1, HAS_SINKS)
+    out = add_sink(log_sum(m, total, False), normalize(total, acc, False), sinks_ptr, head + one, one < 1, HAS_SINKS)
     store_rows(out_ptr, (at + one) * HEAD_DIM, out, one < 1, HEAD_DIM, DIM_PAD)
 
 
@@ -159,10 +170,10 @@ def launch(
     }
     sinks = lse if sinks is None else sinks
     decode_split[(rows, kv_heads, splits)](
-        q, k_cache, v_cache, k_scale, v_scale, sinks, tables, lens, partial, lse, out,
+        q, k_cache, paired(v_cache), k_scale, v_scale, sinks, tables, lens, partial, lse, out,
         scale, softcap, window, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads, splits,
         GROUP=heads // kv_heads, GROUP_PAD=max(16, next_power_of_2(heads // kv_heads)), PAGE=page,
-        SINGLE=single, QUANTIZED=scales is not None, CAPPED=softcap > 0,
+        SINGLE=single, QUANTIZED=scales is not None, PTX=targets_ptx(), CAPPED=softcap > 0,
         num_warps=tile.num_warps, num_stages=tile.num_stages, **shared,
     )  # fmt: skip
     if not single:

@@ -11,8 +11,18 @@ import torch
 import triton
 import triton.language as tl
 
-from inferd_kernels.triton.attention import add_sink, attend_tile, compute_type, load_rows, normalize, store_rows
-from inferd_kernels.triton.tiles import AttentionTile, padded_head_dim
+from inferd_kernels.triton.attention import (
+    add_sink,
+    attend_tile,
+    compute_type,
+    empty_sum,
+    load_rows,
+    log_sum,
+    normalize,
+    store_rows,
+)
+from inferd_kernels.triton.eight_bit import paired
+from inferd_kernels.triton.tiles import AttentionTile, padded_head_dim, targets_ptx
 
 
 @triton.jit
@@ -40,8 +50,8 @@ def prefill(
     q_ptr, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, sinks_ptr, tables_ptr, starts_ptr, lens_ptr, out_ptr,
     scale, softcap, window, sequences, table_stride, block_stride, token_stride, kv_heads,
     GROUP: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM_PAD: tl.constexpr,
-    PAGE: tl.constexpr, TILE: tl.constexpr, QUANTIZED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
-    HAS_SINKS: tl.constexpr,
+    PAGE: tl.constexpr, TILE: tl.constexpr, QUANTIZED: tl.constexpr, PTX: tl.constexpr, CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr, HAS_SINKS: tl.constexpr,
 ):  # fmt: skip
     """Grid (kv heads, tokens // TOKENS + sequences); of every head the last, heaviest tiles start first."""
     kv_head = tl.program_id(0)
@@ -63,7 +73,7 @@ def prefill(
     last = tl.minimum(first + TOKENS, length)
     m = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
-    acc = tl.zeros([ROWS, DIM_PAD], tl.float32)
+    acc = empty_sum(ROWS, DIM_PAD, QUANTIZED)
     begin = 0
     if WINDOWED:
         begin = tl.maximum(first - window + 1, 0) // TILE
@@ -75,7 +85,7 @@ def prefill(
                 q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + sequence * table_stride,
                 pos, pos >= 0,
                 pos[None, :] >= 0, kv_head, kv_heads, block_stride, token_stride, scale, softcap,
-                HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, False,
+                HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, PTX, CAPPED, False,
             )  # fmt: skip
     for tile in range(begin, (last + TILE - 1) // TILE):
         pos = tile * TILE + tl.arange(0, TILE)
@@ -86,9 +96,10 @@ def prefill(
         m, total, acc = attend_tile(
             q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + sequence * table_stride, pos, live,
             visible & live[None, :], kv_head, kv_heads, block_stride, token_stride, scale, softcap,
-            HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, CAPPED, True,
+            HEAD_DIM, DIM_PAD, PAGE, QUANTIZED, PTX, CAPPED, True,
         )  # fmt: skip
-    out = add_sink(m, total, normalize(total, acc, QUANTIZED), sinks_ptr, heads, mine, HAS_SINKS)
+    lse = log_sum(m, total, QUANTIZED)
+    out = add_sink(lse, normalize(total, acc, QUANTIZED), sinks_ptr, heads, mine, HAS_SINKS)
     store_rows(out_ptr, rows, out, mine, HEAD_DIM, DIM_PAD)
 
 
@@ -121,9 +132,9 @@ def launch(
     none = q.new_empty(0, dtype=torch.float32)
     k_scale, v_scale = scales if scales is not None else (none, none)
     prefill[(kv_heads, tokens // per_program + sequences)](
-        q, k_cache, v_cache, k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
+        q, k_cache, paired(v_cache), k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
         scale, softcap, window, sequences, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads,
         GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,
-        TILE=tile.tile, QUANTIZED=scales is not None, CAPPED=softcap > 0, WINDOWED=window > 0,
+        TILE=tile.tile, QUANTIZED=scales is not None, PTX=targets_ptx(), CAPPED=softcap > 0, WINDOWED=window > 0,
         HAS_SINKS=sinks is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

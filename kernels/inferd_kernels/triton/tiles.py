@@ -54,9 +54,10 @@ DECODE = {
     ("any", 2, 128): AttentionTile(16, 64, 4, 3),
     ("any", 2, 256): AttentionTile(16, 32, 4, 3),
     ("any", 1, 64): AttentionTile(16, 128, 4, 2),
-    ("any", 1, 128): AttentionTile(16, 128, 4, 2),
-    ("any", 1, 256): AttentionTile(16, 64, 4, 2),
-    ("blackwell", 1, 256): AttentionTile(16, 64, 8, 2),  # 4 warps spill
+    ("any", 1, 128): AttentionTile(16, 128, 4, 3),  # 2 stages spill on sm_100 and sm_120
+    ("any", 1, 256): AttentionTile(16, 64, 4, 3),
+    ("hopper", 1, 128): AttentionTile(16, 128, 4, 2),
+    ("hopper", 1, 256): AttentionTile(16, 64, 4, 2),
     ("cdna", 1, 64): AttentionTile(16, 64, 4, 2),
     ("cdna", 1, 128): AttentionTile(16, 64, 4, 2),
     ("cdna", 1, 256): AttentionTile(16, 32, 4, 2),
@@ -77,6 +78,12 @@ PREFILL = {
     ("cdna", 128): AttentionTile(128, 64, 8, 2),
     ("cdna", 256): AttentionTile(64, 32, 8, 2),
     ("interpreter", 0): AttentionTile(16, 16, 4, 2),
+}
+# The same over an 8-bit cache, where it differs: more keys and values are in registers
+PREFILL_8 = {
+    ("cdna", 128): AttentionTile(64, 32, 4, 2),
+    ("cdna", 256): AttentionTile(64, 32, 4, 2),
+    ("hopper", 256): AttentionTile(32, 32, 4, 2),  # more rows or keys spill
 }
 # (family, bytes of a weight, tokens) -> small GEMM: `tokens` is the bucket, 16 or 64
 GEMM_SMALL = {
@@ -113,6 +120,15 @@ def architecture() -> str:
     return name
 
 
+def converts_fp8(arch: str) -> bool:
+    return arch not in ("sm_80", "sm_86")
+
+
+def targets_ptx() -> bool:
+    """Whether kernels may hold inline PTX: on NVIDIA, but not in the interpreter."""
+    return architecture().startswith("sm_")
+
+
 def decode_tile(arch: str, element: int, head_dim: int, kv_heads: int) -> AttentionTile:
     """The row for a cache of `element`-byte values. Few KV heads get shorter splits, so that a small batch fills the
     GPU."""
@@ -124,9 +140,12 @@ def decode_tile(arch: str, element: int, head_dim: int, kv_heads: int) -> Attent
     return replace(tile, split=256) if kv_heads <= 2 else tile
 
 
-def prefill_tile(arch: str, head_dim: int) -> AttentionTile:
+def prefill_tile(arch: str, element: int, head_dim: int) -> AttentionTile:
+    """The row for a cache of `element`-byte values."""
     family = FAMILIES[arch]
     dim = 0 if family == "interpreter" else min(256, max(64, next_power_of_2(head_dim)))
+    if element == 1 and (family, dim) in PREFILL_8:
+        return PREFILL_8[(family, dim)]
     return PREFILL.get((family, dim)) or PREFILL[("any", dim)]
 
 

@@ -53,7 +53,8 @@ def test_every_rank_gets_as_many_blocks_as_the_poorest_has_room_for() -> None:
 
 
 def test_block_bytes() -> None:
-    assert block_bytes(3, 32, 16, 4) == BLOCK
+    assert block_bytes(3, 4, 8, 16, 4) == BLOCK
+    assert block_bytes(3, 4, 8, 16, 1) == BLOCK // 4 + 2 * 3 * 16 * 4 * 4  # and a scale per token and head
 
 
 def test_enough_memory_gives_every_sequence_a_full_context() -> None:

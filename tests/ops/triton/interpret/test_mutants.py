@@ -31,12 +31,15 @@ MUTANTS = [
     Mutant("slot within the page dropped", "attention", "(pos % PAGE) * token_stride", "0 * token_stride", "decode"),
     Mutant("rescaling inverted", "attention", "shrink = tl.exp2(m - base)", "shrink = tl.exp2(base - m)", "decode"),
     Mutant("sum not rescaled", "attention", "total = total * shrink", "total = total * 1.0", "decode"),
-    Mutant("accumulator not rescaled", "attention", "acc = acc * shrink[:, None]", "acc = acc * 1.0", "decode"),
+    Mutant("accumulator not rescaled", "attention", "v, acc * shrink[:, None]", "v, acc * 1.0", "decode"),
     Mutant("key scale forgotten", "attention", "s = s * k_scale[None, :]", "s = s * 1.0", "decode8"),
-    Mutant("value scale factor kept", "attention", "(1.0 / V_SCALE_FACTOR)", "1.0", "decode8"),
+    Mutant("value scale forgotten", "attention", "p * v_scale[None, :]", "p * 1.0", "decode8"),
+    Mutant("even and odd values exchanged", "attention", "v_even, v_odd = widen_pairs(", "v_odd, v_even = widen_pairs(", "decode8"),
+    Mutant("odd values not rescaled", "attention", "acc[1] * shrink[:, None]", "acc[1] * 1.0", "decode8"),
+    Mutant("weight shift kept in the sum", "attention", "lse -= WEIGHT_SHIFT", "lse -= 0.0", "sinks8"),
     Mutant("scale of another head", "attention", "* kv_heads + kv_head\n", "* kv_heads\n", "decode8"),
     Mutant("cap forgotten", "attention", "s = tanh(s * (scale / softcap)) * softcap", "s = s * scale", "options"),
-    Mutant("sink in base e", "attention", ".to(tl.float32) * LOG2E\n        lse", ".to(tl.float32)\n        lse", "options"),
+    Mutant("sink in base e", "attention", ".to(tl.float32) * LOG2E\n        top", ".to(tl.float32)\n        top", "options"),
     Mutant("empty rows divide by zero", "attention", "acc / tl.where(total > 0, total, 1.0)[:, None]", "acc / total[:, None]", "decode"),
     Mutant("one key too many", "paged_decode", "(pos < high)", "(pos <= high)", "decode"),
     Mutant("padded group rows stored", "paged_decode", "mine = g < GROUP\n", "mine = g < GROUP_PAD\n", "decode"),
@@ -92,9 +95,9 @@ def shape(**options: Any) -> AttentionShape:
 
 
 def attention_error(module: ModuleType, queries: list[int], lens: list[int], **options: Any) -> float:
-    cache = options.pop("cache", None)
+    cache, sinks = options.pop("cache", None), options.pop("sinks", bool(options))
     kind = shape(num_heads=6, num_kv_heads=2, **options) if cache else shape(**options)
-    problem = attention_problem(queries, lens, kind, cache=cache, sinks=bool(options))
+    problem = attention_problem(queries, lens, kind, cache=cache, sinks=sinks)
     expected = reference_gpu.attention(
         problem.q, problem.k_cache, problem.v_cache, problem.batch, problem.shape, problem.scales, problem.sinks
     )
@@ -134,6 +137,10 @@ def edits(module: ModuleType) -> float:
 
 def decode8(module: ModuleType) -> float:
     return attention_error(module, [1], [40], cache=torch.float8_e4m3fn)
+
+
+def sinks8(module: ModuleType) -> float:
+    return attention_error(module, [1], [100], cache=torch.int8, sinks=True)
 
 
 def options(module: ModuleType) -> float:
@@ -262,7 +269,24 @@ def moe(module: ModuleType) -> float:
 
 CASES: dict[str, Callable[[ModuleType], float]] = {
     function.__name__: function
-    for function in (decode, long, decode8, edits, options, prefill, far, rope, norm, silu, copy, sample, w4, gemm, moe)
+    for function in (
+        decode,
+        long,
+        decode8,
+        sinks8,
+        edits,
+        options,
+        prefill,
+        far,
+        rope,
+        norm,
+        silu,
+        copy,
+        sample,
+        w4,
+        gemm,
+        moe,
+    )
 }
 
 
