@@ -120,27 +120,28 @@ def load_model(
 
 
 def rank_shard(
-    checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, wanted: Quantization | None = None
+    checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, quantization: Quantization | None = None
 ) -> ModelShard:
-    """What a rank holds; wanted: the form that float matrices are quantized to. The MLP is cut between quantized blocks
-    where there are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
-    unit = 1 if wanted is None else GROUP
+    """What a rank holds; quantization: of float matrices at load. The MLP is cut between quantized blocks where there
+    are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
+    unit = 1 if quantization is None else GROUP
     costs = [0] * spec.num_layers
     head = "embedding" if spec.tied_embeddings else "lm_head"
     for rule in weight_rules(spec):
         for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
             record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
-            costs[layer] += weight_bytes(record, rule, wanted)
+            costs[layer] += weight_bytes(record, rule, quantization)
             if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
                 unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
     return shard_model(spec, placement, unit, costs)
 
 
-def weight_bytes(record: TensorRecord, rule: Rule, wanted: Quantization | None) -> int:
+def weight_bytes(record: TensorRecord, rule: Rule, quantization: Quantization | None) -> int:
     """Of the part of a tensor that the rule names, as it is stored or will be quantized; scales are left out."""
-    if wanted is None or record.format not in CHECKPOINT_DTYPES:
+    if quantization is None or record.format not in CHECKPOINT_DTYPES:
         return record.nbytes // rule.num_parts
-    return math.prod(rule.shape) * (4 if wanted == "q4" and rule.per_layer else 8) // 8
+    bits = 4 if quantization == "q4" and rule.per_layer else 8
+    return math.prod(rule.shape) * bits // 8
 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:

@@ -148,8 +148,12 @@ def test_a_rank_that_cannot_start_says_why(engine_config: Config, tiny_model: Ca
     import msgspec
 
     config = engine_config(tiny_model("llama"), 2)
-    config = msgspec.structs.replace(config, cache=msgspec.structs.replace(config.cache, dtype="int3"))
+    config = msgspec.structs.replace(
+        config,
+        model=msgspec.structs.replace(config.model, quantization="fp8"),
+        device=msgspec.structs.replace(config.device, kernel_backend="native"),
+    )
     before = children_of(os.getpid())  # of other tests' fixtures
-    with pytest.raises(StartupError, match="kv-cache-dtype int3: kernel backend reference keeps float32"):
+    with pytest.raises(StartupError, match=r"quantization fp8: kernel backend native-\w+ takes q4, q8"):
         create_executor(config, lambda phase, fraction: None)
     assert set(children_of(os.getpid())) <= set(before)

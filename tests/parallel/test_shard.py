@@ -95,7 +95,7 @@ def test_stages_are_balanced_by_what_weights_are_quantized_to(tmp_path: Path) ->
     checkpoint = open_checkpoint(write_tiny_model("llama", tmp_path, num_hidden_layers=12, vocab_size=900))
     spec = check_checkpoint(checkpoint)
     assert isinstance(spec, DecoderSpec)
-    last = [len(rank_shard(checkpoint, spec, Placement(1, 1, 2), wanted).layers) for wanted in (None, "q8", "q4")]
+    last = [len(rank_shard(checkpoint, spec, Placement(1, 1, 2), kind).layers) for kind in (None, "q8", "q4")]
     assert last[0] == last[1] > last[2], "the head takes 8 bits at least"
 
 
