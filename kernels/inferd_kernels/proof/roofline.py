@@ -3,9 +3,9 @@
 t = launches + max(bytes / memory, serial chain of one block, warp instructions / issue slots, flops / tensor cores)
 
 Memory reaches 0.90 of its peak (device copies on an H100 reach 3.0 of 3.35 TB/s), loops fill 0.60 of the issue slots,
-tensor
-cores reach 0.72 of dense peak in matmuls and 0.50 in attention; a dependent memory access takes 0.7 us, a kernel in a
-captured graph 2.5 us. Of these only the copy is backed by a measurement; the first run on a GPU replaces the rest.
+tensor cores reach 0.72 of dense peak in matmuls and 0.50 in attention; a dependent memory access takes 0.7 us, a kernel
+in a captured graph 2.5 us. On an H100 the kernels of a decode step took 0.6 to 1.6 times what this says, prefill of
+1,024 tokens 1.7 times and of 8,192 1.2 times (docs/benchmarks-gpu.md); what short prompts wait for is not modelled.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def decode_attention(
     flops = 4 * batch * context * model.kv_heads * max(16, model.heads // model.kv_heads) * model.head_dim
     terms = {
         "memory": (size + partial) / (device.bandwidth * MEMORY_SHARE),
-        "latency": waves * steps * LATENCY,
+        "latency": waves * steps * 2 * LATENCY,  # the block's number, then its keys
         "issue": issue / ISSUE_SHARE,
         "tensor": flops / (device.tensor * ATTENTION_SHARE),
     }
