@@ -71,7 +71,7 @@ class MatrixLoader:
         if not isinstance(weight, torch.Tensor):
             return weight
         weight, kind = weight.to(self.dtype), self._kind(rule)
-        return weight if kind is None else _quantized(weight, kind)
+        return weight if kind is None else _quantized(weight, kind, self.device)
 
     def _kind(self, rule: Rule) -> Quantization | None:
         """What a float matrix is quantized to."""
@@ -86,11 +86,12 @@ class MatrixLoader:
             raise StartupError(f"{self.reader.path}: tensor {rule.source}: {error}") from None
 
 
-def _quantized(weight: torch.Tensor, kind: Quantization) -> CheckpointWeight | Fp8Weight:
-    """fp8: e4m3 values with a scale per row; q4, q8: ggml's groups of 32. Raises ValueError for values that have no
-    such form."""
+def _quantized(weight: torch.Tensor, kind: Quantization, device: torch.device) -> CheckpointWeight | Fp8Weight:
+    """fp8: e4m3 values with a scale per row, made on `device`; q4, q8: ggml's groups of 32. Raises ValueError for values
+    that have no such form."""
     if kind != "fp8":
         return quantize(weight, 4 if kind == "q4" else 8).weight
+    weight = weight.to(device)
     if not bool(torch.isfinite(weight.sum(dtype=torch.float32))):
         raise ValueError("the matrix holds values that are not finite")
     return Fp8Weight(*quantize_rows(weight, torch.float8_e4m3fn))
