@@ -87,8 +87,8 @@ class MatrixLoader:
 
 
 def _quantized(weight: torch.Tensor, kind: Quantization, device: torch.device) -> CheckpointWeight | Fp8Weight:
-    """fp8: e4m3 values with a scale per row, made on `device`; q4, q8: ggml's groups of 32. Raises ValueError for values
-    that have no such form."""
+    """fp8: e4m3 values with a scale per row, made on `device`; q4, q8: ggml's groups of 32. Raises ValueError for
+    values that have no such form."""
     if kind != "fp8":
         return quantize(weight, 4 if kind == "q4" else 8).weight
     weight = weight.to(device)
