@@ -114,10 +114,13 @@ def run_startup(arguments: argparse.Namespace) -> int:
     """Median over runs, and the phases of the median run."""
     from inferd.bench.startup import measure_startup
 
-    runs = [asyncio.run(measure_startup([arguments.model, *arguments.serve_flags])) for _ in range(arguments.runs)]
+    ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # --runs behind the model is not the daemon's
+    ours.add_argument("--runs", type=int, default=arguments.runs)
+    own, serve_flags = ours.parse_known_args(arguments.serve_flags)
+    runs = [asyncio.run(measure_startup([arguments.model, *serve_flags])) for _ in range(own.runs)]
     median = sorted(runs, key=lambda run: run.serving_s)[len(runs) // 2]
     figures = {
-        "runs": arguments.runs,
+        "runs": own.runs,
         "port_open_s": round(statistics.median(run.port_open_s for run in runs), 3),
         "serving_s": [round(run.serving_s, 3) for run in runs],
         "serving_median_s": round(median.serving_s, 3),
