@@ -11,10 +11,10 @@ import inferd.bench.startup
 from inferd.bench.commands import add_commands
 from inferd.bench.startup import Startup
 
+FLAG, RUNS = ["--kv-cache-dtype", "int8"], ["--runs", "3"]
 
-@pytest.mark.parametrize(
-    "command", [["--runs", "3", "demo", "--kv-cache-dtype", "int8"], ["demo", "--runs", "3", "--kv-cache-dtype", "int8"]]
-)
+
+@pytest.mark.parametrize("command", [[*RUNS, "demo", *FLAG], ["demo", *RUNS, *FLAG], ["demo", *FLAG, *RUNS]])
 def test_runs_before_or_behind_the_model(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -29,7 +29,7 @@ def test_runs_before_or_behind_the_model(
     add_commands(parser)
     arguments = parser.parse_args(["startup", *command])
     assert arguments.run(arguments) == 0
-    assert started == [["demo", "--kv-cache-dtype", "int8"]] * 3
+    assert started == [["demo", *FLAG]] * 3
     figures = json.loads(capsys.readouterr().out)
     assert figures["runs"] == 3
     assert figures["serving_median_s"] == 3.0
