@@ -197,18 +197,16 @@ def modelled() -> tuple[roofline.Device, dict[str, dict[str, int]]]:
     return device, load_table(Path(__file__).parents[4] / "tools" / "kernel_budgets.json")[device.arch]
 
 
-def below(share: float, why: str) -> pytest.MarkDecorator:
-    """What an H100 reached of the model, where it is too little."""
-    return pytest.mark.xfail(reason=f"{share} on an H100: {why}", strict=False)
-
-
-LONE = pytest.param(1, 8192, marks=below(0.63, "one program per multiprocessor waits for each tile in turn"))
-SHORT = pytest.param(1024, marks=below(0.57, "the model knows no wait between a short prompt's tiles"))
-
-
-@pytest.mark.parametrize(("sequences", "context"), [LONE, (16, 2048), (64, 4096)])
+@pytest.mark.parametrize(
+    ("sequences", "context", "share"),
+    [
+        (1, 8192, 0.55),  # an H100 reached 0.63: one program per multiprocessor waits for each tile in turn
+        (16, 2048, ROOFLINE_SHARE),
+        (64, 4096, ROOFLINE_SHARE),
+    ],
+)
 def test_a_decode_step_reaches_the_roofline(
-    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], sequences: int, context: int
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], sequences: int, context: int, share: float
 ) -> None:
     device, table = modelled
     estimates = {
@@ -216,13 +214,19 @@ def test_a_decode_step_reaches_the_roofline(
     }
     launches = decode_launches(ops, roofline.MODELS[0], sequences, context)
     shares = {kernel: estimates[kernel] / seconds(make) for kernel, make in launches.items()}
-    assert {kernel: share for kernel, share in shares.items() if share < ROOFLINE_SHARE} == {}
+    assert {kernel: reached for kernel, reached in shares.items() if reached < share} == {}
 
 
-@pytest.mark.parametrize("tokens", [SHORT, 8192])
+@pytest.mark.parametrize(
+    ("tokens", "share"),
+    [
+        (1024, 0.50),  # an H100 reached 0.57: the model knows no wait between a short prompt's tiles
+        (8192, ROOFLINE_SHARE),
+    ],
+)
 def test_prefill_reaches_the_roofline(
-    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], tokens: int
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], tokens: int, share: float
 ) -> None:
     device, table = modelled
     estimate = roofline.prefill_attention(device, roofline.MODELS[0], table, tokens).time
-    assert estimate / seconds(partial(prefill_launch, ops, roofline.MODELS[0], tokens)) >= ROOFLINE_SHARE
+    assert estimate / seconds(partial(prefill_launch, ops, roofline.MODELS[0], tokens)) >= share
