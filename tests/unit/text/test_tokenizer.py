@@ -304,8 +304,7 @@ def test_decoder_that_cannot_be_undone_is_refused(tmp_path: Path, libraries: Lib
 
 def test_demo_tokenizer(demo_gguf: Path) -> None:
     checkpoint = open_checkpoint(demo_gguf)
-    # The best of three: a collection of the whole suite's garbage may fall into one.
-    assert min(cpu_seconds(lambda: Tokenizer.from_checkpoint(checkpoint)) for _ in range(3)) < 1.0
+    assert cpu_seconds(lambda: Tokenizer.from_checkpoint(checkpoint)) < 1.0
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     assert (tokenizer.vocab_size, tokenizer.eos_token_ids) == (49152, (2,))
     assert tokenizer.encode("<|im_start|>user\nHello world 12<|im_end|>\n") == [
