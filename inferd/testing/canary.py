@@ -24,9 +24,7 @@ PAUSE_S = 0.25
 SLOWDOWN = 4
 SLACK_S = 1.0  # of the median turn
 WORST_S = 5.0  # of the slowest
-# Per process: caches that fill, and pages that allocators keep once a feature was used. Seen over the whole matrix of
-# 2,765 calls: up to 108 MiB, where 2,500 equal calls grow a process by 6.
-GROWTH_BYTES = 160 * 2**20
+GROWTH_BYTES = 96 * 2**20  # per process: caches that fill, and pages that the allocator keeps
 PROMPT = "the canary sings in the mine"
 TOKENS = 64
 SERVICE = "inferd.v1.InferenceService"
