@@ -197,16 +197,9 @@ def modelled() -> tuple[roofline.Device, dict[str, dict[str, int]]]:
     return device, load_table(Path(__file__).parents[4] / "tools" / "kernel_budgets.json")[device.arch]
 
 
-@pytest.mark.parametrize(
-    ("sequences", "context", "share"),
-    [
-        (1, 8192, 0.55),  # an H100 reached 0.63: one program per multiprocessor waits for each tile in turn
-        (16, 2048, ROOFLINE_SHARE),
-        (64, 4096, ROOFLINE_SHARE),
-    ],
-)
+@pytest.mark.parametrize(("sequences", "context"), [(1, 8192), (16, 2048), (64, 4096)])
 def test_a_decode_step_reaches_the_roofline(
-    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], sequences: int, context: int, share: float
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], sequences: int, context: int
 ) -> None:
     device, table = modelled
     estimates = {
@@ -214,19 +207,13 @@ def test_a_decode_step_reaches_the_roofline(
     }
     launches = decode_launches(ops, roofline.MODELS[0], sequences, context)
     shares = {kernel: estimates[kernel] / seconds(make) for kernel, make in launches.items()}
-    assert {kernel: reached for kernel, reached in shares.items() if reached < share} == {}
+    assert {kernel: reached for kernel, reached in shares.items() if reached < ROOFLINE_SHARE} == {}
 
 
-@pytest.mark.parametrize(
-    ("tokens", "share"),
-    [
-        (1024, 0.50),  # an H100 reached 0.57: the model knows no wait between a short prompt's tiles
-        (8192, ROOFLINE_SHARE),
-    ],
-)
+@pytest.mark.parametrize("tokens", [1024, 8192])
 def test_prefill_reaches_the_roofline(
-    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], tokens: int, share: float
+    ops: Ops, modelled: tuple[roofline.Device, dict[str, dict[str, int]]], tokens: int
 ) -> None:
     device, table = modelled
     estimate = roofline.prefill_attention(device, roofline.MODELS[0], table, tokens).time
-    assert estimate / seconds(partial(prefill_launch, ops, roofline.MODELS[0], tokens)) >= share
+    assert estimate / seconds(partial(prefill_launch, ops, roofline.MODELS[0], tokens)) >= ROOFLINE_SHARE
