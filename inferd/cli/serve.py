@@ -7,12 +7,15 @@ import logging
 
 import msgspec
 
+from inferd.allocator import limit_arenas
 from inferd.cli.arguments import Parsed
 from inferd.cli.build import build_config, check_config
 from inferd.config import EngineConfig
 from inferd.log import configure_logging
 
 logger = logging.getLogger(__name__)
+
+HEAPS = 2  # the threads of gRPC and of the tokenizers hold the GIL, or work on one text at a time
 
 
 def join_node(config: EngineConfig) -> int:
@@ -33,6 +36,7 @@ def run(parsed: Parsed) -> int:
         logger.warning(answer)
     if config.engine.parallel.node_rank > 0:
         return join_node(config.engine)
+    limit_arenas(HEAPS)
     from inferd.server.app import serve  # after the checks: it takes a good part of a second to load
 
     asyncio.run(serve(config))

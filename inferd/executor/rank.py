@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import socket
@@ -10,8 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from inferd.allocator import freed_memory_returned
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-M_MMAP_THRESHOLD = -3  # <malloc.h>
 TIMES_INTERVAL_S = 0.25
 LOADING_INTERVAL_S = 0.1
 GROUP_TIMEOUT_FACTOR = 2.0  # a collective gives up after the core has noticed that a step hangs
@@ -184,18 +182,6 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     core.on_step = worker.expect
     core.send(Allocated())
     return worker, placement
-
-
-@contextmanager
-def freed_memory_returned() -> Iterator[None]:
-    """Within, buffers of a matrix' size are mappings of their own and go back when freed; glibc would move ever larger
-    ones into its heap, where holes stay: a fifth of a shard was measured. A bound of 32 MiB holds afterwards."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    yield
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
 
 class LoadingReporter:
