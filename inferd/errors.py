@@ -6,7 +6,6 @@
     │   └── InvalidConstraint                          a schema, regex or grammar does not compile
     ├── ModelNotFound             NOT_FOUND
     ├── TaskNotSupported          FAILED_PRECONDITION  the model cannot do what the RPC asks
-    ├── UnsupportedFeature        UNIMPLEMENTED        this build cannot do it
     ├── DuplicateRequest          ALREADY_EXISTS
     ├── QueueFull, QueueTimeout   RESOURCE_EXHAUSTED   carry a retry time
     ├── DeadlineExceeded          DEADLINE_EXCEEDED
@@ -71,11 +70,6 @@ class ModelNotFound(InferdError):
 class TaskNotSupported(InferdError):
     code = "FAILED_PRECONDITION"
     reason = "TASK_NOT_SUPPORTED"
-
-
-class UnsupportedFeature(InferdError):
-    code = "UNIMPLEMENTED"
-    reason = "UNSUPPORTED_FEATURE"
 
 
 class DuplicateRequest(InferdError):

@@ -1,4 +1,4 @@
-"""RPC handlers from the service descriptors: what is implemented, and UNIMPLEMENTED with a reason for the rest."""
+"""RPC handlers from the service descriptors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from inferd.errors import InvalidParameter, UnsupportedFeature
+from inferd.errors import InvalidParameter
 from inferd.server.call import Call, CallRunner, Context, Handler
 from inferd.server.fields import refuse_unknown_fields
 
@@ -18,28 +18,24 @@ from inferd.server.fields import refuse_unknown_fields
 def service_handler(
     service: ServiceDescriptor, implementations: Mapping[str, Handler], runner: CallRunner
 ) -> grpc.GenericRpcHandler[Any, Any]:
-    """A handler for every method of the contract, so that none is forgotten."""
-    unknown = implementations.keys() - service.methods_by_name.keys()
-    assert not unknown, f"{service.full_name} has no {unknown}"
+    """A handler for every method of the contract: none is forgotten."""
+    assert implementations.keys() == set(service.methods_by_name), service.full_name
     return grpc.method_handlers_generic_handler(
         service.full_name,
         {
-            method.name: (
-                _implemented(method, implementations[method.name], runner)
-                if method.name in implementations
-                else _unimplemented(method, runner)
-            )
-            for method in service.methods
+            name: _streaming(method, implementations[name], runner)
+            if method.client_streaming
+            else _answering(method, implementations[name], runner)
+            for name, method in service.methods_by_name.items()
         },
     )
 
 
-def _implemented(
+def _answering(
     method: MethodDescriptor, implementation: Handler, runner: CallRunner
 ) -> grpc.RpcMethodHandler[Any, Any]:
+    """The implementation gets one checked message."""
     name = _path(method)
-    if method.client_streaming:
-        return _streaming(method, implementation, runner)
 
     async def checked(request: Message | None, call: Call) -> Message | None:
         if request is None:
@@ -66,17 +62,6 @@ def _streaming(
     return grpc.stream_stream_rpc_method_handler(
         run, request_deserializer=_parser(method), response_serializer=_serialize
     )
-
-
-def _unimplemented(method: MethodDescriptor, runner: CallRunner) -> grpc.RpcMethodHandler[Any, Any]:
-    async def refuse(request: Message | None, call: Call) -> Message | None:
-        raise UnsupportedFeature(f"{method.name} is not built yet", metadata={"method": call.method})
-
-    async def run(requests: object, context: Context) -> None:
-        await runner.run(_path(method), refuse, None, context)
-
-    # Answers before reading anything, so this shape serves all four.
-    return grpc.stream_stream_rpc_method_handler(run)
 
 
 def _path(method: MethodDescriptor) -> str:

@@ -23,7 +23,7 @@ def status_code(error: InferdError) -> grpc.StatusCode:
 def status_details(error: InferdError, request_id: str) -> list[Message]:
     """The google.rpc details of one failure: always ErrorInfo, the others where they say something."""
     details: list[Message] = [ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
-    if error.code in ("INVALID_ARGUMENT", "UNIMPLEMENTED") and error.field:
+    if error.code == "INVALID_ARGUMENT" and error.field:
         violation = BadRequest.FieldViolation(
             field=error.field, description=shorten(error.message), reason=error.reason
         )

@@ -13,7 +13,6 @@ CONTRACT: Mapping[str, tuple[str, int, str, str | None, bool]] = MappingProxyTyp
         "CONTEXT_LENGTH_EXCEEDED": ("INVALID_ARGUMENT", 400, "invalid_request_error", "context_length_exceeded", False),
         "MODEL_NOT_FOUND": ("NOT_FOUND", 404, "invalid_request_error", "model_not_found", False),
         "TASK_NOT_SUPPORTED": ("FAILED_PRECONDITION", 400, "invalid_request_error", "unsupported_task", False),
-        "UNSUPPORTED_FEATURE": ("UNIMPLEMENTED", 400, "invalid_request_error", "unsupported_feature", False),
         "DUPLICATE_REQUEST": ("ALREADY_EXISTS", 409, "invalid_request_error", "duplicate_request", False),
         "QUEUE_FULL": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "server_overloaded", True),
         "QUEUE_TIMEOUT": ("RESOURCE_EXHAUSTED", 429, "rate_limit_error", "queue_timeout", True),

@@ -63,7 +63,7 @@ HTTP_REFUSES: Mapping[str, Callable[[Any], bool]] = {
 }
 ANSWER_S = 30.0  # no answer may hang; the machine may be busy
 TOLD_TOO_MUCH = re.compile(r"0x[0-9a-f]{6,}|object at|Traceback|File \"|site-packages|/inferd/|\.py\b")
-TYPED = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "UNIMPLEMENTED"}
+TYPED = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION"}
 
 
 def schemas_of(entrances: Entrances) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
