@@ -57,6 +57,10 @@ def adapted(document: Any) -> Any:
         if name.endswith("Request"):
             for part in (schema, *schema.get("allOf", [])):
                 adapt(part.get("properties", {}), EMBEDDER if name in EMBEDDING else MODEL)
+    # OpenAI's gives this operation only JSON, and then `stream: true`, in words, server-sent events.
+    for path in document["paths"].keys() & {"/completions"}:
+        content = document["paths"][path]["post"]["responses"]["200"]["content"]
+        content.setdefault("text/event-stream", {"schema": {"type": "string"}})
     return document
 
 
