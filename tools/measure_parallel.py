@@ -223,7 +223,7 @@ def main() -> None:
     bubble.add_argument("model")
     bubble.add_argument("--pipeline-parallel-size", type=int, default=2)
     bubble.add_argument("--sequences", type=int, default=8)
-    bubble.add_argument("--tokens", type=int, default=64)
+    bubble.add_argument("--tokens", type=int, default=256)
     bubble.add_argument("--plot")
     for command in (load, bubble):
         command.add_argument("--quantization", choices=("q4", "q8"))

@@ -48,6 +48,7 @@ CACHE_DTYPES = {
 }
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHECKPOINT_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+STEP_CONTEXT = 512  # tokens whose keys and values a step of decodes is taken to read, in two bytes a value
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,10 @@ def rank_shard(
     checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, quantization: Quantization | None = None
 ) -> ModelShard:
     """What a rank holds; quantization: of float matrices at load. The MLP is cut between quantized blocks where there
-    are any; layers go to stages by the bytes of their weights, which is what a step of decodes reads."""
+    are any; layers go to stages by the bytes that a step of decodes reads: weights, and some context's keys and
+    values, which are little beside a large model's layer and a fifth of a small one's."""
     unit = 1 if quantization is None else GROUP
-    costs = [0] * spec.num_layers
+    costs = [block_bytes(1, spec.num_kv_heads, spec.head_dim, STEP_CONTEXT, 2)] * spec.num_layers
     head = "embedding" if spec.tied_embeddings else "lm_head"
     for rule in weight_rules(spec):
         for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
