@@ -34,6 +34,8 @@ GGML_TYPES = {
     34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36),
     41: ("q1_0", 128, 18),
 }  # fmt: skip
+# name -> (elements per block, bytes per block)
+GGML_BLOCKS = {name: (elements, block_bytes) for name, elements, block_bytes in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)

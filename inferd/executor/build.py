@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import msgspec
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint, TensorRecord
+from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
@@ -133,8 +133,8 @@ def rank_shard(
         for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
             record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
             costs[layer] += weight_bytes(record, rule, quantization)
-            if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
-                unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+            if rule.split == "inner_columns":
+                unit = max(unit, GGML_BLOCKS.get(record.format, (1, 0))[0])
     return shard_model(spec, placement, unit, costs)
 
 

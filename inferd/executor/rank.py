@@ -21,6 +21,7 @@ from inferd.allocator import freed_memory_returned
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
+from inferd.executor.torch_import import import_torch
 from inferd.executor.wire import (
     Allocate,
     Allocated,
@@ -157,6 +158,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     checkpoint = open_checkpoint(Path(config.model.path))
     spec = check_checkpoint(checkpoint)
     assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
+    import_torch()
     from inferd.executor.build import build_worker, load_model, rank_device, resolve_device
     from inferd.parallel.context import connect, join_store, open_store
 

@@ -1,4 +1,4 @@
-"""`inferd serve`: from a configuration to a served model, and back. Imports gRPC only once the core is on its way."""
+"""`inferd serve`: from a configuration to a served model, and back."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from inferd.checkpoint import Checkpoint, open_checkpoint
 from inferd.checkpoint.source import resolve_source
 from inferd.config import InferdConfig
 from inferd.errors import EngineDead, StartupError
+from inferd.front.core_link import CoreLink, core_command
 from inferd.front.engine import FrontEngine
-from inferd.front.engine_client import CORE_COMMAND, EngineClient
+from inferd.front.engine_client import EngineClient
 from inferd.front.metrics import FrontMetrics
 from inferd.models.registry import check_checkpoint
 from inferd.server.served_model import ServedModel, load_served_model
@@ -58,33 +59,36 @@ class StopSignals:
         self.stop.set()
 
 
-async def serve(
-    config: InferdConfig,
-    ready: Callable[[Listening], None] | None = None,
-    *,
-    core_command: Sequence[str] = CORE_COMMAND,
-) -> None:
-    """Run the daemon until a signal has drained it. `ready` is called when it serves for the first time.
+async def serve(config: InferdConfig, core: CoreLink) -> None:
+    """Run the daemon around a spawned core until a signal has drained it.
 
     Raises StartupError when it cannot start (nothing listens before the checkpoint has been checked), or when the
     engine keeps dying.
     """
     signals = StopSignals()
-    config, checkpoint = open_model(config)
-    await run_daemon(config, lambda: load_served_model(config, checkpoint), signals, ready, core_command)
+    try:
+        config, checkpoint = open_model(config)
+    except BaseException:
+        await core.end()
+        raise
+    command = core_command(config.engine.parallel)
+    await run_daemon(config, lambda: load_served_model(config, checkpoint), signals, command=command, core=core)
 
 
 async def run_daemon(
     config: InferdConfig,
     load_model: Callable[[], ServedModel],
     signals: StopSignals,
-    ready: Callable[[Listening], None] | None,
-    core_command: Sequence[str],
+    *,
+    command: Sequence[str],
+    core: CoreLink | None = None,
+    ready: Callable[[Listening], None] | None = None,
 ) -> None:
-    """serve() for a checked checkpoint; load_model is called while the core starts."""
+    """serve() for a checked checkpoint; load_model is called while the core starts, `ready` when it serves for the
+    first time. command: of every core but the first, where that one is there already."""
     started = time.monotonic()
     front = FrontEngine(config.engine.scheduler, FrontMetrics())
-    client = EngineClient(config.engine, front, command=core_command)
+    client = EngineClient(config.engine, front, command=command, spawned=core)
     front.attach(client.send, client.describe_phase)
     await client.start()
     supervisor = asyncio.create_task(client.supervise())
@@ -112,7 +116,7 @@ async def run_daemon(
 
 
 async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEngine) -> Daemon:
-    from inferd.server.daemon import Daemon  # loads gRPC, which takes as long as the core's first phase
+    from inferd.server.daemon import Daemon  # loads gRPC: the core has its configuration by now
 
     daemon = Daemon(config, model, front)
     try:
