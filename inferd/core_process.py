@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from inferd.allocator import return_start_up_memory
 from inferd.config import EngineConfig
 from inferd.core.channel import FrontChannel, FrontGone, receive_config
 from inferd.core.dump import describe
@@ -93,6 +94,7 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
         reporter.finish()
         settle_garbage_collector()
         channel.send(ready_message(executor, scheduler, reporter))
+        return_start_up_memory()
         EngineLoop(scheduler, executor, channel).run()
     finally:
         executor.shutdown()

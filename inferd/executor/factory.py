@@ -23,7 +23,7 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     """
     backend = choose_backend(config)
     progress("checkpoint", 0.0)
-    checkpoint = open_checkpoint(Path(config.model.path))
+    checkpoint = open_checkpoint(Path(config.model.path), with_vocabulary=False)
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
     if backend != "local":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from inferd.allocator import freed_memory_returned
+from inferd.allocator import freed_memory_returned, return_start_up_memory
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
@@ -133,6 +133,7 @@ def run_rank(sock: socket.socket, setup: Setup, model_path: str | None) -> int:
     core.start()
     try:
         worker, placement = _prepare(core, RankSettings(config, setup))
+        return_start_up_memory()
         serve_steps(core, worker, placement)
     except CoreGone:
         return 0
@@ -155,7 +156,7 @@ def _report(core: CoreSocket, message: str, is_startup: bool) -> int:
 def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placement]:
     """Everything up to the first step: hello, groups, weights, cache."""
     config, placement = settings.config, settings.placement
-    checkpoint = open_checkpoint(Path(config.model.path))
+    checkpoint = open_checkpoint(Path(config.model.path), with_vocabulary=False)
     spec = check_checkpoint(checkpoint)
     assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
     import_torch()

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inferd.checkpoint import Checkpoint, open_checkpoint
+from inferd.allocator import return_start_up_memory
+from inferd.checkpoint import open_checkpoint
 from inferd.checkpoint.source import resolve_source
 from inferd.config import InferdConfig
 from inferd.errors import EngineDead, StartupError
@@ -67,12 +69,12 @@ async def serve(config: InferdConfig, core: CoreLink) -> None:
     """
     signals = StopSignals()
     try:
-        config, checkpoint = open_model(config)
+        config = check_model(config)
     except BaseException:
         await core.end()
         raise
     command = core_command(config.engine.parallel)
-    await run_daemon(config, lambda: load_served_model(config, checkpoint), signals, command=command, core=core)
+    await run_daemon(config, partial(load_served_model, config), signals, command=command, core=core)
 
 
 async def run_daemon(
@@ -98,6 +100,7 @@ async def run_daemon(
         await unless_failed(supervisor, any_of(client.serving, signals.stop))
         if client.serving.is_set():
             logger.info("serving", extra={"seconds": round(time.monotonic() - started, 2)})
+            return_start_up_memory()
             if ready is not None:
                 ready(Listening(config.server.host, daemon.port, daemon.metrics_port, daemon.admin_address))
         await unless_failed(supervisor, signals.stop.wait())
@@ -127,14 +130,13 @@ async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEng
     return daemon
 
 
-def open_model(config: InferdConfig) -> tuple[InferdConfig, Checkpoint]:
-    """The configuration with the model's local path, and its checkpoint, headers checked. Raises StartupError."""
+def check_model(config: InferdConfig) -> InferdConfig:
+    """The configuration with the model's local path. Raises StartupError, also for a checkpoint that does not fit."""
     model = config.engine.model
     path = Path(model.path) if model.path else resolve_source(model.source, model.revision, log_progress)
-    checkpoint = open_checkpoint(path)
-    check_checkpoint(checkpoint)
+    check_checkpoint(open_checkpoint(path, with_vocabulary=False))
     model = msgspec.structs.replace(model, path=str(path))
-    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model)), checkpoint
+    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model))
 
 
 def log_progress(phase: str, fraction: float) -> None:
