@@ -162,7 +162,8 @@ def measure_memory(model: str, flags: list[str]) -> dict[str, str]:
         time.sleep(SETTLE_S)
         daemon = [each for each in descendants(pid) if "gateway" not in command_of(each)]
         before = [resident_mb(each) for each in daemon]
-        bench(url, "--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
+        sixteen = ("--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
+        bench(url, *sixteen, "--warmup", "0")
         after = [resident_mb(each) for each in daemon]
         time.sleep(SETTLE_S)
         idle = [resident_mb(each) for each in daemon]
