@@ -88,11 +88,11 @@ inline void store_head(void* cache, float* scales, int type, int64_t index, cons
     else store_cache(cache, type, index * dim, x, dim);
 }
 
-// Values `step` apart.
-template <class Value>
-inline void spread(void* cache, int64_t at, int64_t step, const void* row, int dim) {
-    Value* out = static_cast<Value*>(cache) + at;
-    for (int d = 0; d < dim; d++) out[d * step] = static_cast<const Value*>(row)[d];
+// The values of a row, `bytes` each, to places `step` values apart.
+template <int bytes>
+inline void spread(void* cache, int64_t at, int64_t step, const char* row, int dim) {
+    char* out = static_cast<char*>(cache) + at * bytes;
+    for (int d = 0; d < dim; d++) std::memcpy(out + d * step * bytes, row + d * bytes, bytes);
 }
 
 // Key head `head` of a slot.
@@ -100,13 +100,13 @@ inline void store_key(const Cache& cache, const AttentionShape& shape, int64_t s
     const int64_t index = slot * shape.kv_heads + head;
     const int dim = shape.head_dim;
     if (!cache.keys_in_lanes) return store_head(cache.k, cache.k_scales, cache.type, index, x, dim);
-    alignas(64) float row[kMaxHeadDim];
+    alignas(64) char row[kMaxHeadDim * 4];
     if (cache.type == kCacheI8) store_scaled(reinterpret_cast<int8_t*>(row), cache.k_scales + index, x, dim);
     else store_cache(row, cache.type, 0, x, dim);
     const int64_t at = (slot / cache.page * shape.kv_heads + head) * dim * cache.page + slot % cache.page;
-    if (cache.type == kCacheF32) spread<uint32_t>(cache.k, at, cache.page, row, dim);
-    else if (cache.type == kCacheI8) spread<uint8_t>(cache.k, at, cache.page, row, dim);
-    else spread<uint16_t>(cache.k, at, cache.page, row, dim);
+    if (cache.type == kCacheF32) spread<4>(cache.k, at, cache.page, row, dim);
+    else if (cache.type == kCacheI8) spread<1>(cache.k, at, cache.page, row, dim);
+    else spread<2>(cache.k, at, cache.page, row, dim);
 }
 
 // One token: q rotated to its place, k and v written to the token's slot. `head` is scratch of head_dim floats.
