@@ -39,27 +39,20 @@ class Committer:
             if item.guesses:
                 self._commit_guesses(sequence, item, samples, outputs)
                 continue
-            start = item.start
-            end = sequence.num_computed_tokens = start + len(item.token_ids)
+            end = sequence.num_computed_tokens = item.start + len(item.token_ids)
             if end >= sequence.publish_at:
                 publish(sequence)
-            if start < sequence.num_prompt_tokens:
+            # Nearly all of a large step: one token, which ends nothing.
+            if end < sequence.plain_until:
+                token_id = samples[0].token_id
+                if token_id >= 0 and token_id not in sequence.stop_token_ids:
+                    sequence.token_ids.append(token_id)
+                    outputs.append(ChoiceOutput(sequence.request.key, choices[0], [token_id], NO_LOGPROBS))
+                    continue
+            if item.start < sequence.num_prompt_tokens:
                 self._commit_prompt(sequence, item, answer, now, outputs)
             elif samples:
-                # Nearly all of a large step ends here, with a token and nothing else: that is done in place.
-                sample, token_ids = samples[0], sequence.token_ids
-                token_id = sample.token_id
-                if (
-                    token_id < 0
-                    or token_id in sequence.stop_token_ids
-                    or len(token_ids) + 1 >= sequence.max_tokens
-                    or sequence.matcher is not None
-                    or sample.logprobs is not None
-                ):
-                    self._commit_token(sequence, sample, outputs)
-                    continue
-                token_ids.append(token_id)
-                outputs.append(ChoiceOutput(sequence.request.key, choices[0], [token_id], NO_LOGPROBS))
+                self._commit_token(sequence, samples[0], outputs)
         return outputs
 
     def _commit_prompt(
@@ -117,6 +110,8 @@ class Committer:
         """One more token for a sequence of one choice, its last one perhaps, or none."""
         append_sample(sequence, sample)
         self._report(sequence, [sample], outputs, prompt)
+        if sequence.matcher is None and sequence.request.logprobs is None:
+            sequence.plain_until = sequence.max_tokens - 1
 
     def _commit_guesses(
         self, sequence: Sequence, item: PlanItem, samples: list[SampledToken], outputs: list[ChoiceOutput]
