@@ -70,6 +70,7 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the first full blocks; may run ahead
     publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
+    plain_until: int = 0  # below this many computed tokens a step brings one token, and none that ends it by length
     announced: bool = False  # the executor knows it
     matcher: Matcher | None = None  # at the end of token_ids
     in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none

@@ -105,6 +105,7 @@ class Backend:
         """
         progress, backend = Progress(request), self
         while True:
+            backend.open_streams += 1
             try:
                 async with aclosing(backend.attempt(progress.next_request(), context)) as messages:
                     async for message in messages:
@@ -115,22 +116,16 @@ class Backend:
             except grpc.aio.AioRpcError as error:
                 if not progress.may_go_on(error):
                     raise
+            finally:
+                backend.open_streams -= 1
             if elsewhere is not None:
                 backend = elsewhere(backend)
             await asyncio.sleep(progress.pause())
 
-    async def attempt(
-        self, request: pb.GenerateRequest, context: CallContext
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+    def attempt(self, request: pb.GenerateRequest, context: CallContext) -> AsyncGenerator[pb.GenerateResponse, None]:
         """One try at this daemon."""
         way = self._multiplexed if self._mux.supported else self._alone
-        self.open_streams += 1
-        try:
-            async with aclosing(way(request, context)) as messages:
-                async for message in messages:
-                    yield message
-        finally:
-            self.open_streams -= 1
+        return way(request, context)
 
     def _multiplexed(
         self, request: pb.GenerateRequest, context: CallContext

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from inferd.v1 import common_pb2
@@ -10,7 +11,7 @@ from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.choice_parser import ChoiceParser, ParsePlan
 from inferd_gateway.logprobs import TokenNames, chat_logprobs, prompt_logprobs
 from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Piece, Reasoning
-from inferd_gateway.replies import DONE, ChoiceText, Head, finish_reason, stop_reason, usage_of
+from inferd_gateway.replies import DONE, ChoiceText, Head, TextChunks, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.chat import ChatRequest
 
 
@@ -27,44 +28,63 @@ class ChatStream:
         self._continuous = bool(self._with_usage and options and options.continuous_usage_stats)
         self._parsers: dict[int, ChoiceParser] = {}
         self._usage: common_pb2.Usage | None = None
+        self._logprobs = bool(body.logprobs)
+        # Most pieces are text that nothing comes with.
+        self._texts = {kind: TextChunks(head, partial(self._text_chunk, kind)) for kind in (Content, Reasoning)}
 
     def events(self, message: pb.GenerateResponse) -> bytes:
         """All events of one message, to be sent at once."""
         if message.HasField("usage"):
             self._usage = message.usage
-        out = []
-        for delta in message.choices:
-            if delta.index not in self._parsers:
-                self._parsers[delta.index] = self._plan.parser()
-                out.append(self._chunk(delta.index, {"role": "assistant", "content": ""}, **self._prompt_ids(message)))
-            parser = self._parsers[delta.index]
-            parser.count(delta.token_ids)
-            pieces = parser.push(delta.text) + (parser.finish() if delta.HasField("finish") else [])
-            out += self._deltas(delta, pieces)
-            if delta.HasField("finish"):
-                reason = chat_finish(delta.finish, parser)
-                out.append(self._chunk(delta.index, {}, finish_reason=reason, stop_reason=stop_reason(delta.finish)))
-        return b"".join(out)
+        return b"".join([self._events(message, delta) for delta in message.choices[:]])
+
+    def _events(self, message: pb.GenerateResponse, delta: pb.ChoiceDelta) -> bytes:
+        index = delta.index
+        opening = b"" if index in self._parsers else self._open(index, message)
+        parser = self._parsers[index]
+        parser.count(delta.token_ids)
+        pieces = parser.push(delta.text)
+        if not delta.HasField("finish"):
+            return opening + self._deltas(delta, pieces)
+        told = self._deltas(delta, pieces + parser.finish())
+        reason = chat_finish(delta.finish, parser)
+        return opening + told + self._chunk(index, {}, finish_reason=reason, stop_reason=stop_reason(delta.finish))
+
+    def _open(self, index: int, message: pb.GenerateResponse) -> bytes:
+        self._parsers[index] = self._plan.parser()
+        return self._chunk(index, {"role": "assistant", "content": ""}, **self._prompt_ids(message))
 
     def end(self) -> bytes:
         if not self._with_usage or self._usage is None:
             return DONE
         return self._head.chunk({"choices": [], "usage": self._usage_now()}) + DONE
 
-    def _deltas(self, delta: pb.ChoiceDelta, pieces: list[Piece]) -> list[bytes]:
+    def _deltas(self, delta: pb.ChoiceDelta, pieces: list[Piece]) -> bytes:
         """One chunk a piece; what is told per token goes with the first."""
+        extra = self._extra(delta) if self._logprobs or self._token_ids else {}
+        if extra and not pieces:
+            pieces = [Content("")]
+        chunks = []
+        for piece in pieces:
+            chunks.append(self._piece(delta.index, piece, extra))
+            extra = {}
+        return b"".join(chunks)
+
+    def _extra(self, delta: pb.ChoiceDelta) -> dict[str, Any]:
         extra: dict[str, Any] = {}
         if delta.HasField("logprobs"):
             extra["logprobs"] = {"content": chat_logprobs(delta.logprobs, self._names), "refusal": None}
         if self._token_ids and delta.token_ids:
             extra["token_ids"] = list(delta.token_ids)
-        if extra and not pieces:
-            pieces = [Content("")]
-        chunks = []
-        for piece in pieces:
-            chunks.append(self._chunk(delta.index, delta_of(piece), **extra))
-            extra = {}
-        return chunks
+        return extra
+
+    def _piece(self, index: int, piece: Piece, extra: dict[str, Any]) -> bytes:
+        if isinstance(piece, Content | Reasoning) and not extra and not self._continuous:
+            return self._texts[type(piece)].event(index, piece.text)
+        return self._chunk(index, delta_of(piece), **extra)
+
+    def _text_chunk(self, kind: type[Content | Reasoning], index: int, text: str) -> dict[str, Any]:
+        return self._rest(index, delta_of(kind(text)))
 
     def _usage_now(self) -> dict[str, Any] | None:
         return None if self._usage is None else usage_of([self._usage], reasoning_tokens(self._plan, self._parsers))
@@ -75,13 +95,17 @@ class ChatStream:
     def _chunk(
         self, index: int, delta: dict[str, Any], *, prompt_token_ids: list[int] | None = None, **choice: Any
     ) -> bytes:
-        fields = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **choice}
-        chunk: dict[str, Any] = {"choices": [fields]}
+        chunk = self._rest(index, delta, **choice)
         if prompt_token_ids is not None:
             chunk["prompt_token_ids"] = prompt_token_ids
+        return self._head.chunk(chunk)
+
+    def _rest(self, index: int, delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
+        fields = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **choice}
+        chunk: dict[str, Any] = {"choices": [fields]}
         if self._with_usage:
             chunk["usage"] = self._usage_now() if self._continuous else None
-        return self._head.chunk(chunk)
+        return chunk
 
 
 class ChatWhole:

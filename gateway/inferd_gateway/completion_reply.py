@@ -9,7 +9,7 @@ from typing import Any
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.logprobs import CompletionLogprobs, Token, TokenNames, join_columns, prompt_logprobs
-from inferd_gateway.replies import DONE, ChoiceText, Head, finish_reason, stop_reason, usage_of
+from inferd_gateway.replies import DONE, ChoiceText, Head, TextChunks, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.completions import CompletionRequest
 
 
@@ -39,14 +39,20 @@ class CompletionReply:
         self._with_usage = bool(options and options.include_usage)
         self._continuous = bool(self._with_usage and options and options.continuous_usage_stats)
         self._started: set[int] = set()
+        # Most deltas bring text and nothing else; unless the caller asked for something that comes with each.
+        asked = body.echo or body.return_token_ids or self._continuous or body.logprobs is not None
+        self._texts = None if asked else TextChunks(head, self._text_chunk)
 
     def deltas(self, prompt: int, message: pb.GenerateResponse) -> list[tuple[int, pb.ChoiceDelta, dict[str, Any]]]:
         """(choice index, delta, its text and logprobs with the echo in front of the first)."""
+        self._note(prompt, message)
+        return [self._fields(prompt, delta) for delta in message.choices]
+
+    def _note(self, prompt: int, message: pb.GenerateResponse) -> None:
         if message.HasField("prompt"):
             self._prompts[prompt] = message.prompt
         if message.HasField("usage"):
             self._usages[prompt] = message.usage
-        return [self._fields(prompt, delta) for delta in message.choices]
 
     def _fields(self, prompt: int, delta: pb.ChoiceDelta) -> tuple[int, pb.ChoiceDelta, dict[str, Any]]:
         index = prompt * self._n + delta.index
@@ -65,12 +71,20 @@ class CompletionReply:
         return [*first, columns.columns(info.logprobs)]
 
     def events(self, prompt: int, message: pb.GenerateResponse) -> bytes:
+        """All events of one message, to be sent at once."""
         first = not self._prompts[prompt].tokens
-        return b"".join(
-            self._chunk(first, prompt, *item) for item in self.deltas(prompt, message) if self._worth(*item)
-        )
+        self._note(prompt, message)
+        return b"".join([self._event(first, prompt, delta) for delta in message.choices[:]])
 
-    def _worth(self, _: int, delta: pb.ChoiceDelta, fields: dict[str, Any]) -> bool:
+    def _event(self, first: bool, prompt: int, delta: pb.ChoiceDelta) -> bytes:
+        """Empty where there is nothing to tell."""
+        if self._texts is not None and not delta.HasField("finish"):
+            text = delta.text
+            return self._texts.event(prompt * self._n + delta.index, text) if text else b""
+        index, _, fields = self._fields(prompt, delta)
+        return self._chunk(first, prompt, index, delta, fields) if self._worth(delta, fields) else b""
+
+    def _worth(self, delta: pb.ChoiceDelta, fields: dict[str, Any]) -> bool:
         ids = self._body.return_token_ids and delta.token_ids
         return bool(fields["text"] or fields["logprobs"] or delta.HasField("finish") or ids)
 
@@ -82,10 +96,16 @@ class CompletionReply:
             choice["token_ids"] = list(delta.token_ids)
             if first:
                 choice["prompt_token_ids"] = list(self._prompts[prompt].token_ids)
+        return self._head.chunk(self._rest(choice))
+
+    def _text_chunk(self, index: int, text: str) -> dict[str, Any]:
+        return self._rest({"index": index, "text": text, "logprobs": None, "finish_reason": None})
+
+    def _rest(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk: dict[str, Any] = {"choices": [choice]}
         if self._with_usage:
             chunk["usage"] = usage_of(list(self._usages.values())) if self._continuous and self._usages else None
-        return self._head.chunk(chunk)
+        return chunk
 
     def end(self) -> bytes:
         if not self._with_usage:

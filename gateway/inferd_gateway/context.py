@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inferd_gateway.directory import ModelDirectory
 
 RECORD = "inferd.record"
+BODY = "inferd.body"  # sends the body of a response that has begun, past the layers that look at its start alone
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 MAX_TRACE_HEADER = 512
 

@@ -70,7 +70,7 @@ class Generator:
 
     async def run(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The messages of one generation. Raises ApiError."""
-        name, previous, complete = self._model.name, 0.0, False
+        name, previous, message = self._model.name, 0.0, pb.GenerateResponse()
         between = self._metrics.inter_token_seconds.labels(name)
         self._metrics.open_streams.inc()
         try:
@@ -82,7 +82,6 @@ class Generator:
                     else:
                         self._metrics.first_token_seconds.labels(name).observe(now - self._call.record.started)
                     previous = now
-                    complete = message.HasField("timing") or message.HasField("usage")
                     if message.HasField("timing"):
                         self._metrics.prompt_tokens.labels(name).inc(message.usage.prompt_tokens)
                         self._metrics.generated_tokens.labels(name).inc(message.usage.completion_tokens)
@@ -91,7 +90,7 @@ class Generator:
             raise self._translate(error) from None
         finally:
             self._metrics.open_streams.dec()
-        if not complete:
+        if not (message.HasField("timing") or message.HasField("usage")):
             raise internal_error()
 
     async def run_all(

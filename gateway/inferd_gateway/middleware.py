@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferd_gateway.api_errors import error_body, is_anthropic
-from inferd_gateway.context import RECORD, RequestRecord
+from inferd_gateway.context import BODY, RECORD, RequestRecord
 from inferd_gateway.errors import ApiError, internal_error
 from inferd_gateway.metrics import Metrics
 from inferd_gateway.settings import Settings
@@ -120,7 +120,7 @@ class GatewayMiddleware:
             await self._app(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, self._settings)
-        inner = {**scope, RECORD: exchange.record}
+        inner = {**scope, RECORD: exchange.record, BODY: send}
         # HEAD is GET; the server leaves its body out. A slash at the end names the same resource.
         inner["method"] = "GET" if scope["method"] == "HEAD" else scope["method"]
         inner["path"] = scope["path"].rstrip("/") or "/"

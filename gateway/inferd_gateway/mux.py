@@ -65,9 +65,9 @@ class Inbox:
                 self._waiter = None
         self._taken = time.monotonic()
         item = self._items.popleft()
-        if isinstance(item, pb.MuxItem):
-            return item
-        raise item
+        if isinstance(item, Exception):
+            raise item
+        return item
 
 
 class MuxStream:
@@ -116,7 +116,7 @@ class MuxStream:
     async def _read(self) -> None:
         try:
             async for message in self._call:
-                for item in message.items:
+                for item in message.items[:]:  # a slice: iterating over the field itself is slow
                     self._deliver(item)
             error = unavailable("the daemon ended the stream")
         except grpc.aio.AioRpcError as failed:

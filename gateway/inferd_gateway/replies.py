@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -22,6 +23,7 @@ FINISH = {
 }
 DONE = b"data: [DONE]\n\n"
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+BLANK = "\0"
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,25 @@ class Head:
     @cached_property
     def _start(self) -> str:
         return f"data: {ENCODER.encode(self.fields())[:-1]},"
+
+
+class TextChunks:
+    """Events that differ in their choice and its text alone, which nearly all do: a choice's are encoded once."""
+
+    def __init__(self, head: Head, rest: Callable[[int, str], dict[str, Any]]) -> None:
+        """rest: what a chunk has besides the head, of the choice's index and the text."""
+        self._head = head
+        self._rest = rest
+        self._frames: dict[int, tuple[str, str]] = {}
+
+    def event(self, index: int, text: str) -> bytes:
+        before, after = self._frames.get(index) or self._frame(index)
+        return f"{before}{ENCODER.encode(text)}{after}".encode()
+
+    def _frame(self, index: int) -> tuple[str, str]:
+        before, _, after = self._head.chunk(self._rest(index, BLANK)).decode().rpartition(ENCODER.encode(BLANK))
+        self._frames[index] = before, after
+        return before, after
 
 
 def event(value: dict[str, Any]) -> bytes:

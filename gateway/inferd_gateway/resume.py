@@ -44,6 +44,7 @@ class Progress:
         self._prompt_ids: list[int] = []
         self._received: list[int] = []
         self._started = False
+        self._opening = True  # the stream has not told of the prompt, as it does with the first tokens
         self._finished = False
         self._attempt = 0  # since the last message
         self._breaks = 0
@@ -56,18 +57,26 @@ class Progress:
 
     def seen(self, message: pb.GenerateResponse) -> pb.GenerateResponse:
         """The message as a reader of one unbroken stream expects it."""
-        if self._breaks and self._received:
-            message.ClearField("prompt")
-        elif message.HasField("prompt"):
-            self._prompt_ids = list(message.prompt.token_ids)
-        for delta in message.choices:
-            self._received += delta.token_ids
-            self._finished = self._finished or delta.HasField("finish")
+        self._started, self._attempt = True, 0
+        if not self._resumable:
+            return message
+        if self._opening and message.HasField("prompt"):
+            self._open(message)
+        for delta in message.choices[:]:  # slices: iterating over the field itself is slow
+            self._received += delta.token_ids[:]
+            if delta.HasField("finish"):
+                self._finished = True
         if self._breaks and self._prompt_ids and message.HasField("usage"):
             message.usage.prompt_tokens = len(self._prompt_ids)
             message.usage.completion_tokens = len(self._received)
-        self._started, self._attempt = True, 0
         return message
+
+    def _open(self, message: pb.GenerateResponse) -> None:
+        self._opening = False
+        if self._received:
+            message.ClearField("prompt")
+        else:
+            self._prompt_ids = message.prompt.token_ids[:]
 
     def may_go_on(self, error: grpc.aio.AioRpcError) -> bool:
         """Whether to try again after `error`; call pause() and next_request() then."""
@@ -93,6 +102,7 @@ class Progress:
         if not self._started:
             return self._request
         self._breaks += 1
+        self._opening = True
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
         ids = common_pb2.TokenIds(ids=self._prompt_ids + self._received)

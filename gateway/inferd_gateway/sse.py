@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
+from inferd_gateway.context import BODY
 from inferd_gateway.errors import ApiError
 from inferd_gateway.replies import event
 
@@ -87,8 +89,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        pump = asyncio.ensure_future(self._pump(send))
-        others = {asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(self._ping(send))}
+        body = scope[BODY]
+        pump = asyncio.ensure_future(self._pump(body))
+        others = {asyncio.ensure_future(_disconnected(receive)), asyncio.ensure_future(self._ping(body))}
         try:
             await asyncio.wait({pump, *others}, return_when=asyncio.FIRST_COMPLETED)
             if not pump.done():
@@ -111,17 +114,16 @@ class EventStream(Response):
 
     async def _send(self, send: Send, data: bytes) -> None:
         if data:
-            self._last_sent = asyncio.get_running_loop().time()
+            self._last_sent = time.monotonic()
             await send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def _ping(self, send: Send) -> None:
         """A comment whenever nothing was sent for a while; runs until cancelled."""
-        clock = asyncio.get_running_loop().time
         if not self._first.done():
             await self._send(send, PING)
         while True:
-            await asyncio.sleep(max(0.01, self._last_sent + self._keepalive_s - clock()))
-            if clock() - self._last_sent >= self._keepalive_s:
+            await asyncio.sleep(max(0.01, self._last_sent + self._keepalive_s - time.monotonic()))
+            if time.monotonic() - self._last_sent >= self._keepalive_s:
                 await self._send(send, PING)
 
 

@@ -8,7 +8,7 @@ from inferd.scheduler.registry import Registry
 from inferd.scheduler.requests import ending, finish_reason, length_reason, progress, prompt_output
 from inferd.scheduler.roster import Roster
 from inferd.sequence import Sequence
-from inferd.step import NOT_FINITE, PlanItem, SampledToken, StepPlan, StepResult, TokenLogprobs
+from inferd.step import NOT_FINITE, PlanItem, SampledToken, SequenceResult, StepPlan, StepResult, TokenLogprobs
 
 NO_LOGPROBS: list[TokenLogprobs] = []  # shared by all outputs without; outputs are frozen
 
@@ -29,26 +29,28 @@ class Committer:
         outputs: list[ChoiceOutput] = []
         sequences, publish, step = self._roster.sequences, self._roster.kv.publish, plan.step
         for item, answer in zip(plan.items, result.results, strict=True):
-            if item.seq_id != answer.seq_id or len(item.choices) + item.guesses != len(answer.samples):
-                raise ValueError(f"{len(answer.samples)} samples of sequence {answer.seq_id} answer {item}")
-            sequence = sequences.get(item.seq_id)
+            seq_id, choices, samples = item.seq_id, item.choices, answer.samples
+            if seq_id != answer.seq_id or len(choices) + item.guesses != len(samples):
+                raise ValueError(f"{len(samples)} samples of sequence {answer.seq_id} answer {item}")
+            sequence = sequences.get(seq_id)
             if sequence is None or sequence.in_flight != step:
                 continue  # it ended or was preempted while it was computed
             sequence.in_flight, sequence.ahead = sequence.ahead, 0
-            samples = answer.samples
             if item.guesses:
                 self._commit_guesses(sequence, item, samples, outputs)
                 continue
-            if item.choices and item.choices != sequence.choices:
-                pairs = zip(item.choices, samples, strict=True)
-                samples = [sample for choice, sample in pairs if choice in sequence.choices]
             end = sequence.num_computed_tokens = item.start + len(item.token_ids)
             if end >= sequence.publish_at:
                 publish(sequence)
-            if answer.vector:
-                self._registry.live[sequence.request.key].vector = answer.vector
+            # Nearly all of a large step: one token, which ends nothing.
+            if end < sequence.plain_until:
+                token_id = samples[0].token_id
+                if token_id >= 0 and token_id not in sequence.stop_token_ids:
+                    sequence.token_ids.append(token_id)
+                    outputs.append(ChoiceOutput(sequence.request.key, choices[0], [token_id], NO_LOGPROBS))
+                    continue
             if item.start < sequence.num_prompt_tokens:
-                self._commit_prompt(sequence, item, answer.prompt_logprobs, samples, now, outputs)
+                self._commit_prompt(sequence, item, answer, now, outputs)
             elif samples:
                 self._commit_token(sequence, samples[0], outputs)
         return outputs
@@ -57,17 +59,19 @@ class Committer:
         self,
         sequence: Sequence,
         item: PlanItem,
-        prompt_logprobs: list[TokenLogprobs],
-        samples: list[SampledToken],
+        answer: SequenceResult,
         now: float,
         outputs: list[ChoiceOutput],
     ) -> None:
         """A chunk with prompt tokens; the last one of them brings the first token of every choice."""
         live = self._registry.live[sequence.request.key]
+        pairs = zip(item.choices, answer.samples, strict=True)
+        samples = [sample for choice, sample in pairs if choice in sequence.choices]  # of those that are left
+        live.vector = answer.vector
         if sequence.wants_prompt_logprobs:
             if item.start == 0:
                 live.prompt_logprobs.clear()  # of an attempt that was preempted
-            live.prompt_logprobs += prompt_logprobs
+            live.prompt_logprobs += answer.prompt_logprobs
         if sequence.num_computed_tokens < sequence.num_tokens:
             if sequence.request.prefill_progress and not live.prompt_sent:
                 outputs.append(progress(sequence))
@@ -103,17 +107,11 @@ class Committer:
     def _commit_token(
         self, sequence: Sequence, sample: SampledToken, outputs: list[ChoiceOutput], prompt: PromptOutput | None = None
     ) -> None:
-        """One more token for a sequence of one choice."""
-        token_id, token_ids = sample.token_id, sequence.token_ids
-        ends = token_id < 0 or token_id in sequence.stop_token_ids or len(token_ids) + 1 >= sequence.max_tokens
-        if ends or sequence.matcher is not None:
-            append_sample(sequence, sample)
-            self._report(sequence, [sample], outputs, prompt)
-            return
-        token_ids.append(token_id)
-        logprobs = NO_LOGPROBS if sample.logprobs is None else [sample.logprobs]
-        key, choice = sequence.request.key, sequence.choices[0]
-        outputs.append(ChoiceOutput(key, choice, [token_id], logprobs, None, None, prompt))
+        """One more token for a sequence of one choice, its last one perhaps, or none."""
+        append_sample(sequence, sample)
+        self._report(sequence, [sample], outputs, prompt)
+        if sequence.matcher is None and sequence.request.logprobs is None:
+            sequence.plain_until = sequence.max_tokens - 1
 
     def _commit_guesses(
         self, sequence: Sequence, item: PlanItem, samples: list[SampledToken], outputs: list[ChoiceOutput]

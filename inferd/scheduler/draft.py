@@ -9,9 +9,13 @@ NO_BLOCKS: list[int] = []  # shared by all items that need none; plans are froze
 
 
 class Draft:
-    """A plan in the making. Items of one token come first in the plan: attention kernels want them together."""
+    """A plan in the making. Items of one token come first in the plan: attention kernels want them together.
 
-    def __init__(self, budget: int, room: int) -> None:
+    Whoever appends an item for a sequence writes the step into its in_flight (ahead, if it is in another plan).
+    """
+
+    def __init__(self, step: int, budget: int, room: int) -> None:
+        self.step = step
         self.budget = budget  # tokens left
         self.room = room  # items left
         self.single: list[PlanItem] = []
@@ -26,6 +30,7 @@ class Draft:
         choices = sequence.choices if end == sequence.num_tokens else ()
         item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
         (self.single if num_tokens == 1 else self.longer).append(item)
+        sequence.in_flight = self.step
         self.budget -= num_tokens
         self.room -= 1
         self.has_prompt = True

@@ -39,7 +39,7 @@ class Planner:
         looks_ahead = self._limits.looks_ahead and in_flight > 0
         if looks_ahead and not self._can_look_ahead():
             return None
-        draft = Draft(self._limits.token_budget, self._room())
+        draft = Draft(self._steps + 1, self._limits.token_budget, self._room())
         self._seat_urgent(now)
         self._advance_running(draft, looks_ahead)
         self._admit_waiting(draft, now)
@@ -49,14 +49,7 @@ class Planner:
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
             return None
-        self._steps = step = self._steps + 1
-        sequences = self._roster.sequences
-        for item in items:
-            sequence = sequences[item.seq_id]
-            if sequence.in_flight:
-                sequence.ahead = step
-            else:
-                sequence.in_flight = step
+        self._steps = draft.step
         self._last_items = items
         new, dropped = self._roster.take_news()
         return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
@@ -101,14 +94,15 @@ class Planner:
             assert growth.copy is None, "a position after one that is being written is in a block of its own"
             blocks = growth.new_block_ids
         draft.single.append(PlanItem(sequence.seq_id, position, [PENDING], blocks, sequence.choices))
+        sequence.ahead = draft.step
 
     def _advance_running(self, draft: Draft, looks_ahead: bool) -> None:
         """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
         longer: list[Sequence] = []
-        single = draft.single
+        single, room, step = draft.single, draft.room, draft.step
         # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
         for sequence in self._roster.running.sequences:
-            if sequence.in_flight or len(single) >= draft.room:
+            if sequence.in_flight or len(single) >= room:
                 if looks_ahead:
                     self._look_ahead(sequence, draft)
                 continue
@@ -118,6 +112,7 @@ class Planner:
                 longer.append(sequence)
             elif start < sequence.num_slots:
                 single.append(PlanItem(sequence.seq_id, start, [tokens[start]], NO_BLOCKS, sequence.choices))
+                sequence.in_flight = step
             else:
                 self._advance_into_new_slot(sequence, draft)
         draft.budget -= len(single)
@@ -135,6 +130,7 @@ class Planner:
         start = sequence.num_computed_tokens
         item = PlanItem(sequence.seq_id, start, [sequence.token_ids[start]], growth.new_block_ids, sequence.choices)
         draft.single.append(item)
+        sequence.in_flight = draft.step
 
     def _admit_waiting(self, draft: Draft, now: float) -> None:
         """Waiting sequences in strict order: one that does not fit holds back those behind it."""

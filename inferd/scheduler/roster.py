@@ -134,7 +134,7 @@ class Roster:
         write the blocks again, because the executor runs plans in their order."""
         self.running.remove(sequence)
         self.kv.free(sequence)
-        sequence.in_flight = sequence.ahead = 0
+        sequence.in_flight = sequence.ahead = sequence.plain_until = 0
         if sequence.announced:
             self._dropped.append(sequence.seq_id)
         sequence.announced = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from inferd_gateway.replies import Head, TextChunks
 
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
@@ -314,3 +315,15 @@ def test_tokenize(gateway):
     assert gateway.post("/detokenize", {"tokens": [97, 98]}).json() == {"prompt": "ab"}
     error = gateway.post("/detokenize", {"tokens": [999]}).json()["error"]
     assert error["param"] == "tokens"
+
+
+@pytest.mark.parametrize("text", ["", "plain", 'quo"te \\ \n', "\0", "\u2028 é 🙂", '"\\u0000"'])
+def test_a_chunk_with_a_text_put_in_is_the_chunk_encoded_whole(text):
+    head = Head("id\0", "text_completion", "model\0", "fp")
+
+    def rest(index: int, text: str) -> dict:
+        return {"choices": [{"index": index, "text": text, "logprobs": None}], "usage": None}
+
+    chunks = TextChunks(head, rest)
+    for index in (0, 3, 0):
+        assert chunks.event(index, text) == head.chunk(rest(index, text))
