@@ -92,10 +92,11 @@ def main() -> None:
     steps = parser.parse_args().steps
     print("running  waiting    blocks  prompt   median ms  best 10%  with encoding ms  us/sequence")
     measure(steps, (16, 10, 100_000, 512))
-    measure(steps, (256, 10, 100_000, 512), (256, 10, 100_000, 4096))
-    measure(steps, (1024, 10, 50_000, 128))
+    measure(steps, (256, 10, 100_000, 512))
     measure(steps, (1024, 10, 100_000, 512))
     measure(steps, (1024, 10, 100_000, 512), (1024, 10_000, 100_000, 512))
+    measure(steps, (1024, 10, 50_000, 128))
+    measure(steps, (256, 10, 100_000, 4096))
 
 
 if __name__ == "__main__":
