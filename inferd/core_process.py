@@ -6,10 +6,12 @@ import argparse
 import logging
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+from inferd.allocator import return_start_up_memory
 from inferd.config import EngineConfig
 from inferd.core.channel import FrontChannel, FrontGone, receive_config
 from inferd.core.dump import describe
@@ -18,6 +20,7 @@ from inferd.core.loop import EngineLoop
 from inferd.core.startup import PhaseReporter
 from inferd.errors import StartupError
 from inferd.executor.base import Executor, ExecutorDead, Progress
+from inferd.executor.torch_import import import_torch
 from inferd.log import configure_logging
 from inferd.messages import Failed, Ready
 from inferd.scheduler.limits import Capacity
@@ -33,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def create_executor(config: EngineConfig, progress: Progress) -> Executor:
-    from inferd.executor.factory import create_executor as create  # torch, sooner or later: seconds
+    from inferd.executor.factory import create_executor as create
 
     return create(config, progress)
 
@@ -42,8 +45,12 @@ def run(argv: Sequence[str] | None, create: CreateExecutor) -> int:
     """The life of a core; returns the exit status: 0 when the front wanted it to leave, else 1."""
     parser = argparse.ArgumentParser(prog="inferd.core_process", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the inherited socket to the front")
-    sock = socket.socket(fileno=parser.parse_args(argv).fd)
+    parser.add_argument("--load-torch", action="store_true", help="import torch while the configuration comes")
+    options = parser.parse_args(argv)
+    sock = socket.socket(fileno=options.fd)
     follow_parent()
+    if options.load_torch:
+        threading.Thread(target=import_torch, name="import-torch", daemon=True).start()
     try:
         config = receive_config(sock)
     except FrontGone:
@@ -87,6 +94,7 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
         reporter.finish()
         settle_garbage_collector()
         channel.send(ready_message(executor, scheduler, reporter))
+        return_start_up_memory()
         EngineLoop(scheduler, executor, channel).run()
     finally:
         executor.shutdown()

@@ -90,10 +90,10 @@ def own_seconds() -> float:
 
 
 def resident_mb(pid: int) -> float:
-    """Proportional set size: pages that several processes share count once."""
+    """Proportional set size in 10^6 bytes: pages that several processes share count once."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
+            return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError(f"process {pid} has no Pss")
 
 
@@ -159,10 +159,19 @@ def measure_served(model: str, rounds: int, flags: list[str]) -> dict[str, str]:
 def measure_memory(model: str, flags: list[str]) -> dict[str, str]:
     """Of a daemon that has served nothing else: the prefix cache keeps what was computed, up to the pool's size."""
     with serving(model, flags) as (pid, url):
-        bench(url, "--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
+        time.sleep(SETTLE_S)
         daemon = [each for each in descendants(pid) if "gateway" not in command_of(each)]
-        parts = [resident_mb(each) for each in daemon]
-    return {"RSS of the daemon, MB (16 x 1k)": f"{sum(parts):.0f}   {[round(part) for part in parts]}"}
+        before = [resident_mb(each) for each in daemon]
+        sixteen = ("--num-requests", "16", "--concurrency", "16", "--prompt-words", "900", "--output-tokens", "124")
+        bench(url, *sixteen, "--warmup", "0")
+        after = [resident_mb(each) for each in daemon]
+        time.sleep(SETTLE_S)
+        idle = [resident_mb(each) for each in daemon]
+    rows = {"before the first request": before, "after 16 x 1k": after, "and idle": idle}
+    return {
+        f"RSS of the daemon, MB, {name}": f"{sum(parts):.0f}   {[round(part) for part in parts]}"
+        for name, parts in rows.items()
+    }
 
 
 def measure_startup(model: str, runs: int) -> dict[str, str]:

@@ -27,9 +27,9 @@ def split_siblings(path: Path) -> list[Path]:
     return [path.with_name(f"{match[1]}-{part:05}-of-{match[3]}.gguf") for part in range(1, int(match[3]) + 1)]
 
 
-def open_gguf(path: Path) -> Checkpoint:
+def open_gguf(path: Path, with_vocabulary: bool) -> Checkpoint:
     """Read the header of every part. StartupError with one line when a part is missing, corrupt or not supported."""
-    headers = read_parts(split_siblings(path))
+    headers = read_parts(split_siblings(path), with_vocabulary)
     metadata = Metadata(headers[0].path, headers[0].metadata)
     architecture = gguf_architecture(metadata)
     by_name: dict[str, tuple[Path, GgufTensor]] = {}
@@ -51,19 +51,19 @@ def open_gguf(path: Path) -> Checkpoint:
         format="gguf",
         config=config,
         generation_config=gguf_generation_config(metadata),
-        tokenizer=read_vocabulary(metadata),
+        tokenizer=read_vocabulary(metadata) if with_vocabulary else None,
         chat_templates=read_chat_templates(metadata),
         tensors=tensors,
         fingerprint=fingerprint(config, tensors),
     )
 
 
-def read_parts(paths: list[Path]) -> list[GgufHeader]:
+def read_parts(paths: list[Path], with_vocabulary: bool) -> list[GgufHeader]:
     """The headers of all parts; each must say that it is the part its name says."""
     for path in paths:
         if not path.is_file():
             raise StartupError(f"{path}: part {paths.index(path) + 1} of {len(paths)} is missing")
-    headers = [read_gguf_header(path) for path in paths]
+    headers = [read_gguf_header(path, with_vocabulary) for path in paths]
     for number, header in enumerate(headers):
         metadata = Metadata(header.path, header.metadata)
         count = metadata.maybe_size("split.count") or 1

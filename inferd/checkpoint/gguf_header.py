@@ -20,6 +20,7 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 MAX_NAME_BYTES = 64 * 1024
 MAX_ARRAY_DEPTH = 4
+VOCABULARY = "tokenizer.ggml."
 STRING, ARRAY, FLOAT32, BOOL = 8, 9, 6, 7
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 
@@ -34,6 +35,8 @@ GGML_TYPES = {
     34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66), 39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36),
     41: ("q1_0", 128, 18),
 }  # fmt: skip
+# name -> (elements per block, bytes per block)
+GGML_BLOCKS = {name: (elements, block_bytes) for name, elements, block_bytes in GGML_TYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +57,16 @@ class GgufHeader:
     tensors: list[GgufTensor]
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """Metadata and tensor index of one file. StartupError when the file is no GGUF or does not hold what it says."""
+def read_gguf_header(path: Path, with_vocabulary: bool = True) -> GgufHeader:
+    """Metadata and tensor index of one file. StartupError when the file is no GGUF or does not hold what it says.
+
+    Without its vocabulary, which is nearly all of it, the arrays of tokenizer.ggml.* are empty."""
     try:
         with path.open("rb") as file:
             if path.stat().st_size < 24:
                 raise StartupError(f"{path}: {path.stat().st_size} bytes are no GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return HeaderReader(path, data).read()
+                return HeaderReader(path, data, with_vocabulary).read()
     except OSError as error:
         raise StartupError(f"{path}: cannot be read ({error.strerror})") from None
 
@@ -75,9 +80,10 @@ def shortest_float32(value: float) -> float:
 class HeaderReader:
     """A cursor over the mapped file. Lives for one read."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, with_vocabulary: bool) -> None:
         self.path = path
         self.data = data
+        self.with_vocabulary = with_vocabulary
         self.size = len(data)
         self.position = 0
 
@@ -145,8 +151,9 @@ class HeaderReader:
 
     def array(self, key: str, depth: int) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
+        keep = self.with_vocabulary or not key.startswith(VOCABULARY)
         if kind == STRING:
-            return self.string_array(key, count)
+            return self.string_array(key, count, keep)
         if kind == ARRAY:
             if depth >= MAX_ARRAY_DEPTH or count > (self.size - self.position) // 12:
                 raise self.fail(f"metadata {key[:80]!r}: malformed nested array")
@@ -155,9 +162,9 @@ class HeaderReader:
             raise self.fail(f"metadata {key[:80]!r} is an array of unknown type {kind}")
         width = struct.calcsize("<" + SCALARS[kind])
         begin = self.take(count * width)
-        return list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, begin))
+        return list(struct.unpack_from(f"<{count}{SCALARS[kind]}", self.data, begin)) if keep else []
 
-    def string_array(self, key: str, count: int) -> list[str]:
+    def string_array(self, key: str, count: int, keep: bool) -> list[str]:
         """Strings one after another, each behind its length. The one hot loop here: vocabularies hold 10^5 of them."""
         if count > (self.size - self.position) // 8:
             raise self.fail(f"metadata {key[:80]!r}: {count} strings do not fit the file")
@@ -170,7 +177,8 @@ class HeaderReader:
                 position = begin + unpack(data, position)[0]
                 if position > size:
                     raise self.fail(f"truncated inside metadata {key[:80]!r}")
-                strings.append(data[begin:position].decode("utf-8"))
+                if keep:
+                    strings.append(data[begin:position].decode("utf-8"))
         except struct.error:
             raise self.fail(f"truncated inside metadata {key[:80]!r}") from None
         except UnicodeDecodeError:

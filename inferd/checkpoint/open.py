@@ -10,20 +10,22 @@ from inferd.checkpoint.records import Checkpoint
 from inferd.errors import StartupError
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, with_vocabulary: bool = True) -> Checkpoint:
     """The checkpoint at a folder or .gguf file (any part of a split one). Reads headers only.
+
+    Who needs no tokenizer leaves the vocabulary out: it is nearly all of a GGUF header, in time and in memory.
 
     StartupError with one readable line when something is missing, truncated, corrupt or not supported.
     """
     if path.is_dir():
         if (path / "config.json").is_file():
             return open_folder(path)
-        return open_gguf(only_gguf(path))
+        return open_gguf(only_gguf(path), with_vocabulary)
     if not path.is_file():
         raise StartupError(f"{path}: no such file or folder")
     if path.suffix.lower() != ".gguf":
         raise StartupError(f"{path}: a model is a checkpoint folder or a .gguf file")
-    return open_gguf(path)
+    return open_gguf(path, with_vocabulary)
 
 
 def only_gguf(folder: Path) -> Path:

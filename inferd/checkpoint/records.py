@@ -73,7 +73,7 @@ class Checkpoint:
     format: Literal["safetensors", "gguf"]
     config: dict[str, Any]
     generation_config: dict[str, Any]
-    tokenizer: TokenizerSource
+    tokenizer: TokenizerSource | None  # None: a GGUF vocabulary that was not read
     chat_templates: dict[str, str]
     tensors: dict[str, TensorRecord]
     fingerprint: str

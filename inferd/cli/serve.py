@@ -10,7 +10,8 @@ import msgspec
 from inferd.allocator import limit_arenas
 from inferd.cli.arguments import Parsed
 from inferd.cli.build import build_config, check_config
-from inferd.config import EngineConfig
+from inferd.config import EngineConfig, InferdConfig
+from inferd.front.core_link import CoreLink, core_command
 from inferd.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,14 @@ def run(parsed: Parsed) -> int:
     if config.engine.parallel.node_rank > 0:
         return join_node(config.engine)
     limit_arenas(HEAPS)
-    from inferd.server.app import serve  # after the checks: it takes a good part of a second to load
-
     asyncio.run(serve(config))
     return 0
+
+
+async def serve(config: InferdConfig) -> None:
+    """Both processes load at the same time. Raises StartupError."""
+    core = CoreLink()
+    await core.spawn(core_command(config.engine.parallel))
+    from inferd.server.app import serve as serve_model  # a good part of a second
+
+    await serve_model(config, core)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from inferd.allocator import return_freed_memory
 from inferd.constraint.matcher import Matcher, MatcherFactory
 from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.errors import InvalidConstraint
@@ -72,4 +73,6 @@ class ConstraintBuilder:
 
 
 def make_factory(vocabulary: Vocabulary, vocab_size: int) -> MatcherFactory:
-    return MatcherFactory(MatchVocabulary(vocabulary, vocab_size))
+    factory = MatcherFactory(MatchVocabulary(vocabulary, vocab_size))
+    return_freed_memory()  # what building it took
+    return factory

@@ -29,7 +29,8 @@ def exit_after_grace() -> None:
 
 
 def settle_garbage_collector() -> None:
-    """Keep collections out of the steps: what start-up built stays, and a step leaves no cycles behind."""
-    gc.collect()
+    """Keep collections out of the steps: what start-up built stays, and a step leaves no cycles behind. Of old cycles
+    a start leaves some 20 objects: not worth the 0.1 s of a full collection."""
+    gc.collect(1)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty
 
+from inferd.allocator import return_freed_memory
 from inferd.core.channel import FrontChannel, FrontGone, WorkerLost
 from inferd.core.constraints import ConstraintBuilder, MatcherBuilt
 from inferd.executor.base import Executor
@@ -29,7 +30,7 @@ from inferd.step import RankTimings, StepPlan
 
 logger = logging.getLogger(__name__)
 
-AUDIT_AFTER_IDLE_S = 1.0
+SETTLE_AFTER_IDLE_S = 1.0
 TIMINGS_INTERVAL_S = 1.0
 NO_TIMINGS: list[RankTimings] = []
 
@@ -50,7 +51,7 @@ class EngineLoop:
         self._in_flight: deque[StepPlan] = deque()  # submitted, oldest first
         self._timings_sent = clock()
         self._stats_due = False  # something changed that no step will report
-        self._audited = True  # nothing ran since the last audit
+        self._settled = True  # nothing ran since the books were audited and the steps' memory returned
 
     def run(self) -> None:
         """Serve until the front says Shutdown or is gone. Raises ExecutorDead, AuditError, or what a bug raises."""
@@ -66,7 +67,7 @@ class EngineLoop:
     def _step(self) -> None:
         outputs = self._submit(self._clock())
         if self._in_flight:
-            self._audited = False
+            self._settled = False
             result = self._executor.collect()
             now = self._clock()
             outputs += self._scheduler.commit(self._in_flight.popleft(), result, now)
@@ -104,12 +105,13 @@ class EngineLoop:
         inbox = self._channel.inbox
         if self._scheduler.has_work or self._in_flight or self._stats_due:
             return inbox.get_nowait()
-        if not self._audited:
+        if not self._settled:
             try:
-                return inbox.get(timeout=AUDIT_AFTER_IDLE_S)
+                return inbox.get(timeout=SETTLE_AFTER_IDLE_S)
             except Empty:
                 self._scheduler.check()
-                self._audited = True
+                return_freed_memory()
+                self._settled = True
         return inbox.get()
 
     def _handle(self, message: ToCore | MatcherBuilt | WorkerLost) -> None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import msgspec
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.checkpoint import Checkpoint, TensorRecord
+from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
@@ -133,8 +133,8 @@ def rank_shard(
         for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
             record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
             costs[layer] += weight_bytes(record, rule, quantization)
-            if rule.split == "inner_columns" and (kind := record.format.upper()) in GGMLQuantizationType.__members__:
-                unit = max(unit, GGML_QUANT_SIZES[GGMLQuantizationType[kind]][0])
+            if rule.split == "inner_columns":
+                unit = max(unit, GGML_BLOCKS.get(record.format, (1, 0))[0])
     return shard_model(spec, placement, unit, costs)
 
 
@@ -193,7 +193,7 @@ def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerCo
 
 def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decoder:
     shape = (num_blocks, block_size, len(model.shard.kv_heads), model.spec.head_dim)
-    caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device)
+    caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device, model.ops.key_cache)
     return Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
@@ -267,19 +267,26 @@ def dominant_format(checkpoint: Checkpoint) -> str:
 
 
 def allocate_caches(
-    shape: tuple[int, int, int, int], num_layers: int, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, int, int, int],
+    num_layers: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    key_cache: Callable[..., torch.Tensor] | None = None,
 ) -> tuple[KVCache, ...]:
     """K and V of each layer, [blocks, page, kv_heads, head_dim], with scales where they have 8 bits; memory is taken
-    when first written."""
+    when first written. key_cache: `Ops.key_cache`."""
     try:
-        return tuple(_allocate_cache(shape, dtype, device) for _ in range(num_layers))
+        return tuple(_allocate_cache(shape, dtype, device, key_cache or torch.empty) for _ in range(num_layers))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
 
 
-def _allocate_cache(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> KVCache:
-    k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+def _allocate_cache(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, key_cache: Callable[..., torch.Tensor]
+) -> KVCache:
+    k = key_cache(shape, dtype=dtype, device=device)
+    v = torch.empty(shape, dtype=dtype, device=device)
     if dtype.itemsize > 1:
         return KVCache(k, v)
     k_scale, v_scale = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))

@@ -10,6 +10,7 @@ from inferd.errors import StartupError
 from inferd.executor.base import Executor, Progress
 from inferd.executor.group_start import start_group
 from inferd.executor.seats import choose_backend
+from inferd.executor.torch_import import import_torch
 from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import check_checkpoint
 
@@ -22,7 +23,7 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     """
     backend = choose_backend(config)
     progress("checkpoint", 0.0)
-    checkpoint = open_checkpoint(Path(config.model.path))
+    checkpoint = open_checkpoint(Path(config.model.path), with_vocabulary=False)
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
     if backend != "local":
@@ -30,7 +31,8 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
             raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons")
         return start_group(config, backend, checkpoint, spec, progress)
     progress("torch", 0.0)
-    from inferd.executor.build import build_local_executor  # torch: seconds
+    import_torch()
+    from inferd.executor.build import build_local_executor
     from inferd.executor.encoder_build import build_encoder_executor
 
     progress("torch", 1.0)

@@ -32,7 +32,7 @@ def run_node(config: EngineConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     parallel, path = config.parallel, config.model.path
-    environment = local_environment(open_checkpoint(Path(path)).fingerprint)
+    environment = local_environment(open_checkpoint(Path(path), with_vocabulary=False).fingerprint)
     address = f"{parallel.master_addr}:{parallel.master_port}"
     processes = RankProcesses()
     try:

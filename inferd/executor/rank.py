@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from inferd.allocator import freed_memory_returned
+from inferd.allocator import freed_memory_returned, return_start_up_memory
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
+from inferd.executor.torch_import import import_torch
 from inferd.executor.wire import (
     Allocate,
     Allocated,
@@ -132,6 +133,7 @@ def run_rank(sock: socket.socket, setup: Setup, model_path: str | None) -> int:
     core.start()
     try:
         worker, placement = _prepare(core, RankSettings(config, setup))
+        return_start_up_memory()
         serve_steps(core, worker, placement)
     except CoreGone:
         return 0
@@ -154,9 +156,10 @@ def _report(core: CoreSocket, message: str, is_startup: bool) -> int:
 def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placement]:
     """Everything up to the first step: hello, groups, weights, cache."""
     config, placement = settings.config, settings.placement
-    checkpoint = open_checkpoint(Path(config.model.path))
+    checkpoint = open_checkpoint(Path(config.model.path), with_vocabulary=False)
     spec = check_checkpoint(checkpoint)
     assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
+    import_torch()
     from inferd.executor.build import build_worker, load_model, rank_device, resolve_device
     from inferd.parallel.context import connect, join_store, open_store
 

@@ -7,27 +7,37 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from inferd.config import EngineConfig
+from inferd.config import EngineConfig, ParallelConfig
 from inferd.messages import FrameDecoder, ToCore, ToFront, encode_frame
 
 logger = logging.getLogger("inferd.engine")
 
+# faulthandler: a core that is aborted by the watchdog, or crashes in native code, writes the stacks of its threads.
+CORE_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.core_process")
 EOF_GRACE_S = 1.0  # between the end of the process and the end of its socket, whichever comes first
 ABORT_GRACE_S = 2.0  # between SIGABRT (stacks are written) and SIGKILL
 
 
+def core_command(parallel: ParallelConfig) -> Sequence[str]:
+    """A core that computes itself loads torch before it knows what; one with workers never does."""
+    computes = parallel.world_size == 1 and parallel.backend in ("auto", "local")
+    return (*CORE_COMMAND, "--load-torch") if computes else CORE_COMMAND
+
+
 class CoreLink(asyncio.Protocol):
-    """Spawns `command --fd N` in a session of its own, sends the configuration, hands every message to on_message.
+    """spawn() starts `command --fd N` in a session of its own, which loads what any core needs; begin() sends the
+    configuration and hands every message to on_message.
 
     The session keeps a terminal's Ctrl-C away from the core (the front drains first) and lets one signal reach
     whatever the core spawned.
     """
 
-    def __init__(self, on_message: Callable[[ToFront], None]) -> None:
-        self._on_message = on_message
+    def __init__(self) -> None:
+        self._on_message: Callable[[ToFront], None] = lambda message: None  # until begin() there is none
         self._decoder = FrameDecoder(ToFront)
         self._eof = asyncio.Event()
         self._transport: asyncio.Transport | None = None
@@ -39,8 +49,8 @@ class CoreLink(asyncio.Protocol):
         assert self._process is not None
         return self._process.pid
 
-    async def spawn(self, command: Sequence[str], config: EngineConfig) -> None:
-        """Start the process; returns once it has been started and the configuration is on its way."""
+    async def spawn(self, command: Sequence[str]) -> None:
+        """Start the process; returns once it has been started."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -53,9 +63,13 @@ class CoreLink(asyncio.Protocol):
             except BaseException:
                 self._transport.abort()
                 raise
-        self._transport.write(encode_frame(config))
 
-    def send(self, message: ToCore) -> None:
+    def begin(self, config: EngineConfig, on_message: Callable[[ToFront], None]) -> None:
+        """Say what is to be run."""
+        self._on_message = on_message
+        self.send(config)
+
+    def send(self, message: EngineConfig | ToCore) -> None:
         """Queue one message. What is sent to a core that just died is lost, like the core."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(encode_frame(message))
@@ -75,6 +89,11 @@ class CoreLink(asyncio.Protocol):
             self._kill_reason = reason
             self._signal(signal.SIGABRT)
             asyncio.get_running_loop().call_later(ABORT_GRACE_S, self._signal, signal.SIGKILL)
+
+    async def end(self) -> None:
+        """destroy(), and wait for it."""
+        self.destroy()
+        await self.wait()
 
     def destroy(self) -> None:
         """End at once the process, what it spawned, and the socket; idempotent."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -29,8 +28,6 @@ from inferd.messages import (
 
 logger = logging.getLogger("inferd.engine")
 
-# faulthandler: a core that is aborted by the watchdog, or crashes in native code, writes the stacks of its threads.
-CORE_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.core_process")
 MAX_DEATHS, DEATH_WINDOW_S = 5, 60.0
 BACKOFF_S = (0.0, 0.25, 0.5, 1.0)
 GROUP_GRACE_S = 5.0
@@ -71,11 +68,18 @@ class EngineClient:
     """start(), then supervise() for the life of the daemon; send() reaches the core of the moment."""
 
     def __init__(
-        self, config: EngineConfig, listener: EngineListener, *, command: Sequence[str] = CORE_COMMAND
+        self,
+        config: EngineConfig,
+        listener: EngineListener,
+        *,
+        command: Sequence[str],
+        spawned: CoreLink | None = None,
     ) -> None:
+        """spawned: the first core's process, when it runs already."""
         self._config = config
         self._listener = listener
         self._command = command
+        self._spawned = spawned
         self._link: CoreLink | None = None
         self._stopping = asyncio.Event()
         self._failure: str | None = None
@@ -99,7 +103,7 @@ class EngineClient:
             self._link.send(message)
 
     async def start(self) -> None:
-        """Spawn the first core; returns while it starts. supervise() must follow."""
+        """Spawn the first core unless that was done; returns while it starts. supervise() must follow."""
         await self._spawn()
 
     async def supervise(self) -> None:
@@ -143,8 +147,11 @@ class EngineClient:
 
     async def _spawn(self) -> None:
         self.state, self._failure = EngineState.STARTING, None
-        link = CoreLink(self._on_message)
-        await link.spawn(self._command, self._config)
+        link, self._spawned = self._spawned, None
+        if link is None:
+            link = CoreLink()
+            await link.spawn(self._command)
+        link.begin(self._config, self._on_message)
         self._link = link
         self._link_gone.clear()
         if self._stopping.is_set():  # stop() found nothing to stop

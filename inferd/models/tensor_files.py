@@ -8,11 +8,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.reference import dequantize
 from inferd_kernels.weights import CheckpointWeight, QuantizedWeight
 
 from inferd.checkpoint import TensorRecord
+from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.errors import StartupError
 
 FLOAT_FORMATS = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -92,7 +92,7 @@ class SlicedFiles:
     def _read_quantized(self, record: TensorRecord, rows: range | None, columns: range | None) -> CheckpointWeight:
         """Whole blocks stay blocks. Columns that cut through blocks are dequantized, since half a block is none."""
         num_rows, num_columns = _matrix_shape(record)
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[record.format.upper()]]
+        block, block_bytes = GGML_BLOCKS[record.format]
         columns = columns or range(num_columns)
         first, last = columns.start // block, -(-columns.stop // block)
         row_bytes = num_columns // block * block_bytes

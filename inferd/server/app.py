@@ -1,4 +1,4 @@
-"""`inferd serve`: from a configuration to a served model, and back. Imports gRPC only once the core is on its way."""
+"""`inferd serve`: from a configuration to a served model, and back."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inferd.checkpoint import Checkpoint, open_checkpoint
+from inferd.allocator import return_start_up_memory
+from inferd.checkpoint import open_checkpoint
 from inferd.checkpoint.source import resolve_source
 from inferd.config import InferdConfig
 from inferd.errors import EngineDead, StartupError
+from inferd.front.core_link import CoreLink, core_command
 from inferd.front.engine import FrontEngine
-from inferd.front.engine_client import CORE_COMMAND, EngineClient
+from inferd.front.engine_client import EngineClient
 from inferd.front.metrics import FrontMetrics
 from inferd.models.registry import check_checkpoint
 from inferd.server.served_model import ServedModel, load_served_model
@@ -58,33 +61,36 @@ class StopSignals:
         self.stop.set()
 
 
-async def serve(
-    config: InferdConfig,
-    ready: Callable[[Listening], None] | None = None,
-    *,
-    core_command: Sequence[str] = CORE_COMMAND,
-) -> None:
-    """Run the daemon until a signal has drained it. `ready` is called when it serves for the first time.
+async def serve(config: InferdConfig, core: CoreLink) -> None:
+    """Run the daemon around a spawned core until a signal has drained it.
 
     Raises StartupError when it cannot start (nothing listens before the checkpoint has been checked), or when the
     engine keeps dying.
     """
     signals = StopSignals()
-    config, checkpoint = open_model(config)
-    await run_daemon(config, lambda: load_served_model(config, checkpoint), signals, ready, core_command)
+    try:
+        config = check_model(config)
+    except BaseException:
+        await core.end()
+        raise
+    command = core_command(config.engine.parallel)
+    await run_daemon(config, partial(load_served_model, config), signals, command=command, core=core)
 
 
 async def run_daemon(
     config: InferdConfig,
     load_model: Callable[[], ServedModel],
     signals: StopSignals,
-    ready: Callable[[Listening], None] | None,
-    core_command: Sequence[str],
+    *,
+    command: Sequence[str],
+    core: CoreLink | None = None,
+    ready: Callable[[Listening], None] | None = None,
 ) -> None:
-    """serve() for a checked checkpoint; load_model is called while the core starts."""
+    """serve() for a checked checkpoint; load_model is called while the core starts, `ready` when it serves for the
+    first time. command: of every core but the first, where that one is there already."""
     started = time.monotonic()
     front = FrontEngine(config.engine.scheduler, FrontMetrics())
-    client = EngineClient(config.engine, front, command=core_command)
+    client = EngineClient(config.engine, front, command=command, spawned=core)
     front.attach(client.send, client.describe_phase)
     await client.start()
     supervisor = asyncio.create_task(client.supervise())
@@ -94,6 +100,7 @@ async def run_daemon(
         await unless_failed(supervisor, any_of(client.serving, signals.stop))
         if client.serving.is_set():
             logger.info("serving", extra={"seconds": round(time.monotonic() - started, 2)})
+            return_start_up_memory()
             if ready is not None:
                 ready(Listening(config.server.host, daemon.port, daemon.metrics_port, daemon.admin_address))
         await unless_failed(supervisor, signals.stop.wait())
@@ -112,7 +119,7 @@ async def run_daemon(
 
 
 async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEngine) -> Daemon:
-    from inferd.server.daemon import Daemon  # loads gRPC, which takes as long as the core's first phase
+    from inferd.server.daemon import Daemon  # loads gRPC: the core has its configuration by now
 
     daemon = Daemon(config, model, front)
     try:
@@ -123,14 +130,13 @@ async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEng
     return daemon
 
 
-def open_model(config: InferdConfig) -> tuple[InferdConfig, Checkpoint]:
-    """The configuration with the model's local path, and its checkpoint, headers checked. Raises StartupError."""
+def check_model(config: InferdConfig) -> InferdConfig:
+    """The configuration with the model's local path. Raises StartupError, also for a checkpoint that does not fit."""
     model = config.engine.model
     path = Path(model.path) if model.path else resolve_source(model.source, model.revision, log_progress)
-    checkpoint = open_checkpoint(path)
-    check_checkpoint(checkpoint)
+    check_checkpoint(open_checkpoint(path, with_vocabulary=False))
     model = msgspec.structs.replace(model, path=str(path))
-    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model)), checkpoint
+    return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model))
 
 
 def log_progress(phase: str, fraction: float) -> None:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import msgspec
 
-from inferd.checkpoint import Checkpoint
+from inferd.checkpoint import Checkpoint, open_checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
 from inferd.models.pooling import GENERATES, Capabilities, capabilities
 from inferd.models.registry import model_spec
 from inferd.request import SamplingParams
 from inferd.text.export import tokenizer_files
+from inferd.text.parts import TokenizerParts
 from inferd.text.tokenizer import Tokenizer
 
 # Keys of generation_config.json that are sampling defaults, with their bounds: (low, high).
@@ -100,8 +101,9 @@ def configured_sampling(config: InferdConfig, generation_config: Mapping[str, ob
     return default_sampling(generation_config) if config.server.generation_config == "auto" else {}
 
 
-def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedModel:
-    """The served facts of a checked checkpoint. Loads the tokenizer. Raises StartupError."""
+def load_served_model(config: InferdConfig) -> ServedModel:
+    """The served facts of the checkpoint at config's path. Loads the tokenizer. Raises StartupError."""
+    checkpoint = open_checkpoint(Path(config.engine.model.path))
     template = config.server.chat_template
     templates = dict(checkpoint.chat_templates)
     if template is not None:
@@ -112,7 +114,7 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
     return ServedModel(
         names=served_names(config),
         tokenizer=tokenizer,
-        tokenizer_files=partial(tokenizer_files, checkpoint.tokenizer, tokenizer.parts),
+        tokenizer_files=partial(export_tokenizer, checkpoint.path, tokenizer.parts),
         architecture=str(architectures[0]),
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
@@ -120,6 +122,14 @@ def load_served_model(config: InferdConfig, checkpoint: Checkpoint) -> ServedMod
         capabilities=capabilities(checkpoint, model_spec(checkpoint.config), config.engine.model.pooling),
         default_sampling=configured_sampling(config, checkpoint.generation_config),
     )
+
+
+def export_tokenizer(path: Path, parts: TokenizerParts) -> dict[str, bytes]:
+    """tokenizer_files() of the checkpoint at `path`, read again: nothing of it but the parts is kept while it serves.
+    Raises OSError or StartupError when it has gone."""
+    source = open_checkpoint(path).tokenizer
+    assert source is not None, "opened with its vocabulary"
+    return tokenizer_files(source, parts)
 
 
 def read_template(path: str) -> str:

@@ -80,7 +80,7 @@ async def main() -> None:
     config = msgspec.json.decode(os.environ[CONFIG_VARIABLE], type=InferdConfig)
     configure_logging()
     model = fake_model(pooling=config.engine.model.pooling)
-    await run_daemon(config, lambda: model, StopSignals(), announce, CORE)
+    await run_daemon(config, lambda: model, StopSignals(), command=CORE, ready=announce)
 
 
 def announce(listening: Listening) -> None:

@@ -64,6 +64,7 @@ class Tokenizer:
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Tokenizer:
         """StartupError, one line, for a tokenizer that is missing, malformed or not supported."""
         source = checkpoint.tokenizer
+        assert source is not None, "opened with its vocabulary"
         try:
             parts = parts_from_gguf(source) if isinstance(source, GgufVocabulary) else parts_from_files(source)
         except StartupError as error:

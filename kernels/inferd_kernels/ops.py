@@ -145,6 +145,8 @@ class Ops:
                     call, embeddings in, the residual stream before the final norm out; None where no backend has it
     pack_rows       (rows: WeightRows, dtype) -> weight: prepare_weight of a matrix that comes in blocks, with no more
                     than a block in memory beside the result; None where prepare_weight has no layout of its own
+    key_cache       (shape, dtype, device) -> k_cache, not initialized, in the order of memory that this backend reads
+                    fastest; None where that is torch.empty's. Strides are no part of an op's contract: each takes both
     """
 
     backends: Mapping[str, str]
@@ -167,6 +169,7 @@ class Ops:
     self_attention: Callable[..., torch.Tensor]
     decoder_stack: Callable[..., Callable[..., torch.Tensor]] | None = None
     pack_rows: Callable[..., Weight] | None = None
+    key_cache: Callable[..., torch.Tensor] | None = None
 
 
 # Of encoders; torch computes them on every backend.
@@ -174,7 +177,7 @@ ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
 NO_OPS = (
-    *("backends", "cache_dtypes", "quantizations", "decoder_stack", "pack_rows"),
+    *("backends", "cache_dtypes", "quantizations", "decoder_stack", "pack_rows", "key_cache"),
     *ENCODER_OP_NAMES,
     *LOGITS_OP_NAMES,
 )
@@ -198,7 +201,7 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         raise ValueError(f"kernel backend {backend!r} is not one of {', '.join(BACKENDS)}")
     names = (*OP_NAMES, *LOGITS_OP_NAMES, *ENCODER_OP_NAMES)
     chosen = {name: ("reference", getattr(reference, name)) for name in names}
-    decoder_stack = pack_rows = None
+    decoder_stack = pack_rows = key_cache = None
     cache_dtypes: tuple[torch.dtype, ...] = reference.CACHE_DTYPES
     quantizations: tuple[str, ...] = reference.QUANTIZATIONS
     if backend == "native" or (backend == "auto" and device == "cpu"):
@@ -206,7 +209,7 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
 
         if native := load_native(device, threads, required=backend == "native"):
             chosen |= {name: (native.label, getattr(native, name)) for name in OP_NAMES}
-            decoder_stack, pack_rows = native.decoder_stack, native.pack_rows
+            decoder_stack, pack_rows, key_cache = native.decoder_stack, native.pack_rows, native.key_cache
             cache_dtypes, quantizations = native.cache_dtypes, native.quantizations
     on_gpu = device.startswith("cuda") and find_spec("triton") is not None
     if backend == "varlen":
@@ -222,6 +225,7 @@ def load_ops(device: str = "cpu", backend: str = "auto", threads: int | None = N
         **{name: function for name, (_, function) in chosen.items()},
         decoder_stack=decoder_stack,
         pack_rows=pack_rows,
+        key_cache=key_cache,
     )
 
 

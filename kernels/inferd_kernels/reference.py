@@ -110,13 +110,14 @@ def rope_kv_write(  # noqa: PLR0913 - the op's operands
         q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
     kept = batch.slots >= 0
     slots = batch.slots[kept]
+    places = slots // k_cache.shape[1], slots % k_cache.shape[1]
     for side, (cache, rows) in enumerate(((k_cache, k[kept]), (v_cache, v[kept]))):
         if kv_scales is None:
-            cache.view(-1, kv_heads, dim)[slots] = rows.to(cache.dtype)
+            cache[places] = rows.to(cache.dtype)
         else:
             values, scale = quantize_rows(rows, cache.dtype)
-            _bytes(cache).view(-1, kv_heads, dim)[slots] = _bytes(values)
-            kv_scales[side].view(-1, kv_heads)[slots] = scale
+            _bytes(cache)[places] = _bytes(values)
+            kv_scales[side][places] = scale
     return q
 
 

@@ -183,10 +183,11 @@ def test_a_killed_parent_takes_the_core_with_it():
         assert ended, "the core outlived its front"
 
 
-def test_no_configuration_is_no_error():
+@pytest.mark.parametrize("flags", [[], ["--load-torch"]])
+def test_no_configuration_is_no_error(flags):
     ours, theirs = socket.socketpair()
     with subprocess.Popen(
-        [sys.executable, "-m", "inferd.core_process", "--fd", str(theirs.fileno())],
+        [sys.executable, "-m", "inferd.core_process", "--fd", str(theirs.fileno()), *flags],
         pass_fds=[theirs.fileno()],
         env=ENVIRONMENT,
     ) as process:
@@ -200,6 +201,20 @@ def test_the_core_process_loads_neither_torch_nor_grpc():
         "import sys, inferd.core_process; print(sorted({'torch', 'grpc', 'numpy', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True).strip() == "[]"
+
+
+def test_torch_comes_without_its_meta_kernels_until_the_compiler_needs_them():
+    code = """
+from inferd.executor.torch_import import META_KERNELS, import_torch
+import sys
+import_torch()
+import torch
+print(META_KERNELS in sys.modules, torch.ones(2, 2).matmul(torch.ones(2)).tolist())
+import torch._dynamo  # fails unless they come first
+print(len(vars(torch._meta_registrations)) > 100)
+"""
+    output = subprocess.check_output([sys.executable, "-c", code], env=ENVIRONMENT, text=True)
+    assert output.splitlines() == ["False [2.0, 2.0]", "True"]
 
 
 def test_an_idle_core_uses_no_processor_time(start):

@@ -129,7 +129,8 @@ def attention_work(ops: NativeOps) -> Iterator[Work]:
         batch = _batch(sequences, new, length)
         blocks = int(batch.block_tables.max()) + 1
         for dtype in (torch.float32, torch.bfloat16):
-            caches = [torch.randn(blocks, PAGE, 3, 64).to(dtype) for _ in range(2)]
+            values = torch.randn(blocks, PAGE, 3, 64).to(dtype)
+            caches = [ops.key_cache((blocks, PAGE, 3, 64), dtype, torch.device("cpu")).copy_(values), values]
             q, qkv = torch.randn(sequences * new, 9, 64), torch.randn(sequences * new, 15 * 64)
             read = 2.0 * sequences * length * 3 * 64 * dtype.itemsize
             pairs = sequences * (new * length - new * (new - 1) / 2)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MAX_HEAD_DIM = 1024
+LANES = 16  # of a vector, csrc/layout.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,19 @@ def native_batch(batch: PagedBatch) -> library.Batch:
 def native_cache(
     k_cache: torch.Tensor, v_cache: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
 ) -> library.Cache:
+    assert v_cache.is_contiguous(), "values lie row by row"
+    in_lanes = keys_in_lanes(k_cache)
+    assert in_lanes or k_cache.is_contiguous(), "keys lie row by row or in lanes"
     assert (scales is not None) == (k_cache.dtype == torch.int8), "8-bit caches have scales, others none"
     pointers = [
         None if tensor is None else tensor.data_ptr() for tensor in (k_cache, v_cache, *(scales or (None, None)))
     ]
-    return library.Cache(*pointers, k_cache.shape[1], CACHE_TYPES[k_cache.dtype])
+    return library.Cache(*pointers, k_cache.shape[1], CACHE_TYPES[k_cache.dtype], in_lanes)
+
+
+def keys_in_lanes(k_cache: torch.Tensor) -> bool:
+    """Whether a K cache lies in memory as `NativeOps.key_cache` made it, [blocks, Hk, D, P]."""
+    return k_cache.shape[1] % LANES == 0 and k_cache.permute(0, 2, 3, 1).is_contiguous()
 
 
 def native_shape(shape: AttentionShape) -> library.AttentionShape:

@@ -58,7 +58,7 @@ class Batch(ctypes.Structure):
 class Cache(ctypes.Structure):
     _fields_ = (
         *(("k", c_void_p), ("v", c_void_p), ("k_scales", c_void_p), ("v_scales", c_void_p)),
-        *(("page", c_int32), ("type", c_int32)),
+        *(("page", c_int32), ("type", c_int32), ("keys_in_lanes", c_int32)),
     )
 
 

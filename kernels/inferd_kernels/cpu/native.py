@@ -16,8 +16,10 @@ from inferd_kernels import reference
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import (
     CACHE_TYPES,
+    LANES,
     MAX_HEAD_DIM,
     PackedWeight,
+    keys_in_lanes,
     native_batch,
     native_cache,
     native_rope,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
     from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope, SamplingBatch
     from inferd_kernels.weights import CheckpointWeight, Weight
 
-PANEL_ROWS = 16  # csrc/layout.h, kLanes: rows are packed together in such panels
+PANEL_ROWS = LANES  # rows are packed together in such panels
 
 
 class NativeOps:
@@ -48,6 +50,14 @@ class NativeOps:
     def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
         """All `layers` as one call (stack.py)."""
         return NativeStack(self.engine, layers, eps)
+
+    def key_cache(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """K cache of `shape` [blocks, P, Hk, D]; in memory [blocks, Hk, D, P] where pages are whole vectors: attention
+        then loads a value of 16 keys at once, which else it would have to transpose."""
+        blocks, page, heads, dim = shape
+        if dtype not in CACHE_TYPES or page % LANES:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty((blocks, heads, dim, page), dtype=dtype, device=device).permute(0, 3, 1, 2)
 
     def prepare_weight(
         self, weight: Weight | PackedWeight, dtype: torch.dtype = torch.float32
@@ -207,7 +217,7 @@ class NativeOps:
         return ids
 
     def copy_blocks(self, cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
-        if not cache.is_contiguous():
+        if not (cache.is_contiguous() or keys_in_lanes(cache)):
             return reference.copy_blocks(cache, sources, destinations)
         sources, destinations = sources.to(torch.int64).contiguous(), destinations.to(torch.int64).contiguous()
         block_bytes = cache.stride(0) * cache.element_size()
@@ -217,7 +227,7 @@ class NativeOps:
 
 def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: AttentionShape) -> bool:
     known = k_cache.dtype in CACHE_TYPES and v_cache.dtype == k_cache.dtype and shape.head_dim <= MAX_HEAD_DIM
-    return known and k_cache.is_contiguous() and v_cache.is_contiguous()
+    return known and (k_cache.is_contiguous() or keys_in_lanes(k_cache)) and v_cache.is_contiguous()
 
 
 def _packable(weight: CheckpointWeight | Fp8Weight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:

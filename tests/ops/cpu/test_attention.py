@@ -21,7 +21,13 @@ SHAPES = {
 }
 
 
-def caches_for(batch: PagedBatch, shape: AttentionShape, page: int, dtype: torch.dtype) -> list[torch.Tensor]:
+PAGES = [5, 16, 48]  # keys lie row by row in the first, in lanes in the others
+CPU = torch.device("cpu")
+
+
+def caches_for(
+    ops: NativeOps, batch: PagedBatch, shape: AttentionShape, page: int, dtype: torch.dtype
+) -> list[torch.Tensor]:
     """Random keys and values where a sequence has context; NaN everywhere else."""
     blocks = int(batch.block_tables.max()) + 2
     caches = [torch.full((blocks * page, shape.num_kv_heads, shape.head_dim), float("nan")) for _ in range(2)]
@@ -30,21 +36,38 @@ def caches_for(batch: PagedBatch, shape: AttentionShape, page: int, dtype: torch
         slots = table[positions // page].long() * page + positions % page
         for cache in caches:
             cache[slots] = torch.randn(length, *cache.shape[1:])
-    return [cache.view(blocks, page, *cache.shape[1:]).to(dtype) for cache in caches]
+    keys, values = (cache.view(blocks, page, *cache.shape[1:]).to(dtype) for cache in caches)
+    return [ops.key_cache(tuple(keys.shape), dtype, CPU).copy_(keys), values]
 
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("page", PAGES)
 def test_matches_the_reference(
-    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str, dtype: torch.dtype
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str, dtype: torch.dtype, page: int
 ) -> None:
     shape = SHAPES[name]
-    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=5)
-    k_cache, v_cache = caches_for(batch, shape, 5, dtype)
+    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=page)
+    k_cache, v_cache = caches_for(ops, batch, shape, page, dtype)
     q = torch.randn(76, shape.num_heads, shape.head_dim)
     out = ops.paged_attention(q, k_cache, v_cache, batch, shape)
     expected = reference.paged_attention(q, k_cache, v_cache, batch, shape)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_keys_in_lanes_and_row_by_row_give_the_same_bits(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str
+) -> None:
+    shape = SHAPES[name]
+    for lengths in ([1, 1, 1], [1, 7, 70]):
+        batch = paged_batch(lengths, [16, 64, 150], page=16)
+        in_lanes, v_cache = caches_for(ops, batch, shape, 16, torch.float16)
+        by_row = in_lanes.contiguous()
+        assert by_row.stride() != in_lanes.stride()
+        q = torch.randn(sum(lengths), shape.num_heads, shape.head_dim)
+        out = [ops.paged_attention(q, k_cache, v_cache, batch, shape) for k_cache in (in_lanes, by_row)]
+        assert torch.equal(*out)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -53,7 +76,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_any_chunk(
 ) -> None:
     shape, length = SHAPES[name], 150
     batch = paged_batch([length], [length], page=16)
-    k_cache, v_cache = caches_for(batch, shape, 16, torch.float32)
+    k_cache, v_cache = caches_for(ops, batch, shape, 16, torch.float32)
     q = torch.randn(length, shape.num_heads, shape.head_dim)
     whole = ops.paged_attention(q, k_cache, v_cache, batch, shape)
     for chunk, stride in ((1, 7), (3, 11), (29, 29), (64, 43)):
@@ -85,7 +108,7 @@ def test_threads_do_not_change_a_bit(
     shape = SHAPES["gqa3"]
     for lengths in ([700], [70 + i for i in range(8)]):
         batch = paged_batch([1] * len(lengths), lengths, page=16)
-        k_cache, v_cache = caches_for(batch, shape, 16, torch.float16)
+        k_cache, v_cache = caches_for(next(iter(engines.values())), batch, shape, 16, torch.float16)
         q = torch.randn(len(lengths), shape.num_heads, shape.head_dim)
         for isa in {isa for isa, _ in engines}:
             one = engines[isa, 1].paged_attention(q, k_cache, v_cache, batch, shape)
@@ -95,7 +118,7 @@ def test_threads_do_not_change_a_bit(
 def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Callable[..., PagedBatch]) -> None:
     shape = SHAPES["window"]
     batch = paged_batch([1], [200], page=16)
-    k_cache, v_cache = caches_for(batch, shape, 16, torch.float32)
+    k_cache, v_cache = caches_for(ops, batch, shape, 16, torch.float32)
     q = torch.randn(1, 4, 32)
     expected = ops.paged_attention(q, k_cache, v_cache, batch, shape)
     batch.block_tables[0, : (200 - 37) // 16] = -1
@@ -103,19 +126,21 @@ def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Calla
 
 
 @pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("page", PAGES)
 def test_an_8_bit_cache_is_written_bit_for_bit_and_read_as_the_reference_does(
-    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], name: str, page: int
 ) -> None:
     shape = SHAPES[name]
-    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=5)
+    batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=page)
     blocks, width = int(batch.block_tables.max()) + 2, (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     qkv, zero = torch.randn(76, width), torch.zeros(shape.num_kv_heads * shape.head_dim)
     qkv[3, -len(zero) :] = zero  # a token whose values are all 0
     held = []
     for backend in (ops, reference):
         generator = torch.Generator().manual_seed(1)
-        size = (blocks, 5, shape.num_kv_heads)
+        size = (blocks, page, shape.num_kv_heads)
         caches = [torch.randint(-127, 128, (*size, shape.head_dim), generator=generator).to(torch.int8) for _ in "kv"]
+        caches[0] = ops.key_cache(tuple(caches[0].shape), torch.int8, CPU).copy_(caches[0])
         scales = torch.rand(size, generator=generator) / 50, torch.rand(size, generator=generator) / 50
         q = backend.rope_kv_write(qkv, *caches, batch, None, shape, None, scales)
         held.append((*caches, *scales, backend.paged_attention(q, *caches, batch, shape, scales)))

@@ -35,16 +35,24 @@ def test_what_is_not_a_number_stays_so(ops: NativeOps) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("dim", "rotary"), [(64, 64), (80, 32), (24, 10)])
 @pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("page", [5, 16])
 def test_rope_kv_write(
-    ops: NativeOps, paged_batch: Callable[..., PagedBatch], dtype: torch.dtype, dim: int, rotary: int, norm: bool
+    ops: NativeOps,
+    paged_batch: Callable[..., PagedBatch],
+    dtype: torch.dtype,
+    dim: int,
+    rotary: int,
+    norm: bool,
+    page: int,
 ) -> None:
     shape = AttentionShape(num_heads=6, num_kv_heads=2, head_dim=dim, scale=1.0)
-    batch = paged_batch([1, 5, 20], [9, 5, 33], page=5)
+    batch = paged_batch([1, 5, 20], [9, 5, 33], page=page)
     batch.slots[3] = -1
     qkv = torch.randn(26, 10 * dim)
     qk_norm = QkNorm(torch.randn(dim), torch.randn(dim), 1e-6) if norm else None
     rope = Rope(torch.randn(40, rotary), rotary)
-    caches = [torch.full((14, 5, 2, dim), 7.0, dtype=dtype) for _ in range(4)]
+    caches = [torch.full((14, page, 2, dim), 7.0, dtype=dtype) for _ in range(4)]
+    caches[0] = ops.key_cache((14, page, 2, dim), dtype, torch.device("cpu")).fill_(7.0)
     q = ops.rope_kv_write(qkv, caches[0], caches[1], batch, rope, shape, qk_norm)
     expected = reference.rope_kv_write(qkv, caches[2], caches[3], batch, rope, shape, qk_norm)
     torch.testing.assert_close(q, expected, **CLOSE)
@@ -71,8 +79,9 @@ def test_half_precision_rounds_like_torch(ops: NativeOps, paged_batch: Callable[
         assert torch.equal(v_cache.view(-1, 32), -values.to(dtype))
 
 
-def test_copy_blocks(ops: NativeOps) -> None:
-    cache = torch.randn(9, 4, 2, 8)
+@pytest.mark.parametrize("page", [4, 16])
+def test_copy_blocks(ops: NativeOps, page: int) -> None:
+    cache = ops.key_cache((9, page, 2, 8), torch.float32, torch.device("cpu")).normal_()
     expected = cache.clone()
     sources, destinations = torch.tensor([1, 8, 1]), torch.tensor([0, 3, 4])
     ops.copy_blocks(cache, sources, destinations)

@@ -24,6 +24,7 @@ def make_layers(ops: NativeOps, blocks: Callable[..., QuantizedWeight], count: i
             pairs = enumerate(zip(rows, kinds, strict=True))
             return tuple(ops.prepare_weight(blocks(kind, n, width, seed=10 * index + i)) for i, (n, kind) in pairs)
 
+        cache_dtype = torch.int8 if index == 2 else torch.float32
         return DecoderLayer(
             qkv=parts([256, 64, 64], WIDTH, ["q4_k", "q4_k", "q6_k"]) if index else parts([384], WIDTH, ["q4_1"]),
             o=(ops.prepare_weight(torch.randn(WIDTH, 256) * 0.05),),
@@ -31,8 +32,8 @@ def make_layers(ops: NativeOps, blocks: Callable[..., QuantizedWeight], count: i
             down=parts([WIDTH], INTERMEDIATE, ["q8_0"]),
             attention_norm=torch.rand(WIDTH),
             mlp_norm=torch.rand(WIDTH),
-            k_cache=torch.zeros(40, PAGE, 2, 32, dtype=torch.int8 if index == 2 else torch.float32),
-            v_cache=torch.zeros(40, PAGE, 2, 32, dtype=torch.int8 if index == 2 else torch.float32),
+            k_cache=ops.key_cache((40, PAGE, 2, 32), cache_dtype, torch.device("cpu")).zero_(),
+            v_cache=torch.zeros(40, PAGE, 2, 32, dtype=cache_dtype),
             kv_scales=(torch.zeros(40, PAGE, 2), torch.zeros(40, PAGE, 2)) if index == 2 else None,
             shape=replace(SHAPE, window=20 if index == 1 else 0),
             rope=rope,

@@ -7,6 +7,7 @@ import math
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,17 @@ def test_matches_the_gguf_package_reader(tmp_path: Path, write_gguf: Write) -> N
     for key, value in header.metadata.items():
         theirs = reader.fields[key].contents()
         assert value == (pytest.approx(theirs, rel=1e-6) if isinstance(value, float) else theirs)
+
+
+def test_without_the_vocabulary_all_else_is_the_same(demo_gguf: Path) -> None:
+    whole, partial = read_gguf_header(demo_gguf), read_gguf_header(demo_gguf, with_vocabulary=False)
+    assert partial.tensors == whole.tensors
+    left_out = {key for key, value in whole.metadata.items() if partial.metadata[key] != value}
+    assert left_out == {f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges")}
+    assert not any(partial.metadata[key] for key in left_out)
+    checkpoint = open_checkpoint(demo_gguf, with_vocabulary=False)
+    assert checkpoint.tokenizer is None
+    assert checkpoint == replace(open_checkpoint(demo_gguf), tokenizer=None)
 
 
 def test_config_and_names(tmp_path: Path, write_gguf: Write) -> None:

@@ -212,7 +212,7 @@ def test_a_failing_step_ends_the_loop_with_its_error(behaviour, kind):
 
 def test_the_books_are_checked_when_idle(monkeypatch):
     checked = threading.Event()
-    monkeypatch.setattr("inferd.core.loop.AUDIT_AFTER_IDLE_S", 0.01)
+    monkeypatch.setattr("inferd.core.loop.SETTLE_AFTER_IDLE_S", 0.01)
     monkeypatch.setattr(Scheduler, "check", lambda self: checked.set())
     with engine() as core:
         core.front.send(AddRequest(make_request(1, range(5), max_tokens=1)))

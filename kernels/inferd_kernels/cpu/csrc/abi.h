@@ -65,12 +65,13 @@ struct Batch {
 };
 
 struct Cache {
-    void* k;  // [blocks, page, kv_heads, head_dim]
-    void* v;
+    void* k;  // [blocks, page, kv_heads, head_dim], or with keys_in_lanes [blocks, kv_heads, head_dim, page]
+    void* v;  // [blocks, page, kv_heads, head_dim]
     float* k_scales;  // [blocks, page, kv_heads], of 8-bit values alone: value times scale
     float* v_scales;
     int32_t page;
     int32_t type;  // CacheType
+    int32_t keys_in_lanes;  // pages are whole vectors then
 };
 
 struct AttentionShape {

@@ -94,6 +94,11 @@ struct Ahead {
     const char* lines[kLines];
     int32_t next = 0, count = 0;
 
+    void add(const void* base, int64_t at, int64_t bytes) {
+        const char* from = static_cast<const char*>(base) + at;
+        const char* line = from - reinterpret_cast<uintptr_t>(from) % 64;
+        for (; line < from + bytes && count < kLines; line += 64) lines[count++] = line;
+    }
     void step() {
         if (next < count) __builtin_prefetch(lines[next++], 0, 2);
     }

@@ -48,21 +48,41 @@ inline void locate_keys(const Unit& u, int32_t tile, int64_t at[kTile]) {
     for (int32_t j = larger(begin, end); j < kTile; j++) at[j] = -1;
 }
 
+// Where the keys of a tile lie that are kept in lanes: the first value of each vector, -1 where no row sees one of it.
+inline void locate_lanes(const Unit& u, int32_t tile, int64_t at[kTileVectors]) {
+    const Cache& cache = u.args.cache;
+    const AttentionShape& shape = u.args.shape;
+    const int32_t* table = u.args.batch->block_tables + u.sequence * u.args.batch->max_blocks;
+    const int32_t first = u.first_key(u.position), last = u.row_position(u.rows - 1);
+    for (int v = 0; v < kTileVectors; v++) {
+        const int32_t key = tile * kTile + 16 * v;
+        const bool is_seen = key + 16 > first && key <= last;
+        const int64_t head = is_seen ? int64_t{table[key / cache.page]} * shape.kv_heads + u.head : 0;
+        at[v] = is_seen ? head * shape.head_dim * cache.page + key % cache.page : -1;
+    }
+}
+
 // The keys and values of a tile are what is read next.
 inline void look_ahead(const Unit& u, int32_t tile, Ahead& ahead) {
     const Cache& cache = u.args.cache;
     const int64_t bytes = cache.type == kCacheF32 ? 4 : cache.type == kCacheI8 ? 1 : 2;
-    const int64_t length = u.args.shape.head_dim * bytes;
+    const int32_t dim = u.args.shape.head_dim;
     int64_t at[kTile];
     locate_keys(u, tile, at);
     ahead.next = ahead.count = 0;
-    for (const void* base : {cache.k, cache.v}) {
-        for (int32_t j = 0; j < kTile; j++) {
-            if (at[j] < 0) continue;
-            const char* row = static_cast<const char*>(base) + at[j] * bytes;
-            const char* line = row - reinterpret_cast<uintptr_t>(row) % 64;
-            for (; line < row + length && ahead.count < Ahead::kLines; line += 64) ahead.lines[ahead.count++] = line;
+    if (cache.keys_in_lanes) {
+        int64_t lanes[kTileVectors];
+        locate_lanes(u, tile, lanes);
+        for (int64_t first : lanes) {
+            if (first < 0) continue;
+            if (cache.page == 16) ahead.add(cache.k, first * bytes, 16 * dim * bytes);
+            else for (int32_t d = 0; d < dim; d++) ahead.add(cache.k, (first + d * cache.page) * bytes, 16 * bytes);
         }
+    }
+    for (int32_t j = 0; j < kTile; j++) {
+        if (at[j] < 0) continue;
+        if (!cache.keys_in_lanes) ahead.add(cache.k, at[j] * bytes, dim * bytes);
+        ahead.add(cache.v, at[j] * bytes, dim * bytes);
     }
 }
 
@@ -75,7 +95,7 @@ inline S read_square(const void* cache, int64_t at) {
 }
 
 template <int type>
-inline F read_values(const void* cache, int64_t at) {
+inline F read_lanes(const void* cache, int64_t at) {
     if constexpr (type == kCacheF32) return load(static_cast<const float*>(cache) + at);
     else if constexpr (type == kCacheI8) return load_i8(static_cast<const uint8_t*>(cache) + at);
     else if constexpr (type == kCacheBF16) return load_bf16(static_cast<const uint16_t*>(cache) + at);
@@ -114,6 +134,15 @@ inline void transpose_keys(const Unit& u, const int64_t at[kTile]) {
     }
 }
 
+// Keys of lanes, to where transposed ones are.
+template <int type>
+inline void copy_keys(const Unit& u, const int64_t at[kTileVectors]) {
+    const Cache& cache = u.args.cache;
+    for (int32_t d = 0; d < u.args.shape.head_dim; d++)
+        for (int v = 0; v < kTileVectors; v++)
+            store(u.keys_t + d * kTile + 16 * v, read_lanes<type>(cache.k, at[v] + d * cache.page));
+}
+
 // The tile's values as [64][dim], float32.
 template <int type>
 inline void copy_values(const Unit& u, int32_t first_key, int32_t last_key, const int64_t at[kTile]) {
@@ -122,7 +151,7 @@ inline void copy_values(const Unit& u, int32_t first_key, int32_t last_key, cons
     for (int32_t j = first_key; j < last_key; j++) {
         float* out = u.values + j * u.dim;
         int32_t d = 0;
-        for (; d + 16 <= dim; d += 16) store(out + d, read_values<type>(values, at[j] + d));
+        for (; d + 16 <= dim; d += 16) store(out + d, read_lanes<type>(values, at[j] + d));
         if (d < dim) store(out + d, load_cache(values, type, at[j] + d, dim - d));
     }
 }
@@ -159,6 +188,19 @@ inline void soften(const Unit& u, int32_t row, int32_t tile, F scores[kTileVecto
     stats[1] = reduce_add(sum);
 }
 
+// Where the keys of a tile are read: in the cache, or in the scratch, [dim][64] float32.
+struct Keys {
+    bool in_cache;
+    int64_t at[kTileVectors];  // in the cache
+};
+
+// Value d of the keys of vector v.
+template <int type>
+inline F load_keys(const Unit& u, const Keys& from, int v, int32_t d) {
+    if (!from.in_cache) return load(u.keys_t + d * kTile + 16 * v);
+    return read_lanes<type>(u.args.cache.k, from.at[v] + d * u.args.cache.page);
+}
+
 // Where the values of a tile are read: in the cache, or, where several row groups read them, in the scratch.
 struct Values {
     const int64_t* at;   // in the cache; null: in the scratch
@@ -170,7 +212,7 @@ inline F load_value(const Unit& u, const Values& from, int32_t j, int32_t d) {
     if (!from.at) return load(u.values + j * u.dim + d);
     const int32_t lanes = u.args.shape.head_dim - d;
     if (lanes < 16) return load_cache(u.args.cache.v, type, from.at[j] + d, lanes);
-    return read_values<type>(u.args.cache.v, from.at[j] + d);
+    return read_lanes<type>(u.args.cache.v, from.at[j] + d);
 }
 
 // rows times vectors sums stay in registers.
@@ -194,15 +236,15 @@ inline void weigh_values(const Unit& u, const Values& from, int32_t d, int32_t k
 }
 
 // Scores of `rows` rows against the keys of vectors first .. first + vectors - 1 of the tile.
-template <int rows, int vectors>
-inline void score_keys(const Unit& u, const float* q, int first, F scores[rows][kTileVectors]) {
+template <int type, int rows, int vectors>
+inline void score_keys(const Unit& u, const Keys& from, const float* q, int first, F scores[rows][kTileVectors]) {
     F sums[rows][vectors];
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < vectors; v++) sums[r][v] = zero();
-    for (int32_t d = 0; d < u.dim; d++) {
+    for (int32_t d = 0; d < u.args.shape.head_dim; d++) {
         if (d & 1) u.ahead->step();
         F keys[vectors];
-        for (int v = 0; v < vectors; v++) keys[v] = load(u.keys_t + d * kTile + 16 * (first + v));
+        for (int v = 0; v < vectors; v++) keys[v] = load_keys<type>(u, from, first + v, d);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const F value = set1(q[r * u.dim + d]);
@@ -215,19 +257,34 @@ inline void score_keys(const Unit& u, const float* q, int first, F scores[rows][
 
 // Partial results of rows row .. row + rows - 1 over one tile.
 template <int type, int rows>
-void attend_rows(const Unit& u, const Values& values, int32_t tile, int32_t row, float* part) {
+void attend_rows(const Unit& u, const Keys& keys, const Values& values, int32_t tile, int32_t row, float* part) {
     const int64_t stride = partial_stride(u.args.shape.head_dim);
     part += row * stride;
     F scores[rows][kTileVectors];
     for (int v = 0; v < kTileVectors; v += kAttendVectors)
-        score_keys<rows, kAttendVectors>(u, u.queries + row * u.dim, v, scores);
+        score_keys<type, rows, kAttendVectors>(u, keys, u.queries + row * u.dim, v, scores);
     for (int r = 0; r < rows; r++)
         soften<type>(u, row + r, tile, scores[r], u.weights + r * kTile, part + r * stride + u.dim);
-    const int32_t keys = smaller(kTile, u.row_position(row + rows - 1) + 1 - tile * kTile);
+    const int32_t last = smaller(kTile, u.row_position(row + rows - 1) + 1 - tile * kTile);
     int32_t d = 0;
     for (; d + 16 * kAttendVectors <= u.dim; d += 16 * kAttendVectors)
-        weigh_values<type, rows, kAttendVectors>(u, values, d, keys, part, stride);
-    for (; d < u.dim; d += 16) weigh_values<type, rows, 1>(u, values, d, keys, part, stride);
+        weigh_values<type, rows, kAttendVectors>(u, values, d, last, part, stride);
+    for (; d < u.dim; d += 16) weigh_values<type, rows, 1>(u, values, d, last, part, stride);
+}
+
+// Few rows read keys in lanes where they are; many read them often enough to have them widened once.
+template <int type>
+inline Keys prepare_keys(const Unit& u, int32_t tile, const int64_t at[kTile]) {
+    Keys keys{false, {}};
+    if (!u.args.cache.keys_in_lanes) {
+        transpose_keys<type>(u, at);
+        return keys;
+    }
+    locate_lanes(u, tile, keys.at);
+    for (int64_t& first : keys.at) first = larger<int64_t>(first, 0);  // what no row sees is masked
+    keys.in_cache = u.rows <= 4;
+    if (!keys.in_cache) copy_keys<type>(u, keys.at);
+    return keys;
 }
 
 template <int type>
@@ -236,7 +293,7 @@ void attend_tile(const Unit& u, int32_t tile, float* part) {
     int64_t at[kTile];
     locate_keys(u, tile, at);
     if constexpr (type == kCacheI8) load_tile_scales(u, at);
-    transpose_keys<type>(u, at);
+    const Keys keys = prepare_keys<type>(u, tile, at);
     const int32_t base = tile * kTile;
     Values values{at, larger(0, u.first_key(u.position) - base),
                   smaller(kTile, u.row_position(u.rows - 1) + 1 - base)};
@@ -249,13 +306,13 @@ void attend_tile(const Unit& u, int32_t tile, float* part) {
         if (u.row_position(row + count - 1) < base) {
             for (int32_t r = row; r < row + count; r++) part[r * stride + u.dim + 1] = 0.0f;
         } else if (count == 4) {
-            attend_rows<type, 4>(u, values, tile, row, part);
+            attend_rows<type, 4>(u, keys, values, tile, row, part);
         } else if (count == 3) {
-            attend_rows<type, 3>(u, values, tile, row, part);
+            attend_rows<type, 3>(u, keys, values, tile, row, part);
         } else if (count == 2) {
-            attend_rows<type, 2>(u, values, tile, row, part);
+            attend_rows<type, 2>(u, keys, values, tile, row, part);
         } else {
-            attend_rows<type, 1>(u, values, tile, row, part);
+            attend_rows<type, 1>(u, keys, values, tile, row, part);
         }
     }
     while (u.ahead->next < u.ahead->count) u.ahead->step();

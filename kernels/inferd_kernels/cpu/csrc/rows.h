@@ -50,6 +50,7 @@ inline void rotate_head(float* x, const float* cos_sin, int rotary_dim) {
     }
 }
 
+constexpr int kMaxHeadDim = 1024;
 constexpr float kScaleFloor = 0x1p-100f;  // a head of zeros is divided by a number
 
 inline void store_cache(void* cache, int type, int64_t at, const float* x, int64_t count) {
@@ -81,10 +82,31 @@ inline void store_scaled(int8_t* out, float* scale, const float* x, int dim) {
     }
 }
 
-// Key or value head `index` of the cache: slot times KV heads plus head.
+// Head `index` of a cache: slot times KV heads plus head.
 inline void store_head(void* cache, float* scales, int type, int64_t index, const float* x, int dim) {
     if (type == kCacheI8) store_scaled(static_cast<int8_t*>(cache) + index * dim, scales + index, x, dim);
     else store_cache(cache, type, index * dim, x, dim);
+}
+
+// The values of a row, `bytes` each, to places `step` values apart.
+template <int bytes>
+inline void spread(void* cache, int64_t at, int64_t step, const char* row, int dim) {
+    char* out = static_cast<char*>(cache) + at * bytes;
+    for (int d = 0; d < dim; d++) std::memcpy(out + d * step * bytes, row + d * bytes, bytes);
+}
+
+// Key head `head` of a slot.
+inline void store_key(const Cache& cache, const AttentionShape& shape, int64_t slot, int head, const float* x) {
+    const int64_t index = slot * shape.kv_heads + head;
+    const int dim = shape.head_dim;
+    if (!cache.keys_in_lanes) return store_head(cache.k, cache.k_scales, cache.type, index, x, dim);
+    alignas(64) char row[kMaxHeadDim * 4];
+    if (cache.type == kCacheI8) store_scaled(reinterpret_cast<int8_t*>(row), cache.k_scales + index, x, dim);
+    else store_cache(row, cache.type, 0, x, dim);
+    const int64_t at = (slot / cache.page * shape.kv_heads + head) * dim * cache.page + slot % cache.page;
+    if (cache.type == kCacheF32) spread<4>(cache.k, at, cache.page, row, dim);
+    else if (cache.type == kCacheI8) spread<1>(cache.k, at, cache.page, row, dim);
+    else spread<2>(cache.k, at, cache.page, row, dim);
 }
 
 // One token: q rotated to its place, k and v written to the token's slot. `head` is scratch of head_dim floats.
@@ -101,8 +123,7 @@ inline void rope_kv_token(const RopeKvArgs& args, int64_t token, float* head) {
         if (norm) rms_norm_row(qkv + h * dim, norm, out, dim, args.rope.norm_eps);
         else std::memcpy(out, qkv + h * dim, dim * 4);
         if (cos_sin) rotate_head(out, cos_sin, args.rope.rotary_dim);
-        if (is_key)
-            store_head(args.cache.k, args.cache.k_scales, args.cache.type, slot * kv_heads + h - heads, out, dim);
+        if (is_key) store_key(args.cache, args.shape, slot, h - heads, out);
     }
     for (int h = 0; slot >= 0 && h < kv_heads; h++) {
         const float* values = qkv + (heads + kv_heads + h) * dim;
@@ -111,7 +132,7 @@ inline void rope_kv_token(const RopeKvArgs& args, int64_t token, float* head) {
 }
 
 inline void rope_kv_phase(Team& team, const RopeKvArgs& args) {
-    alignas(64) float head[1024];
+    alignas(64) float head[kMaxHeadDim];
     team_for(team, args.batch->tokens, [&](int64_t token) { rope_kv_token(args, token, head); });
 }
 
