@@ -78,6 +78,10 @@ class Sequence:
     speculator: Speculator | None = None  # once it was asked
     num_preemptions: int = 0
     first_scheduled: float | None = None
+    key: int = field(init=False)  # the request's
+
+    def __post_init__(self) -> None:
+        self.key = self.request.key
 
     @property
     def num_tokens(self) -> int:

@@ -47,7 +47,7 @@ class Committer:
                 token_id = samples[0].token_id
                 if token_id >= 0 and token_id not in sequence.stop_token_ids:
                     sequence.token_ids.append(token_id)
-                    outputs.append(ChoiceOutput(sequence.request.key, choices[0], [token_id], NO_LOGPROBS))
+                    outputs.append(ChoiceOutput(sequence.key, choices[0], [token_id], NO_LOGPROBS))
                     continue
             if item.start < sequence.num_prompt_tokens:
                 self._commit_prompt(sequence, item, answer, now, outputs)

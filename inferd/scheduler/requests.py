@@ -46,10 +46,12 @@ def first_sequence(seq_id: int, request: Request, limits: StepLimits, matcher: M
     """The sequence that computes the prompt for all choices."""
     num_prompt = len(request.prompt_token_ids)
     max_tokens = min(num_prompt - request.resumed_tokens + request.stop.max_tokens, limits.max_context)
+    # A literal is one object for all, which a step of many sequences finds in the cache.
+    choices = (0,) if request.num_choices == 1 else tuple(range(request.num_choices))
     return Sequence(
         seq_id=seq_id,
         request=request,
-        choices=tuple(range(request.num_choices)) if max_tokens > num_prompt else (),
+        choices=choices if max_tokens > num_prompt else (),
         token_ids=list(request.prompt_token_ids),
         num_prompt_tokens=num_prompt,
         max_tokens=max_tokens,
