@@ -32,7 +32,7 @@ ELSEWHERE = {
     "an error in mid-stream is an event, and no [DONE]": ["gateway/test_sse.py::test_error_in_mid_stream"],
     "keep-alive reuse after [DONE]": ["gateway/test_sse.py::test_the_connection_is_kept_for_the_next_request"],
     "usage also after aborts by length": ["gateway/test_sse.py::test_usage_when_the_length_ends_it"],
-    "401 with WWW-Authenticate": ["gateway/test_errors.py::test_keys"],
+    "401 with WWW-Authenticate": ["gateway/test_access.py::test_keys"],
     "413": ["gateway/test_errors.py::test_bodies_that_are_too_large"],
     "429 with integer Retry-After, 500 opaque, x-should-retry": [
         "contract/test_errors.py::test_over_http",
@@ -40,8 +40,8 @@ ELSEWHERE = {
         "gateway/test_sdk.py::test_the_sdk_retries_what_may_be_retried",
     ],
     "CORS, preflight without a key, * never with credentials": [
-        "gateway/test_errors.py::test_cors",
-        "gateway/test_errors.py::test_cors_for_all_and_for_none",
+        "gateway/test_access.py::test_cors",
+        "gateway/test_access.py::test_cors_for_all_and_for_none",
     ],
     "--strict-params": ["gateway/test_errors.py::test_unknown_fields_are_refused_when_strict"],
     "ignored fields are counted": ["gateway/test_errors.py::test_unknown_fields_are_reported"],
