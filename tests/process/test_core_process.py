@@ -220,11 +220,13 @@ print(len(vars(torch._meta_registrations)) > 100)
 def test_an_idle_core_uses_no_processor_time(start):
     core = start()
     core.receive_until(Ready)
-    before = cpu_seconds(core.process.pid)
+    select.select([core.sock], [], [], 0.2)  # it gives back what the start took
+    before = cpu_ticks(core.process.pid)
     select.select([core.sock], [], [], 1.0)  # nothing comes
-    assert cpu_seconds(core.process.pid) - before <= 0.01
+    assert cpu_ticks(core.process.pid) - before <= 1
 
 
-def cpu_seconds(pid: int) -> float:
+def cpu_ticks(pid: int) -> int:
+    """Hundredths of a second."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return int(fields[11]) + int(fields[12])
