@@ -8,6 +8,10 @@ from llguidance import LLTokenizer
 
 from inferd.messages import Vocabulary
 
+# Tokens that may stand inside of a JSON string, by length: their masks are made once, which halves the time of strings
+# with bounds (a tenth of it beyond 30 characters), and costs other grammars nothing. Each takes 60 bytes per token.
+STRING_SLICES = tuple(rf'[^"\\\x00-\x1F\x7F]{length}' for length in ("{1,10}", "{1,30}", "+"))
+
 
 class MatchVocabulary:
     """Immutable. vocab_size is the model's; ids beyond the tokenizer's stand for nothing and are never allowed.
@@ -27,12 +31,11 @@ class MatchVocabulary:
         special = [(tokens[token].decode("utf-8", "replace"), token) for token in special_ids]
         self.special_texts = sorted(((text, token) for text, token in special if text), key=lambda each: -len(each[0]))
         wrapper = _Wrapper(tokens, self.eos_token_ids[0], special_ids)
-        # Slices for JSON halve the mask time of strings with bounds, and cost other grammars nothing.
         self.library: Any = LLTokenizer(
             wrapper,  # type: ignore[arg-type]  # the attributes are what counts
             n_vocab=len(tokens),
             eos_token=list(self.eos_token_ids),
-            slices=LLTokenizer.json_slices(),
+            slices=list(STRING_SLICES),
         )
         all_but_end = bytearray(b"\xff" * (-(-len(tokens) // 32) * 4))
         clear(all_but_end, self.eos_token_ids)

@@ -31,6 +31,7 @@ from inferd.step import RankTimings, StepPlan
 logger = logging.getLogger(__name__)
 
 SETTLE_AFTER_IDLE_S = 1.0
+TRIM_INTERVAL_S = 5.0  # it takes a millisecond
 TIMINGS_INTERVAL_S = 1.0
 NO_TIMINGS: list[RankTimings] = []
 
@@ -49,7 +50,7 @@ class EngineLoop:
         self._clock = clock
         self._constraints = ConstraintBuilder(scheduler.limits.vocab_size, self._deliver)
         self._in_flight: deque[StepPlan] = deque()  # submitted, oldest first
-        self._timings_sent = clock()
+        self._timings_sent = self._trimmed = clock()
         self._stats_due = False  # something changed that no step will report
         self._settled = True  # nothing ran since the books were audited and the steps' memory returned
 
@@ -70,6 +71,7 @@ class EngineLoop:
             self._settled = False
             result = self._executor.collect()
             now = self._clock()
+            self._trim(now)
             outputs += self._scheduler.commit(self._in_flight.popleft(), result, now)
             if self._executor.info.pipeline_depth > 1:
                 outputs += self._submit(now)  # the first stage waits for it: before the front gets its outputs
@@ -170,6 +172,12 @@ class EngineLoop:
             key, choice = outputs[0].key, outputs[0].choice
             self._scheduler.abort(key, choice)
             self._send([ChoiceOutput(key, choice, [], [], error="INTERNAL")])
+
+    def _trim(self, now: float) -> None:
+        """Now and then, give back the holes that steps of many sizes leave in the heap."""
+        if now - self._trimmed >= TRIM_INTERVAL_S:
+            self._trimmed = now
+            return_freed_memory()
 
     def _timings(self) -> list[RankTimings]:
         """The ranks' timings, now and then; else nothing."""

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -31,11 +31,21 @@ MAX_OUTCOME_BYTES = 16 * 1024 * 1024
 
 
 class ConstraintChecker:
-    """check() may be called by any number of tasks. Processes are started when they are first needed."""
+    """check() may be called by any number of tasks. Nothing is made, and no process started, before it is needed."""
 
-    def __init__(self, vocabulary: Vocabulary, command: Sequence[str] = COMMAND) -> None:
-        self._vocabulary = vocabulary
+    def __init__(
+        self,
+        make_vocabulary: Callable[[], Vocabulary],
+        introduce: Callable[[Vocabulary], None],
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        """introduce: called with the vocabulary before the first check() returns. What is made of it takes some 300
+        bytes per token, in the core as well: whoever uses no constraint shall not pay."""
+        self._make_vocabulary = make_vocabulary
+        self._introduce = introduce
         self._command = command
+        self._vocabulary: Vocabulary | None = None
+        self._making = asyncio.Lock()
         self._outcomes = Outcomes()
         self._running: dict[bytes, asyncio.Task[Checked]] = {}
         self._slots = asyncio.Semaphore(WORKERS)
@@ -96,11 +106,19 @@ class ConstraintChecker:
         """The outcome. A process that dies over a question may have been about to die: a fresh one is asked too."""
         for _ in range(2):
             if not worker.started:
-                await worker.start(Setup(self._vocabulary, vocab_size, MEMORY_BYTES))
+                await worker.start(Setup(await self._introduced(), vocab_size, MEMORY_BYTES))
             outcome = await worker.check(spec)
             if outcome is not None:
                 return outcome
         return Checked(error="it needs too much memory to compile")
+
+    async def _introduced(self) -> Vocabulary:
+        """The vocabulary. Whoever else needs it prepares while our first process starts."""
+        async with self._making:
+            if self._vocabulary is None:
+                self._vocabulary = await asyncio.to_thread(self._make_vocabulary)
+                self._introduce(self._vocabulary)
+        return self._vocabulary
 
 
 class Worker:

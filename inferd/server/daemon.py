@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
@@ -58,9 +59,7 @@ class Daemon:
         self._config = config
         self._front = front
         self._pool = TextPool()
-        vocabulary = vocabulary_of(model.tokenizer)
-        front.introduce(vocabulary)
-        self._checker = ConstraintChecker(vocabulary)
+        self._checker = ConstraintChecker(partial(vocabulary_of, model.tokenizer), front.introduce)
         self._exporter: Exporter | None = None
         self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)
         self._draining = False

@@ -142,7 +142,8 @@ class Ops:
     activate        (x [T,I], name) -> [T,I]; name is gelu, gelu_tanh or relu
     self_attention  (qkv [T,(Hq+2Hk)D], cu_seqlens [B+1] int32, shape) -> [T,Hq,D], every token sees its whole sequence
     decoder_stack   (layers: [DecoderLayer], eps) -> run, run(hidden [T,E] float32, batch) -> [T,E]: all layers in one
-                    call, embeddings in, the residual stream before the final norm out; None where no backend has it
+                    call, embeddings in, the residual stream before the final norm out, over hidden where it is
+                    contiguous; None where no backend has it
     pack_rows       (rows: WeightRows, dtype) -> weight: prepare_weight of a matrix that comes in blocks, with no more
                     than a block in memory beside the result; None where prepare_weight has no layout of its own
     key_cache       (shape, dtype, device) -> k_cache, not initialized, in the order of memory that this backend reads

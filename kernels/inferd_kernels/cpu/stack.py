@@ -42,11 +42,11 @@ class NativeStack:
         self._width, self._intermediate = down.n, down.parts[0].k
 
     def __call__(self, hidden: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
-        """hidden [T,E] float32, the embeddings -> [T,E], the residual stream after the last layer (before the final
-        norm). Writes K and V of every layer at batch.slots."""
+        """hidden [T,E] float32, the embeddings, becomes the residual stream after the last layer (before the final
+        norm), and is returned. Writes K and V of every layer at batch.slots."""
         if hidden.dtype != torch.float32 or hidden.shape[-1] != self._width:
             raise ValueError(f"hidden must be float32 of width {self._width}, is {hidden.dtype} {tuple(hidden.shape)}")
-        out = hidden.clone(memory_format=torch.contiguous_format)
+        out = hidden.contiguous()
         args = library.StackArgs(
             *(out.data_ptr(), ctypes.addressof(self._structs), ctypes.pointer(native_batch(batch))),
             *(len(self._layers), self._width, self._intermediate, self._eps),

@@ -220,6 +220,16 @@ def test_the_books_are_checked_when_idle(monkeypatch):
         assert checked.wait(20.0)
 
 
+def test_memory_of_steps_is_returned_while_requests_keep_coming(monkeypatch):
+    trimmed = []
+    monkeypatch.setattr("inferd.core.loop.TRIM_INTERVAL_S", 0.0)
+    monkeypatch.setattr("inferd.core.loop.return_freed_memory", lambda: trimmed.append(None))
+    with engine() as core:
+        core.front.send(AddRequest(make_request(1, range(5), max_tokens=3)))
+        core.front.receive_until_end(1)
+        assert len(trimmed) >= 2
+
+
 def test_a_dump_is_answered_while_a_step_hangs():
     release, stuck = threading.Event(), threading.Event()
 

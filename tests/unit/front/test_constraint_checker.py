@@ -14,6 +14,7 @@ from inferd.constraint.protocol import Checked
 from inferd.errors import InternalError, InvalidConstraint, QueueFull
 from inferd.front import constraints as module
 from inferd.front.constraints import ConstraintChecker, Outcomes, vocabulary_of
+from inferd.messages import Vocabulary
 from inferd.request import ConstraintKind, ConstraintSpec
 from inferd.testing.byte_tokenizer import byte_tokenizer
 
@@ -39,9 +40,13 @@ def regex(source: str) -> ConstraintSpec:
     return ConstraintSpec(ConstraintKind.REGEX, source)
 
 
-def with_checker(work: Callable[[ConstraintChecker], Awaitable[None]], command: list[str] | None = None) -> None:
+def with_checker(
+    work: Callable[[ConstraintChecker], Awaitable[None]],
+    command: list[str] | None = None,
+    introduce: Callable[[Vocabulary], None] = lambda vocabulary: None,
+) -> None:
     async def run() -> None:
-        checker = ConstraintChecker(VOCABULARY, command or [sys.executable, "-c", MISBEHAVING])
+        checker = ConstraintChecker(lambda: VOCABULARY, introduce, command or [sys.executable, "-c", MISBEHAVING])
         try:
             await work(checker)
         finally:
@@ -67,6 +72,17 @@ def test_what_hangs_or_dies_is_refused_and_the_next_one_is_not(monkeypatch: pyte
         assert await checker.check(regex("fine"), VOCAB_SIZE) == "fine"
 
     with_checker(work)
+
+
+def test_the_vocabulary_is_introduced_once_and_when_it_is_needed() -> None:
+    introduced: list[Vocabulary] = []
+
+    async def work(checker: ConstraintChecker) -> None:
+        assert introduced == []
+        await asyncio.gather(*(checker.check(regex(f"r{n}"), VOCAB_SIZE) for n in range(4)))
+        assert introduced == [VOCABULARY]
+
+    with_checker(work, introduce=introduced.append)
 
 
 def test_a_process_that_does_not_start_is_no_fault_of_the_caller() -> None:
