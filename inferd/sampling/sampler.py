@@ -20,7 +20,7 @@ def sample_tokens(
 ) -> list[SampledToken]:
     """logits [S, V] in any float dtype, one row of them per entry of rows and logprobs; may be overwritten."""
     logits = logits.float()
-    totals = logits.sum(-1).tolist()  # finite unless a term is not: one pass over the vocabulary
+    totals = logits.sum(-1)  # finite unless a term is not: one pass over the vocabulary
     asked = [index for index, param in enumerate(logprobs) if param is not None]
     raw = logits[asked] if asked else None
     adjusted = [index for index, row in enumerate(rows) if row.adjusts]
@@ -34,7 +34,8 @@ def sample_tokens(
     tokens = ops.sample(logits, sampling_batch(rows, logits.device))
     if empty is not None:
         tokens[narrowed] = tokens[narrowed].masked_fill(empty, NO_TOKEN)
-    token_ids = [token if isfinite(total) else NOT_FINITE for token, total in zip(tokens.tolist(), totals, strict=True)]
+    drawn = zip(tokens.tolist(), totals.tolist(), strict=True)
+    token_ids = [token if isfinite(total) else NOT_FINITE for token, total in drawn]
     reports: dict[int, TokenLogprobs] = {}
     if raw is not None:
         params = [param for param in logprobs if param is not None]
