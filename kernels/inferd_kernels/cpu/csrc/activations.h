@@ -2,8 +2,8 @@
 // ones: int8, or with 8-bit weights 15 bits in two bytes (store_wide). A row is quantized from its own values alone, so
 // its products do not depend on its neighbours.
 //
-// Rows are kept in blocks of kTileRows, so that a tile walks through one stretch of memory. A float block is
-// [K][rows]. A quantized block is one record per group of 32: q [rows][32] of one or two bytes, scales [rows] float, and
+// Rows are kept in blocks of kTileRows (kFloatBlockRows), so that a tile walks through one stretch of memory. A float
+// block is [K][rows]. A quantized block is one record per group of 32: q [rows][32] of one or two bytes, scales [rows] float, and
 // what undoes the weight's unsigned storage: int32 -offset * sum(q) per row (twice, one [rows] for each half, with 16-wide
 // scales), or float scale * sum(q), which multiplies the weight's minimum.
 #pragma once
@@ -16,6 +16,9 @@ namespace {
 constexpr bool has_minimum(const Layout& layout) {
     return layout.scales == Scales::kAsymmetric || layout.scales == Scales::kSuper;
 }
+constexpr int64_t block_rows(const Layout& layout) {
+    return layout.scales == Scales::kNone ? kFloatBlockRows : kTileRows;
+}
 constexpr int64_t offsets_per_group(const Layout& layout) { return layout.scales == Scales::kSuper16 ? 2 : 1; }
 
 constexpr int64_t scales_at(const Layout& layout) { return kTileRows * kGroup * (layout.wide() ? 2 : 1); }
@@ -25,11 +28,13 @@ constexpr int64_t record_bytes(const Layout& layout) {
 
 // Bytes of a block of rows of width k for a weight of this format.
 constexpr int64_t block_bytes(const Layout& layout, int64_t k) {
-    return layout.scales == Scales::kNone ? kTileRows * k * 4 : k / kGroup * record_bytes(layout);
+    return layout.scales == Scales::kNone ? kFloatBlockRows * k * 4 : k / kGroup * record_bytes(layout);
 }
 
 constexpr int64_t activation_bytes(int32_t format, int64_t rows, int64_t k) {
-    return (rows + kTileRows - 1) / kTileRows * ((block_bytes(kLayouts[format], k) + 63) / 64 * 64);
+    const Layout& layout = kLayouts[format];
+    const int64_t blocks = (rows + block_rows(layout) - 1) / block_rows(layout);
+    return blocks * ((block_bytes(layout, k) + 63) / 64 * 64);
 }
 
 struct Activations {
@@ -78,11 +83,11 @@ inline void quantize_row(const float* x, const Layout& layout, char* record, int
 // Stores row `index` in the form that a weight of this format is multiplied with.
 inline void store_activation(const Activations& out, int32_t format, int64_t index, const float* x) {
     const Layout& layout = kLayouts[format];
-    char* block = out.blocks + index / kTileRows * out.block_stride;
-    const int64_t row = index % kTileRows;
+    char* block = out.blocks + index / block_rows(layout) * out.block_stride;
+    const int64_t row = index % block_rows(layout);
     if (layout.scales != Scales::kNone) return quantize_row(x, layout, block, row, out.k);
     float* to = reinterpret_cast<float*>(block) + row;
-    for (int64_t i = 0; i < out.k; i++) to[i * kTileRows] = x[i];
+    for (int64_t i = 0; i < out.k; i++) to[i * kFloatBlockRows] = x[i];
 }
 
 }  // namespace

@@ -9,13 +9,12 @@ namespace {
 constexpr int kChains = 12;  // enough independent operations to hide the latency of each
 
 inline void read_part(const uint8_t* from, int64_t bytes, uint8_t* out) {
-    constexpr int vectors = 4 * kParts, width = 64 / kParts;
-    P mix[vectors];
-    for (int i = 0; i < vectors; i++) mix[i] = load_part(from + width * i);
+    U mix[4];
+    for (int i = 0; i < 4; i++) mix[i] = load_bytes(from + 64 * i);
     for (int64_t at = 256; at + 256 <= bytes; at += 256)
-        for (int i = 0; i < vectors; i++) mix[i] = or_bytes(mix[i], load_part(from + at + width * i));
-    for (int i = 1; i < vectors; i++) mix[0] = or_bytes(mix[0], mix[i]);
-    std::memcpy(out, &mix[0], width);
+        for (int i = 0; i < 4; i++) mix[i] = or_bytes(mix[i], load_bytes(from + at + 64 * i));
+    for (int i = 1; i < 4; i++) mix[0] = or_bytes(mix[0], mix[i]);
+    std::memcpy(out, &mix[0], 64);
 }
 
 inline void multiply_floats(int64_t rounds, uint8_t* out) {
@@ -32,12 +31,16 @@ inline void multiply_floats(int64_t rounds, uint8_t* out) {
 inline void multiply_bytes(int64_t rounds, const uint8_t* from, uint8_t* out) {
     I sums[kChains];
     for (int c = 0; c < kChains; c++) sums[c] = set1_i32(c);
-    P quads[8];
-    for (int v = 0; v < 8; v++) quads[v] = and_bytes(load_part(from + 64 * v), 0x0F);
+    U quads[kQuads];
+    for (int v = 0; v < kQuads; v++) quads[v] = and_bytes(load_bytes(from + 64 * v), 0x0F);
     for (int64_t i = 0; i < rounds; i++) {
         const int8_t* x = reinterpret_cast<const int8_t*>(from) + 32 * (i & 7);
-        for (int c = 0; c < kChains; c++)
-            for (int part = 0; part < kParts; part++) add_part(sums[c], part, dot_quads<4, 8>(quads, x + 256 * c));
+        for (int c = 0; c < kChains; c++) {
+            I dot = dot_quads<4, kQuads>(quads, x + 256 * c);
+            for (int v = kQuads; v < 8; v += kQuads)
+                dot = add_dots<4>(dot, dot_quads<4, kQuads>(quads, x + 256 * c + 4 * v));
+            sums[c] = add_i32(sums[c], lane_sums<4>(dot));
+        }
     }
     for (int c = 1; c < kChains; c++) sums[0] = add_i32(sums[0], sums[c]);
     std::memcpy(out, &sums[0], 64);

@@ -6,37 +6,46 @@
 namespace inferd {
 namespace {
 
-// Planes of one part of the panel's rows -> their quads, a byte per value.
-template <int bits>
-inline void unpack(const uint8_t* record, P quads[8]) {
-    if constexpr (bits == 8) {
-        for (int v = 0; v < 8; v++) quads[v] = load_part(record + 64 * v);
-        return;
-    }
-    for (int v = 0; v < 4; v++) {
-        const P plane = load_part(record + 64 * v);
-        quads[v] = and_bytes(plane, 0x0F);
-        quads[v + 4] = and_bytes(shift_right<4>(plane), 0x0F);
-    }
-    if constexpr (bits == 5) {
-        const P plane = load_part(record + 256);
+// Quads 4 half .. 4 half + 3 get the bits above their nibbles.
+template <int bits, int half>
+[[gnu::always_inline]] inline void add_upper_bits(U plane, U quads[4]) {
+    if constexpr (bits == 6) {
+        quads[0] = or_bytes(quads[0], and_bytes(shift_left<4>(plane), 0x30));
+        quads[1] = or_bytes(quads[1], and_bytes(shift_left<2>(plane), 0x30));
+        quads[2] = or_bytes(quads[2], and_bytes(plane, 0x30));
+        quads[3] = or_bytes(quads[3], and_bytes(shift_right<2>(plane), 0x30));
+    } else if constexpr (half == 0) {
         quads[0] = or_bytes(quads[0], and_bytes(shift_left<4>(plane), 0x10));
         quads[1] = or_bytes(quads[1], and_bytes(shift_left<3>(plane), 0x10));
         quads[2] = or_bytes(quads[2], and_bytes(shift_left<2>(plane), 0x10));
         quads[3] = or_bytes(quads[3], and_bytes(shift_left<1>(plane), 0x10));
-        quads[4] = or_bytes(quads[4], and_bytes(plane, 0x10));
-        quads[5] = or_bytes(quads[5], and_bytes(shift_right<1>(plane), 0x10));
-        quads[6] = or_bytes(quads[6], and_bytes(shift_right<2>(plane), 0x10));
-        quads[7] = or_bytes(quads[7], and_bytes(shift_right<3>(plane), 0x10));
+    } else {
+        quads[0] = or_bytes(quads[0], and_bytes(plane, 0x10));
+        quads[1] = or_bytes(quads[1], and_bytes(shift_right<1>(plane), 0x10));
+        quads[2] = or_bytes(quads[2], and_bytes(shift_right<2>(plane), 0x10));
+        quads[3] = or_bytes(quads[3], and_bytes(shift_right<3>(plane), 0x10));
     }
-    if constexpr (bits == 6) {
-        for (int half = 0; half < 2; half++) {
-            const P plane = load_part(record + 256 + 64 * half);
-            P* to = quads + 4 * half;
-            to[0] = or_bytes(to[0], and_bytes(shift_left<4>(plane), 0x30));
-            to[1] = or_bytes(to[1], and_bytes(shift_left<2>(plane), 0x30));
-            to[2] = or_bytes(to[2], and_bytes(plane, 0x30));
-            to[3] = or_bytes(to[3], and_bytes(shift_right<2>(plane), 0x30));
+}
+
+// Quads first .. first + count - 1 of a record, a byte per value.
+template <int bits, int first, int count>
+[[gnu::always_inline]] inline void unpack(const uint8_t* record, U quads[count]) {
+    static_assert(first / 4 == (first + count - 1) / 4 || count == 8, "quads of one half, or all");
+    if constexpr (count == 8) {
+        unpack<bits, 0, 4>(record, quads);
+        unpack<bits, 4, 4>(record, quads + 4);
+    } else {
+        constexpr int half = first / 4;
+        for (int v = 0; v < count; v++) {
+            const int q = first + v;
+            if constexpr (bits == 8) quads[v] = load_bytes(record + 64 * q);
+            else if constexpr (half == 0) quads[v] = and_bytes(load_bytes(record + 64 * q), 0x0F);
+            else quads[v] = and_bytes(shift_right<4>(load_bytes(record + 64 * (q - 4))), 0x0F);
+        }
+        if constexpr (bits == 5 || bits == 6) {
+            static_assert(count == 4, "upper bits are added to four quads");
+            const U plane = load_bytes(record + 256 + (bits == 6 ? 64 * half : 0));
+            add_upper_bits<bits, half>(plane, quads);
         }
     }
 }
@@ -63,85 +72,93 @@ inline void load_scales(const uint8_t* panel, int64_t g, F& scale, F& second) {
     }
 }
 
-// One part of multiply_group.
-template <int format, int rows, int part>
-inline void multiply_part(const uint8_t* record, const int8_t* q, I dots[2][rows]) {
+// Products of quads first .. first + count - 1 with each row at q: use(row, sums).
+template <int format, int first, int count, class Use>
+[[gnu::always_inline]] inline void multiply_quads(const uint8_t* record, const int8_t* q, int rows, const Use& use) {
     constexpr Layout layout = kLayouts[format];
-    constexpr bool halves = layout.scales == Scales::kSuper16;
-    constexpr int count = halves || layout.wide() ? 4 : 8;  // quads at once
-    // Without it the compiler keeps the activations of one part for the next, on the stack: a fifth of the speed.
-    asm volatile("" ::: "memory");
-    P quads[8];
-    unpack<layout.bits>(record + part * (64 / kParts), quads);
-    for (int v = 0; v < 8; v += count) {
-        I* sums = dots[halves && v > 0];
-#pragma GCC unroll 16
-        for (int r = 0; r < rows; r++) {
-            const auto dot = [&] {
-                if constexpr (layout.wide()) return dot_quads_wide<count>(quads + v, q + r * kWideRow, v);
-                else return dot_quads<layout.bits, count>(quads + v, q + r * kGroup + 4 * v);
-            }();
-            if (halves || v == 0) set_part(sums[r], part, dot);
-            else add_part(sums[r], part, dot);
-        }
+    U quads[count];
+    unpack<layout.bits, first, count>(record, quads);
+#pragma GCC unroll 2
+    for (int r = 0; r < rows; r++) {
+        if constexpr (layout.wide()) use(r, dot_quads_wide<count>(quads, q + r * kWideRow, first));
+        else use(r, dot_quads<layout.bits, count>(quads, q + r * kGroup + 4 * first));
     }
 }
 
-// Integer products of one group with the rows at q: dots[0], or where the group's halves have scales of their own
-// dots[0] and dots[1].
-template <int format, int rows>
-inline void multiply_group(const uint8_t* record, const int8_t* q, I dots[2][rows]) {
-    multiply_part<format, rows, 0>(record, q, dots);
-    if constexpr (kParts == 2) multiply_part<format, rows, 1>(record, q, dots);
+// Sums of the whole group for each row: use(row, lane sums). Where not all quads are multiplied at once, `sums` keeps
+// what the first of them gave.
+template <int format, class Use, int first = 0>
+[[gnu::always_inline]] inline void multiply_group(const uint8_t* record, const int8_t* q, int rows, I* sums,
+                                                  const Use& use) {
+    constexpr Layout layout = kLayouts[format];
+    constexpr int bits = layout.bits, count = layout.wide() ? kWideQuads : kQuads;
+    constexpr bool is_last = first + count == 8;
+    const auto so_far = [&](int r, I dots) {
+        if constexpr (first == 0) return dots;
+        else return add_dots<bits>(sums[r], dots);
+    };
+    multiply_quads<format, first, count>(record, q, rows, [&](int r, I dots) {
+        if constexpr (is_last) use(r, lane_sums<bits>(so_far(r, dots)));
+        else sums[r] = so_far(r, dots);
+    });
+    if constexpr (!is_last) multiply_group<format, Use, first + count>(record, q, rows, sums, use);
 }
 
-// Adds to `sum` the scaled products of one group.
-template <int format>
-inline F add_group(F sum, I dot, I rest, F scale, F second, float x_scale, const int32_t* offset) {
+// What the groups of a block's rows are scaled by, and their offsets.
+struct GroupScales {
+    const float* x;
+    const int32_t* offsets;
+    F weight, second;  // as load_scales gives them
+};
+
+// total + the products of a group, or of its first or second half.
+template <int format, int half = 0>
+inline F add_products(F total, I products, const GroupScales& scales, int r) {
     constexpr Layout layout = kLayouts[format];
-    sum = fma(to_float(dot), mul(scale, set1(x_scale)), sum);
-    if constexpr (layout.scales == Scales::kSuper16) sum = fma(to_float(rest), mul(second, set1(x_scale)), sum);
+    if constexpr (!has_minimum(layout)) products = add_i32(products, set1_i32(scales.offsets[half * kTileRows + r]));
+    total = fma(to_float(products), mul(half == 0 ? scales.weight : scales.second, set1(scales.x[r])), total);
     if constexpr (has_minimum(layout)) {
         float weighted;
-        std::memcpy(&weighted, offset, 4);
-        sum = fma(second, set1(weighted), sum);
+        std::memcpy(&weighted, scales.offsets + r, 4);
+        total = fma(scales.second, set1(weighted), total);
     }
-    return sum;
+    return total;
 }
 
-// `block` points at the first of the tile's rows in a block of activations.
-template <int format, int rows>
-inline void tile_quantized(const uint8_t* panel, const char* block, int64_t first_row, int64_t k, F sums[rows]) {
+// One panel times `count` rows of `block` from first_row on; `single`: times one, whose sums stay in registers.
+template <int format, bool single>
+inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const char* block, int64_t first_row, int count,
+                           int64_t k, F* out) {
     constexpr Layout layout = kLayouts[format];
     constexpr int64_t stride = record_bytes(layout);
+    const int rows = single ? 1 : count;
     const int64_t groups = k / kGroup;
     const uint8_t* record = panel + records_at(layout.scales, groups);
     const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * (layout.wide() ? kWideRow : kGroup);
-    const char* scales = block + scales_at(layout) + first_row * 4;
+    const char* scales_of_group = block + scales_at(layout) + first_row * 4;
     // Few rows are bound by the weights' bytes: ask for the next panel, line by line, while this one is computed.
-    const int64_t panel_size = panel_bytes(format, k), lines_per_group = (panel_size / groups + 63) / 64;
+    constexpr int lines_per_group = layout.bits + 1;  // its record, and at most 64 bytes of scales
     const uint8_t* ahead = panel + panel_size;
-    F totals[rows];
+    I sums[single ? 1 : kTileRows];
+    F totals[single ? 1 : kTileRows];
     for (int r = 0; r < rows; r++) totals[r] = zero();
-    for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales += stride) {
-        for (int64_t line = 0; line < lines_per_group; line++, ahead += 64) __builtin_prefetch(ahead);
-        const float* x_scales = reinterpret_cast<const float*>(scales);
-        const int32_t* offsets = reinterpret_cast<const int32_t*>(scales) + kTileRows;
-        constexpr bool halves = layout.scales == Scales::kSuper16;
-        I dots[2][rows];
-        multiply_group<format, rows>(record, q, dots);
-        if constexpr (!has_minimum(layout)) {
-            for (int r = 0; r < rows; r++) {
-                dots[0][r] = add_i32(dots[0][r], set1_i32(offsets[r]));
-                if constexpr (halves) dots[1][r] = add_i32(dots[1][r], set1_i32(offsets[kTileRows + r]));
-            }
+    for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales_of_group += stride) {
+#pragma GCC unroll 16
+        for (int line = 0; line < lines_per_group; line++, ahead += 64) __builtin_prefetch(ahead);
+        GroupScales scales{reinterpret_cast<const float*>(scales_of_group), nullptr, zero(), zero()};
+        scales.offsets = reinterpret_cast<const int32_t*>(scales_of_group) + kTileRows;
+        load_scales<layout.scales>(panel, g, scales.weight, scales.second);
+        const auto add = [&](int r, I products) { totals[r] = add_products<format>(totals[r], products, scales, r); };
+        if constexpr (layout.scales == Scales::kSuper16) {
+            multiply_quads<format, 0, 4>(record, q, rows, [&](int r, I sums) { add(r, lane_sums<layout.bits>(sums)); });
+            multiply_quads<format, 4, 4>(record, q, rows, [&](int r, I sums) {
+                totals[r] = add_products<format, 1>(totals[r], lane_sums<layout.bits>(sums), scales, r);
+            });
+        } else {
+            multiply_group<format>(record, q, rows, sums, add);
         }
-        F scale, second;
-        load_scales<layout.scales>(panel, g, scale, second);
-        for (int r = 0; r < rows; r++)
-            totals[r] = add_group<format>(totals[r], dots[0][r], dots[1][r], scale, second, x_scales[r], offsets + r);
     }
-    for (int r = 0; r < rows; r++) sums[r] = totals[r];
+    for (int r = 0; r < rows; r++) out[r] = totals[r];
 }
 
 // Float tiles span several panels: each broadcast of an activation then feeds as many products.
@@ -153,13 +170,13 @@ inline void tile_float(const uint8_t* panel, const char* block, int64_t first_ro
     F totals[panels][rows];
     for (int p = 0; p < panels; p++)
         for (int r = 0; r < rows; r++) totals[p][r] = zero();
-    for (int64_t i = 0; i < k; i++, x += kTileRows, panel += kLanes * value_bytes) {
+    for (int64_t i = 0; i < k; i++, x += kFloatBlockRows, panel += kLanes * value_bytes) {
         F weights[panels];
         for (int p = 0; p < panels; p++) {
             if constexpr (format == F32) weights[p] = load(reinterpret_cast<const float*>(panel + p * stride));
             else weights[p] = load_bf16(reinterpret_cast<const uint16_t*>(panel + p * stride));
         }
-        __builtin_prefetch(x + 16 * kTileRows);
+        __builtin_prefetch(x + 16 * kFloatBlockRows);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const F value = set1(x[r]);
@@ -178,67 +195,80 @@ struct Output {
     const float* bias;  // or null
 };
 
-// `panels` panels from column n0 against `rows` rows from `row`.
-template <int format, int rows, int panels>
-void tile(const Weight& w, int64_t n0, const Activations& x, int64_t row, const Output& out) {
-    const uint8_t* panel = w.data + n0 / kLanes * panel_bytes(format, w.k);
-    const char* block = x.blocks + row / kTileRows * x.block_stride;
-    F sums[panels][rows];
-    if constexpr (kLayouts[format].scales == Scales::kNone)
-        tile_float<format, rows, panels>(panel, block, row % kTileRows, x.k, sums);
-    else tile_quantized<format, rows>(panel, block, row % kTileRows, x.k, sums[0]);
-    for (int p = 0; p < panels; p++, n0 += kLanes) {
-        const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
-        const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
-        for (int r = 0; r < rows; r++) {
-            float* y = out.y + (row + r) * out.stride + n0;
-            store_n(y, out.bias ? add(sums[p][r], shift) : sums[p][r], lanes);
-        }
+// Columns n0 .. n0 + 15 of `rows` rows from `row`.
+inline void store_sums(const F* sums, const Weight& w, int64_t n0, int64_t row, int rows, const Output& out) {
+    const int lanes = static_cast<int>(smaller<int64_t>(kLanes, w.n - n0));
+    const F shift = out.bias ? load_n(out.bias + n0, lanes) : zero();
+    for (int r = 0; r < rows; r++) {
+        float* y = out.y + (row + r) * out.stride + n0;
+        store_n(y, out.bias ? add(sums[r], shift) : sums[r], lanes);
     }
 }
 
-// Panels against one block of activations, rows [first, last). Wide tiles first; a row's arithmetic is the same in all
-// of them. The block stays in the first-level cache while the panels stream by: each of its lines is read by many
-// broadcasts, which are slow (replayed) while a line is on its way.
+// Panels against rows [first, last) of one block of activations. The block stays in the first-level cache while the panels
+// stream by: each of its lines is read by many broadcasts, which are slow (replayed) while a line is on its way.
 template <int format>
-void block_panels(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x, int64_t first,
-                  int64_t last, const Output& out) {
-    constexpr bool is_float = kLayouts[format].scales == Scales::kNone;
-    constexpr int rows = is_float ? kFloatRows : kLayouts[format].wide() ? kWideRows : kTileRows;
-    constexpr int panels = is_float ? kFloatPanels : 1;
+void block_panels_quantized(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x,
+                            int64_t first, int64_t last, const Output& out) {
+    const char* block = x.blocks + first / kTileRows * x.block_stride;
+    const int64_t in_block = first % kTileRows;
+    const int rows = static_cast<int>(last - first);
+    const int64_t size = panel_bytes(format, w.k);
+    const uint8_t* panel = w.data + first_panel * size;
+    F sums[kTileRows];
+    for (int64_t p = first_panel; p < last_panel; p++, panel += size) {
+        if (rows == 1) tile_quantized<format, true>(panel, size, block, in_block, 1, x.k, sums);
+        else tile_quantized<format, false>(panel, size, block, in_block, rows, x.k, sums);
+        store_sums(sums, w, p * kLanes, first, rows, out);
+    }
+}
+
+template <int format, int rows, int panels>
+void tile(const Weight& w, int64_t p, const Activations& x, int64_t row, const Output& out) {
+    const char* block = x.blocks + row / kFloatBlockRows * x.block_stride;
+    F sums[panels][rows];
+    tile_float<format, rows, panels>(w.data + p * panel_bytes(format, w.k), block, row % kFloatBlockRows, x.k, sums);
+    for (int i = 0; i < panels; i++) store_sums(sums[i], w, (p + i) * kLanes, row, rows, out);
+}
+
+// The same for float weights: wide tiles first; a row's arithmetic is the same in all of them.
+template <int format>
+void block_panels_float(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x, int64_t first,
+                        int64_t last, const Output& out) {
     for (int64_t p = first_panel, step; p < last_panel; p += step) {
         int64_t row = first;
-        step = p + panels <= last_panel ? panels : 1;
-        if (step == panels)
-            for (; row + rows <= last; row += rows) tile<format, rows, panels>(w, p * kLanes, x, row, out);
-        if constexpr (rows > 4)
+        step = p + kFloatPanels <= last_panel ? kFloatPanels : 1;
+        if (step == kFloatPanels)
+            for (; row + kFloatRows <= last; row += kFloatRows) tile<format, kFloatRows, kFloatPanels>(w, p, x, row, out);
+        if constexpr (kFloatRows > 4)
             for (; row + 4 <= last; row += 4)
-                for (int64_t i = p; i < p + step; i++) tile<format, 4, 1>(w, i * kLanes, x, row, out);
+                for (int64_t i = p; i < p + step; i++) tile<format, 4, 1>(w, i, x, row, out);
         for (; row < last; row++)
-            for (int64_t i = p; i < p + step; i++) tile<format, 1, 1>(w, i * kLanes, x, row, out);
+            for (int64_t i = p; i < p + step; i++) tile<format, 1, 1>(w, i, x, row, out);
     }
 }
 
 using BlockPanels = void (*)(const Weight&, int64_t, int64_t, const Activations&, int64_t, int64_t, const Output&);
 
 constexpr BlockPanels kBlockPanels[kFormats] = {
-    block_panels<F32>,  block_panels<BF16>, block_panels<Q4_0>, block_panels<Q4_1>, block_panels<Q5_0>,
-    block_panels<Q5_1>, block_panels<Q8_0>, block_panels<Q4_K>, block_panels<Q5_K>, block_panels<Q6_K>,
+    block_panels_float<F32>,      block_panels_float<BF16>,     block_panels_quantized<Q4_0>,
+    block_panels_quantized<Q4_1>, block_panels_quantized<Q5_0>, block_panels_quantized<Q5_1>,
+    block_panels_quantized<Q8_0>, block_panels_quantized<Q4_K>, block_panels_quantized<Q5_K>,
+    block_panels_quantized<Q6_K>,
 };
 
 // One phase of the team: all rows of x against w. Activations of a chunk of rows stay in the second-level cache.
 inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const Output& out) {
     constexpr int64_t kRowChunk = 256;
-    const int64_t panels = (w.n + kLanes - 1) / kLanes;
+    const int64_t panels = (w.n + kLanes - 1) / kLanes, block = block_rows(kLayouts[w.format]);
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
     const int64_t width = larger<int64_t>(1, smaller<int64_t>(15, panels / (8 * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
     team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
         const int64_t last = smaller(rows, (c / chunks + 1) * kRowChunk);
-        for (int64_t row = c / chunks * kRowChunk; row < last; row += kTileRows) {
-            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + kTileRows), out);
-        }
+        for (int64_t row = c / chunks * kRowChunk; row < last; row += block)
+            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + block), out);
     });
 }
 

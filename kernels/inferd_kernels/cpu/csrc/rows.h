@@ -142,8 +142,6 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
     constexpr Layout layout = kLayouts[format];
     const uint8_t* panel = w.data + row / kLanes * panel_bytes(format, w.k);
     const int lane = static_cast<int>(row % kLanes);
-    constexpr int part_bytes = 64 / kParts;
-    const int part = lane / (kLanes / kParts), place = lane % (kLanes / kParts);
     if constexpr (layout.scales == Scales::kNone) {
         for (int64_t i = 0; i < w.k; i++) {
             alignas(64) float lanes[16];
@@ -155,17 +153,17 @@ void unpack_row(const Weight& w, int64_t row, float* out) {
     } else {
         const uint8_t* record = panel + records_at(layout.scales, w.k / kGroup);
         for (int64_t g = 0; g < w.k / kGroup; g++, record += 64 * layout.bits) {
-            P quads[8];
+            U quads[8];
             F scale = zero(), second = zero();
             alignas(64) float scales[16], seconds[16];
-            alignas(64) uint8_t bytes[8][part_bytes];
-            unpack<layout.bits>(record + part * part_bytes, quads);
+            alignas(64) uint8_t bytes[8][64];
+            unpack<layout.bits, 0, 8>(record, quads);
             std::memcpy(bytes, quads, sizeof bytes);
             load_scales<layout.scales>(panel, g, scale, second);
             store(scales, scale);
             store(seconds, second);
             for (int i = 0; i < kGroup; i++) {
-                const int value = bytes[i / 4][4 * place + i % 4] - layout.offset;
+                const int value = bytes[i / 4][4 * lane + i % 4] - layout.offset;
                 const bool other = layout.scales == Scales::kSuper16 && i >= 16;
                 const bool minimum = layout.scales == Scales::kAsymmetric || layout.scales == Scales::kSuper;
                 out[g * kGroup + i] = static_cast<float>(value) * (other ? seconds : scales)[lane] +

@@ -8,6 +8,18 @@
 #include <cstdint>
 #include <cstring>
 
+namespace inferd {
+namespace {
+
+inline int32_t load_i32(const void* p) {
+    int32_t value;
+    std::memcpy(&value, p, 4);
+    return value;
+}
+
+}  // namespace
+}  // namespace inferd
+
 #if defined(__AVX512VNNI__)
 #include "vec_avx512.h"
 #elif defined(__AVX2__)
@@ -23,12 +35,6 @@ template <class T>
 constexpr T smaller(T a, T b) { return b < a ? b : a; }
 template <class T>
 constexpr T larger(T a, T b) { return a < b ? b : a; }
-
-inline int32_t load_i32(const void* p) {
-    int32_t value;
-    std::memcpy(&value, p, 4);
-    return value;
-}
 
 // Loads and stores of the first n lanes; the others read 0.
 inline F load_n(const float* p, int n) {

@@ -4,8 +4,9 @@
 namespace inferd {
 namespace {
 
-constexpr int kTileRows = 8;
-constexpr int kWideRows = 4;  // of a tile of 8-bit weights
+constexpr int kTileRows = 16;
+constexpr int kQuads = 4, kWideQuads = 2;  // of a group that are multiplied at once: with a row's sums, in registers
+constexpr int kFloatBlockRows = 8;
 constexpr int kFloatRows = 4, kFloatPanels = 1;  // of a tile of float weights: its sums in registers
 constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
 
@@ -121,39 +122,58 @@ inline F load_i8(const uint8_t* p) {
 inline F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline I set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 
-// Packed weights are multiplied half the lanes at a time, so that eight quads stay in registers.
-using P = __m256i;
-constexpr int kParts = 2;
+struct U {
+    __m256i a, b;
+};
 
-inline P load_part(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline P and_bytes(P x, uint8_t mask) { return _mm256_and_si256(x, _mm256_set1_epi8((char)mask)); }
-inline P or_bytes(P x, P y) { return _mm256_or_si256(x, y); }
+inline U load_bytes(const uint8_t* p) {
+    return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline U and_bytes(U x, uint8_t mask) {
+    const __m256i bytes = _mm256_set1_epi8((char)mask);
+    return {_mm256_and_si256(x.a, bytes), _mm256_and_si256(x.b, bytes)};
+}
+inline U or_bytes(U x, U y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
 // Shifts within 16-bit words: the caller masks off the bits that cross a byte.
 template <int n>
-inline P shift_right(P x) { return _mm256_srli_epi16(x, n); }
+inline U shift_right(U x) { return {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)}; }
 template <int n>
-inline P shift_left(P x) { return _mm256_slli_epi16(x, n); }
+inline U shift_left(U x) { return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(x.b, n)}; }
 
-inline __m256i broadcast_i32(const void* p) {
-    int32_t value;
-    std::memcpy(&value, p, 4);
-    return _mm256_set1_epi32(value);
-}
+inline __m256i broadcast_i32(const void* p) { return _mm256_set1_epi32(load_i32(p)); }
 
-// Lane sums of `count` quads: unsigned bytes of at most `bits` bits times 4 count signed bytes at x (never -128).
+// Sums of `count` quads, unsigned bytes of at most `bits` bits, times 4 count signed bytes at x (never -128), to be added
+// by add_dots and finished by lane_sums. A product of pairs is at most 2 (2^bits - 1) 127: of four bits, those of a whole
+// group fit 16 bits, and are widened at its end.
 template <int bits, int count>
-inline P dot_quads(const P* quads, const int8_t* x) {
+inline I dot_quads(const U* quads, const int8_t* x) {
     static_assert(bits < 8, "eight bits: dot_quads_wide");
-    // A product of pairs is at most 2 (2^bits - 1) 127: so many of them fit 16 bits.
     constexpr int safe = bits == 4 ? 8 : bits == 5 ? 4 : 2;
-    __m256i sum = _mm256_setzero_si256();
+    const __m256i ones = _mm256_set1_epi16(1);
+    I sum{};
     for (int v = 0; v < count; v += safe) {
-        __m256i words = _mm256_maddubs_epi16(quads[v], broadcast_i32(x + 4 * v));
-        for (int i = v + 1; i < v + safe && i < count; i++)
-            words = _mm256_add_epi16(words, _mm256_maddubs_epi16(quads[i], broadcast_i32(x + 4 * i)));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));
+        __m256i four = broadcast_i32(x + 4 * v);
+        I words{_mm256_maddubs_epi16(quads[v].a, four), _mm256_maddubs_epi16(quads[v].b, four)};
+        for (int i = v + 1; i < v + safe && i < count; i++) {
+            four = broadcast_i32(x + 4 * i);
+            words.a = _mm256_add_epi16(words.a, _mm256_maddubs_epi16(quads[i].a, four));
+            words.b = _mm256_add_epi16(words.b, _mm256_maddubs_epi16(quads[i].b, four));
+        }
+        if constexpr (bits > 4) words = {_mm256_madd_epi16(words.a, ones), _mm256_madd_epi16(words.b, ones)};
+        sum = v == 0 ? words : I{_mm256_add_epi32(sum.a, words.a), _mm256_add_epi32(sum.b, words.b)};
     }
     return sum;
+}
+template <int bits>
+inline I add_dots(I x, I y) {
+    if constexpr (bits == 4) return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)};
+    else return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)};
+}
+template <int bits>
+inline I lane_sums(I x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if constexpr (bits == 4) return {_mm256_madd_epi16(x.a, ones), _mm256_madd_epi16(x.b, ones)};
+    else return x;
 }
 
 // Wide activations: int16, within a quad in the order 0 2 1 3, which are the even and the odd bytes of a lane.
@@ -167,22 +187,19 @@ inline void store_wide(int8_t* row, int at, I values) {
 
 // Lane sums of quads first .. first + count - 1 of a group: unsigned bytes times the group's wide activations.
 template <int count>
-inline P dot_quads_wide(const P* quads, const int8_t* row, int first) {
-    __m256i sum = _mm256_setzero_si256();
+inline I dot_quads_wide(const U* quads, const int8_t* row, int first) {
+    I sum{};
     for (int v = 0; v < count; v++) {
-        const int8_t* x = row + 8 * (first + v);
-        const __m256i even = _mm256_and_si256(quads[v], _mm256_set1_epi16(0xFF));
-        const __m256i odd = _mm256_srli_epi16(quads[v], 8);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(even, broadcast_i32(x)));
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(odd, broadcast_i32(x + 4)));
+        const __m256i x_even = broadcast_i32(row + 8 * (first + v)), x_odd = broadcast_i32(row + 8 * (first + v) + 4);
+        const U even = {_mm256_and_si256(quads[v].a, _mm256_set1_epi16(0xFF)),
+                        _mm256_and_si256(quads[v].b, _mm256_set1_epi16(0xFF))};
+        const U odd = shift_right<8>(quads[v]);
+        sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(even.a, x_even));
+        sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(even.b, x_even));
+        sum.a = _mm256_add_epi32(sum.a, _mm256_madd_epi16(odd.a, x_odd));
+        sum.b = _mm256_add_epi32(sum.b, _mm256_madd_epi16(odd.b, x_odd));
     }
     return sum;
-}
-
-inline void set_part(I& sum, int part, P x) { (part == 0 ? sum.a : sum.b) = x; }
-inline void add_part(I& sum, int part, P x) {
-    __m256i& half = part == 0 ? sum.a : sum.b;
-    half = _mm256_add_epi32(half, x);
 }
 
 // To the nearest integer, ties to even.

@@ -5,7 +5,8 @@ namespace inferd {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kWideRows = 16;
+constexpr int kQuads = 8, kWideQuads = 8;  // of a group that are multiplied at once
+constexpr int kFloatBlockRows = 16;
 constexpr int kFloatRows = 8, kFloatPanels = 3;
 constexpr int kAttendVectors = 4;  // with four rows of accumulators, all in registers
 
@@ -94,23 +95,18 @@ inline int32_t reduce_add_i32(I x) { return _mm512_reduce_add_epi32(x); }
 // The low bytes of lanes that hold values of int8.
 inline void store_i8(int8_t* p, I x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(x)); }
 
-// Packed weights are multiplied all lanes at once.
-using P = U;
-constexpr int kParts = 1;
-
-inline P load_part(const uint8_t* p) { return load_bytes(p); }
-
-// Lane sums of `count` quads: unsigned bytes of at most `bits` bits times 4 count signed bytes at x (never -128).
+// Sums of `count` quads, unsigned bytes of at most `bits` bits, times 4 count signed bytes at x (never -128), to be added
+// by add_dots and finished by lane_sums.
 template <int bits, int count>
-inline I dot_quads(const P* quads, const int8_t* x) {
+inline I dot_quads(const U* quads, const int8_t* x) {
     I sum = set1_i32(0);
-    for (int v = 0; v < count; v++) {
-        int32_t four;
-        std::memcpy(&four, x + 4 * v, 4);
-        sum = dot4(sum, quads[v], four);
-    }
+    for (int v = 0; v < count; v++) sum = dot4(sum, quads[v], load_i32(x + 4 * v));
     return sum;
 }
+template <int bits>
+inline I add_dots(I x, I y) { return add_i32(x, y); }
+template <int bits>
+inline I lane_sums(I x) { return x; }
 
 // Wide activations: 128 * high + low, the high bytes of all rows of a tile first.
 constexpr int kWideRow = 32;
@@ -123,13 +119,10 @@ inline void store_wide(int8_t* row, int at, I values) {
 
 // Lane sums of quads first .. first + count - 1 of a group: unsigned bytes times the group's wide activations.
 template <int count>
-inline I dot_quads_wide(const P* quads, const int8_t* row, int first) {
+inline I dot_quads_wide(const U* quads, const int8_t* row, int first) {
     const I high = dot_quads<8, count>(quads, row + 4 * first);
     return add_i32(shift_left_i32<7>(high), dot_quads<8, count>(quads, row + kTileRows * 32 + 4 * first));
 }
-
-inline void set_part(I& sum, int, I x) { sum = x; }
-inline void add_part(I& sum, int, I x) { sum = add_i32(sum, x); }
 
 inline void transpose16(F r[16]) {
     F t[16];
