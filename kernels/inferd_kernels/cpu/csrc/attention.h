@@ -42,50 +42,59 @@ inline void write_output(const Unit& u) {
     }
 }
 
+// What is read after a tile, from KV head `head` on.
+struct Following {
+    Place place;
+    int64_t head;
+};
+
 // A thread's chunk is a block of query rows with all tiles, or with `split` one of them, for plan.heads KV heads.
 struct Attending {
     const AttentionArgs& args;
     const AttentionPlan& plan;
     int rank;
-    Ahead ahead{};
 
     int64_t groups() const { return args.shape.kv_heads / plan.heads; }
     int64_t chunks() const { return plan.num_blocks * groups(); }
-    Unit open(int64_t chunk, int place) {
+    Unit open(int64_t chunk, int place) const {
         const int64_t head = chunk % groups() * plan.heads + place;
-        return open_unit(args, plan, chunk / groups(), head, place, rank, &ahead);
+        return open_unit(args, plan, chunk / groups(), head, place, rank);
     }
     float* partial(int64_t chunk, int place, int32_t tile) const {
         const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
         return plan.partial + ((chunk * plan.heads + place) * plan.max_tiles + tile) * part_floats;
     }
-    // What follows head `place` of a tile, as far as a thread can know: `guess` is the chunk it will probably take next.
-    void look(int64_t chunk, int place, int32_t tile, int32_t last_tile, int64_t guess) {
-        if (place + 1 < plan.heads) look_ahead(open(chunk, place + 1), tile, ahead);
-        else if (tile < last_tile) look_ahead(open(chunk, 0), tile + 1, ahead);
-        else if (guess < chunks()) {
-            const Unit next = open(guess, 0);
-            look_ahead(next, next.first_tile, ahead);
+    // The tile after `tile` of a chunk, as far as a thread can know: `guess` is the chunk it will probably take next.
+    Following after(const Unit& first, int32_t tile, int32_t step, int64_t guess) const {
+        if (tile + step <= first.last_tile) return {locate(first, tile + step), first.head};
+        if (guess >= chunks()) return {Place{}, 0};
+        const Unit next = open(guess, 0);
+        return {locate(next, next.first_tile), next.head};
+    }
+    // The heads of a chunk over one tile; `part` says where the partial results of one of them go.
+    template <class Part>
+    void attend(int64_t chunk, int32_t tile, const Place& here, const Following& next, const Part& part) const {
+        for (int place = 0; place < plan.heads; place++) {
+            const Unit u = open(chunk, place);
+            const bool is_last = place + 1 == plan.heads;
+            const Tile work{tile, &here, is_last ? &next.place : &here, is_last ? next.head : u.head + 1};
+            kAttendTile[args.cache.type](u, work, part(u, place));
         }
     }
 };
 
-inline void attend_split(Attending& self, int64_t c, int threads) {
+inline void attend_split(const Attending& self, int64_t c, int threads) {
     const AttentionPlan& plan = self.plan;
     const int64_t chunk = c / plan.max_tiles;
     const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
     const Unit first = self.open(chunk, 0);
     if (tile < first.first_tile || tile > first.last_tile) return;
-    for (int place = 0; place < plan.heads; place++) {
-        const Unit u = self.open(chunk, place);
-        load_queries(u);
-        if (place + 1 < plan.heads) self.look(chunk, place, tile, tile, 0);
-        else if (tile + threads <= first.last_tile) look_ahead(first, tile + threads, self.ahead);
-        kAttendTile[self.args.cache.type](u, tile, self.partial(chunk, place, tile));
-    }
+    for (int place = 0; place < plan.heads; place++) load_queries(self.open(chunk, place));
+    self.attend(chunk, tile, locate(first, tile), self.after(first, tile, threads, self.chunks()),
+                [&](const Unit&, int place) { return self.partial(chunk, place, tile); });
 }
 
-inline void attend_chunk(Attending& self, int64_t chunk, int threads) {
+inline void attend_chunk(const Attending& self, int64_t chunk, int threads) {
     const AttentionPlan& plan = self.plan;
     const Unit first = self.open(chunk, 0);
     for (int place = 0; place < plan.heads; place++) {
@@ -93,13 +102,16 @@ inline void attend_chunk(Attending& self, int64_t chunk, int threads) {
         clear_total(u);
         if (!plan.split) load_queries(u);
     }
+    Place here{};
+    if (!plan.split) here = locate(first, first.first_tile);
     for (int32_t tile = first.first_tile; tile <= first.last_tile; tile++) {
+        if (!plan.split) {
+            const Following next = self.after(first, tile, 1, chunk + threads);
+            self.attend(chunk, tile, here, next, [](const Unit& u, int) { return u.part; });
+            here = next.place;
+        }
         for (int place = 0; place < plan.heads; place++) {
             const Unit u = self.open(chunk, place);
-            if (!plan.split) {
-                self.look(chunk, place, tile, first.last_tile, chunk + threads);
-                kAttendTile[self.args.cache.type](u, tile, u.part);
-            }
             merge_part(u, plan.split ? self.partial(chunk, place, tile) : u.part);
         }
     }
@@ -107,7 +119,7 @@ inline void attend_chunk(Attending& self, int64_t chunk, int threads) {
 }
 
 inline void attention_phase(Team& team, const AttentionArgs& args, const AttentionPlan& plan) {
-    Attending self{args, plan, team.rank};
+    const Attending self{args, plan, team.rank};
     if (plan.split)
         team_for(team, self.chunks() * plan.max_tiles, [&](int64_t c) { attend_split(self, c, team.size); });
     team_for(team, self.chunks(), [&](int64_t chunk) { attend_chunk(self, chunk, team.size); });

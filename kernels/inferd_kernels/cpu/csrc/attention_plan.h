@@ -87,28 +87,17 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     return blocks_bytes + partial_bytes + threads * plan.scratch_bytes + 192;
 }
 
-// Cache lines that the next unit reads. Pages of a sequence lie apart, where the hardware does not see them coming, and
-// asking for all of them at once would be waiting for them: they are asked for one by one, between products.
-struct Ahead {
-    static constexpr int32_t kLines = 512;
-    const char* lines[kLines];
-    int32_t next = 0, count = 0;
-
-    void add(const void* base, int64_t at, int64_t bytes) {
-        const char* from = static_cast<const char*>(base) + at;
-        const char* line = from - reinterpret_cast<uintptr_t>(from) % 64;
-        for (; line < from + bytes && count < kLines; line += 64) lines[count++] = line;
-    }
-    void step() {
-        if (next < count) __builtin_prefetch(lines[next++], 0, 2);
-    }
+// Where a tile's keys and values lie in the cache, in values from its start, for KV head 0. What no row of the block sees
+// is read from the start of the cache, and masked.
+struct Place {
+    int64_t keys[kTileVectors];  // of keys in lanes: the first value of each vector
+    int64_t rows[kTile];         // of each key, and of each value
 };
 
 // One block with one KV head, in a thread's scratch.
 struct Unit {
     const AttentionArgs& args;
     int64_t head;  // KV head
-    Ahead* ahead;
     int64_t token = 0;  // first packed token
     int32_t sequence = 0;
     int32_t position = 0;  // of the first token
@@ -132,11 +121,11 @@ struct Unit {
 
 // KV head `head` of a block; `place` counts the heads that share a thread's scratch.
 inline Unit open_unit(const AttentionArgs& args, const AttentionPlan& plan, int64_t index, int64_t head, int place,
-                      int rank, Ahead* ahead) {
+                      int rank) {
     const AttentionShape& shape = args.shape;
     const Batch& batch = *args.batch;
     const QueryBlock& block = plan.blocks[index];
-    Unit u{args, head, ahead};
+    Unit u{args, head};
     const int32_t start = batch.cu_seqlens[block.sequence], length = batch.cu_seqlens[block.sequence + 1] - start;
     u.token = start + block.first;
     u.sequence = block.sequence;

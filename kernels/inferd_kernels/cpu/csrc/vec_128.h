@@ -14,7 +14,8 @@ constexpr int kTileRows = 4;
 constexpr int kQuads = 8, kWideQuads = 8;  // of a group that are multiplied at once
 constexpr int kFloatBlockRows = 4;
 constexpr int kFloatRows = 4, kFloatPanels = 1;
-constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
+// Vectors of keys or values at once: with the sums of so many rows, in registers.
+constexpr int attend_vectors([[maybe_unused]] int rows) { return 1; }
 
 typedef float Floats __attribute__((vector_size(16)));
 typedef int32_t Ints __attribute__((vector_size(16)));

@@ -8,7 +8,8 @@ constexpr int kTileRows = 16;
 constexpr int kQuads = 4, kWideQuads = 2;  // of a group that are multiplied at once: with a row's sums, in registers
 constexpr int kFloatBlockRows = 8;
 constexpr int kFloatRows = 4, kFloatPanels = 1;  // of a tile of float weights: its sums in registers
-constexpr int kAttendVectors = 1;  // with four rows of accumulators, all in registers
+// Vectors of keys or values at once: with the sums of so many rows, in registers.
+constexpr int attend_vectors([[maybe_unused]] int rows) { return rows == 1 ? 4 : rows < 4 ? 2 : 1; }
 
 struct F {
     __m256 a, b;

@@ -8,7 +8,8 @@ constexpr int kTileRows = 16;
 constexpr int kQuads = 8, kWideQuads = 8;  // of a group that are multiplied at once
 constexpr int kFloatBlockRows = 16;
 constexpr int kFloatRows = 8, kFloatPanels = 3;
-constexpr int kAttendVectors = 4;  // with four rows of accumulators, all in registers
+// Vectors of keys or values at once: with the sums of so many rows, in registers.
+constexpr int attend_vectors([[maybe_unused]] int rows) { return 4; }
 
 using F = __m512;
 using I = __m512i;
