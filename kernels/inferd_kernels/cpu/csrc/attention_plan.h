@@ -87,8 +87,8 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     return blocks_bytes + partial_bytes + threads * plan.scratch_bytes + 192;
 }
 
-// Where a tile's keys and values lie in the cache, in values from its start, for KV head 0. What no row of the block sees
-// is read from the start of the cache, and masked.
+// Where a tile's keys and values lie in the cache, in values from its start, for KV head 0. What no row of the block
+// sees is read from the start of the cache, and masked.
 struct Place {
     int64_t keys[kTileVectors];  // of keys in lanes: the first value of each vector
     int64_t rows[kTile];         // of each key, and of each value

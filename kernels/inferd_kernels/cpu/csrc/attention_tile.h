@@ -157,8 +157,8 @@ inline F soft_cap(F score, float cap) {
     return mul(set1(cap), sub(set1(1.0f), div(set1(2.0f), add(power, set1(1.0f)))));
 }
 
-// Scores of one row, in `vectors` vectors, become weights; returns through m and l. A row that sees no key of the tile has
-// l = 0. The weights of 8-bit values take their scales along.
+// Scores of one row, in `vectors` vectors, become weights; returns m and l through stats. A row that sees no key of the
+// tile has l = 0. The weights of 8-bit values take their scales along.
 template <int type>
 inline void soften(const Unit& u, int32_t row, int32_t tile, int vectors, F* scores, float* weights, float* stats) {
     const int32_t position = u.row_position(row), base = tile * kTile;

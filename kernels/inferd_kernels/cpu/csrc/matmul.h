@@ -80,8 +80,9 @@ template <int format, int first, int count, class Use>
     unpack<layout.bits, first, count>(record, quads);
 #pragma GCC unroll 2
     for (int r = 0; r < rows; r++) {
-        if constexpr (layout.wide()) use(r, dot_quads_wide<count>(quads, q + r * kWideRow, first));
-        else use(r, dot_quads<layout.bits, count>(quads, q + r * kGroup + 4 * first));
+        const int8_t* x = q + r * integer_bytes(layout);
+        if constexpr (layout.wide()) use(r, dot_quads_wide<count>(quads, x, first));
+        else use(r, dot_quads<layout.bits, count>(quads, x + 4 * first));
     }
 }
 
@@ -107,7 +108,7 @@ template <int format, class Use, int first = 0>
 // What the groups of a block's rows are scaled by, and their offsets.
 struct GroupScales {
     const float* x;
-    const int32_t* offsets;
+    const int32_t* offsets[2];  // of its halves, or of all of it
     F weight, second;  // as load_scales gives them
 };
 
@@ -115,27 +116,26 @@ struct GroupScales {
 template <int format, int half = 0>
 inline F add_products(F total, I products, const GroupScales& scales, int r) {
     constexpr Layout layout = kLayouts[format];
-    if constexpr (!has_minimum(layout)) products = add_i32(products, set1_i32(scales.offsets[half * kTileRows + r]));
+    if constexpr (!has_minimum(layout)) products = add_i32(products, set1_i32(scales.offsets[half][r]));
     total = fma(to_float(products), mul(half == 0 ? scales.weight : scales.second, set1(scales.x[r])), total);
     if constexpr (has_minimum(layout)) {
         float weighted;
-        std::memcpy(&weighted, scales.offsets + r, 4);
+        std::memcpy(&weighted, scales.offsets[0] + r, 4);
         total = fma(scales.second, set1(weighted), total);
     }
     return total;
 }
 
-// One panel times `count` rows of `block` from first_row on; `single`: times one, whose sums stay in registers.
+// One panel times `count` rows, the first of which is `row` of `block`; `single`: times one, whose sums stay in registers.
 template <int format, bool single>
-inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const char* block, int64_t first_row, int count,
-                           int64_t k, F* out) {
+inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const Activations& x, const char* block,
+                           int64_t row, int count, F* out) {
     constexpr Layout layout = kLayouts[format];
-    constexpr int64_t stride = record_bytes(layout);
     const int rows = single ? 1 : count;
-    const int64_t groups = k / kGroup;
+    const int64_t groups = x.k / kGroup, stride = x.block_rows * group_bytes(layout);
     const uint8_t* record = panel + records_at(layout.scales, groups);
-    const int8_t* q = reinterpret_cast<const int8_t*>(block) + first_row * (layout.wide() ? kWideRow : kGroup);
-    const char* scales_of_group = block + scales_at(layout) + first_row * 4;
+    const int8_t* q = reinterpret_cast<const int8_t*>(block) + row * integer_bytes(layout);
+    const char* scales_of_group = block + x.block_rows * integer_bytes(layout) + row * 4;
     // Few rows are bound by the weights' bytes: ask for the next panel, line by line, while this one is computed.
     constexpr int lines_per_group = layout.bits + 1;  // its record, and at most 64 bytes of scales
     const uint8_t* ahead = panel + panel_size;
@@ -145,10 +145,17 @@ inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const char*
     for (int64_t g = 0; g < groups; g++, record += 64 * layout.bits, q += stride, scales_of_group += stride) {
 #pragma GCC unroll 16
         for (int line = 0; line < lines_per_group; line++, ahead += 64) __builtin_prefetch(ahead);
-        GroupScales scales{reinterpret_cast<const float*>(scales_of_group), nullptr, zero(), zero()};
-        scales.offsets = reinterpret_cast<const int32_t*>(scales_of_group) + kTileRows;
-        load_scales<layout.scales>(panel, g, scales.weight, scales.second);
-        const auto add = [&](int r, I products) { totals[r] = add_products<format>(totals[r], products, scales, r); };
+        const int32_t* offsets = reinterpret_cast<const int32_t*>(scales_of_group) + x.block_rows;
+        GroupScales scales{};
+        scales.x = reinterpret_cast<const float*>(scales_of_group);
+        scales.offsets[0] = offsets;
+        scales.offsets[1] = offsets + x.block_rows;
+        if (!single) load_scales<layout.scales>(panel, g, scales.weight, scales.second);
+        const auto add = [&](int r, I products) {
+            // One row needs them once: late, when registers are free.
+            if (single) load_scales<layout.scales>(panel, g, scales.weight, scales.second);
+            totals[r] = add_products<format>(totals[r], products, scales, r);
+        };
         if constexpr (layout.scales == Scales::kSuper16) {
             multiply_quads<format, 0, 4>(record, q, rows, [&](int r, I sums) { add(r, lane_sums<layout.bits>(sums)); });
             multiply_quads<format, 4, 4>(record, q, rows, [&](int r, I sums) {
@@ -163,20 +170,19 @@ inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const char*
 
 // Float tiles span several panels: each broadcast of an activation then feeds as many products.
 template <int format, int rows, int panels>
-inline void tile_float(const uint8_t* panel, const char* block, int64_t first_row, int64_t k, F sums[panels][rows]) {
+inline void tile_float(const uint8_t* panel, const float* x, int64_t block_rows, int64_t k, F sums[panels][rows]) {
     constexpr int64_t value_bytes = format == F32 ? 4 : 2;
     const int64_t stride = panel_bytes(format, k);
-    const float* x = reinterpret_cast<const float*>(block) + first_row;
     F totals[panels][rows];
     for (int p = 0; p < panels; p++)
         for (int r = 0; r < rows; r++) totals[p][r] = zero();
-    for (int64_t i = 0; i < k; i++, x += kFloatBlockRows, panel += kLanes * value_bytes) {
+    for (int64_t i = 0; i < k; i++, x += block_rows, panel += kLanes * value_bytes) {
         F weights[panels];
         for (int p = 0; p < panels; p++) {
             if constexpr (format == F32) weights[p] = load(reinterpret_cast<const float*>(panel + p * stride));
             else weights[p] = load_bf16(reinterpret_cast<const uint16_t*>(panel + p * stride));
         }
-        __builtin_prefetch(x + 16 * kFloatBlockRows);
+        __builtin_prefetch(x + 16 * block_rows);
 #pragma GCC unroll 16
         for (int r = 0; r < rows; r++) {
             const F value = set1(x[r]);
@@ -205,29 +211,30 @@ inline void store_sums(const F* sums, const Weight& w, int64_t n0, int64_t row, 
     }
 }
 
-// Panels against rows [first, last) of one block of activations. The block stays in the first-level cache while the panels
-// stream by: each of its lines is read by many broadcasts, which are slow (replayed) while a line is on its way.
+// Panels against rows [first, last) of one block of activations. The block stays in the first-level cache while the
+// panels stream by: each of its lines is read by many broadcasts, which are slow (replayed) while a line is on its way.
 template <int format>
 void block_panels_quantized(const Weight& w, int64_t first_panel, int64_t last_panel, const Activations& x,
                             int64_t first, int64_t last, const Output& out) {
-    const char* block = x.blocks + first / kTileRows * x.block_stride;
-    const int64_t in_block = first % kTileRows;
+    const char* block = x.blocks + first / x.block_rows * x.block_stride;
+    const int64_t in_block = first % x.block_rows;
     const int rows = static_cast<int>(last - first);
     const int64_t size = panel_bytes(format, w.k);
     const uint8_t* panel = w.data + first_panel * size;
     F sums[kTileRows];
     for (int64_t p = first_panel; p < last_panel; p++, panel += size) {
-        if (rows == 1) tile_quantized<format, true>(panel, size, block, in_block, 1, x.k, sums);
-        else tile_quantized<format, false>(panel, size, block, in_block, rows, x.k, sums);
+        if (rows == 1) tile_quantized<format, true>(panel, size, x, block, in_block, 1, sums);
+        else tile_quantized<format, false>(panel, size, x, block, in_block, rows, sums);
         store_sums(sums, w, p * kLanes, first, rows, out);
     }
 }
 
 template <int format, int rows, int panels>
 void tile(const Weight& w, int64_t p, const Activations& x, int64_t row, const Output& out) {
-    const char* block = x.blocks + row / kFloatBlockRows * x.block_stride;
+    const uint8_t* panel = w.data + p * panel_bytes(format, w.k);
+    const float* block = reinterpret_cast<const float*>(x.blocks + row / x.block_rows * x.block_stride);
     F sums[panels][rows];
-    tile_float<format, rows, panels>(w.data + p * panel_bytes(format, w.k), block, row % kFloatBlockRows, x.k, sums);
+    tile_float<format, rows, panels>(panel, block + row % x.block_rows, x.block_rows, x.k, sums);
     for (int i = 0; i < panels; i++) store_sums(sums[i], w, (p + i) * kLanes, row, rows, out);
 }
 
@@ -239,7 +246,8 @@ void block_panels_float(const Weight& w, int64_t first_panel, int64_t last_panel
         int64_t row = first;
         step = p + kFloatPanels <= last_panel ? kFloatPanels : 1;
         if (step == kFloatPanels)
-            for (; row + kFloatRows <= last; row += kFloatRows) tile<format, kFloatRows, kFloatPanels>(w, p, x, row, out);
+            for (; row + kFloatRows <= last; row += kFloatRows)
+                tile<format, kFloatRows, kFloatPanels>(w, p, x, row, out);
         if constexpr (kFloatRows > 4)
             for (; row + 4 <= last; row += 4)
                 for (int64_t i = p; i < p + step; i++) tile<format, 4, 1>(w, i, x, row, out);
@@ -260,15 +268,15 @@ constexpr BlockPanels kBlockPanels[kFormats] = {
 // One phase of the team: all rows of x against w. Activations of a chunk of rows stay in the second-level cache.
 inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int64_t rows, const Output& out) {
     constexpr int64_t kRowChunk = 256;
-    const int64_t panels = (w.n + kLanes - 1) / kLanes, block = block_rows(kLayouts[w.format]);
+    const int64_t panels = (w.n + kLanes - 1) / kLanes;
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
     const int64_t width = larger<int64_t>(1, smaller<int64_t>(15, panels / (8 * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
     team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
         const int64_t last = smaller(rows, (c / chunks + 1) * kRowChunk);
-        for (int64_t row = c / chunks * kRowChunk; row < last; row += block)
-            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller<int64_t>(last, row + block), out);
+        for (int64_t row = c / chunks * kRowChunk; row < last; row += x.block_rows)
+            kBlockPanels[w.format](w, first_panel, last_panel, x, row, smaller(last, row + x.block_rows), out);
     });
 }
 
@@ -289,7 +297,7 @@ inline int linear(Engine* engine, const LinearArgs& args) {
     const Weight& w = *args.weight;
     char* memory = engine_scratch(engine, activation_bytes(w.format, args.rows, w.k));
     if (!memory) return kNoMemory;
-    LinearJob job{args, make_activations(memory, w.format, w.k)};
+    LinearJob job{args, make_activations(memory, w.format, args.rows, w.k)};
     engine_run(engine, linear_body, &job);
     return 0;
 }

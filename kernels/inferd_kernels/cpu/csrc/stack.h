@@ -36,7 +36,7 @@ inline Inputs make_inputs(char* memory, const Linear& linear, int64_t rows) {
     Inputs out{};
     for (int p = 0; p < linear.num_parts; p++) {
         const Weight& w = linear.parts[p];
-        out.parts[p] = make_activations(memory, w.format, w.k);
+        out.parts[p] = make_activations(memory, w.format, rows, w.k);
         memory += activation_bytes(w.format, rows, w.k);
     }
     return out;

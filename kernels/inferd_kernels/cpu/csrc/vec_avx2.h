@@ -143,9 +143,9 @@ inline U shift_left(U x) { return {_mm256_slli_epi16(x.a, n), _mm256_slli_epi16(
 
 inline __m256i broadcast_i32(const void* p) { return _mm256_set1_epi32(load_i32(p)); }
 
-// Sums of `count` quads, unsigned bytes of at most `bits` bits, times 4 count signed bytes at x (never -128), to be added
-// by add_dots and finished by lane_sums. A product of pairs is at most 2 (2^bits - 1) 127: of four bits, those of a whole
-// group fit 16 bits, and are widened at its end.
+// Sums of `count` quads, unsigned bytes of at most `bits` bits, times 4 count signed bytes at x (never -128), to be
+// added by add_dots and finished by lane_sums. A product of pairs is at most 2 (2^bits - 1) 127: of four bits, those of a
+// whole group fit 16 bits, and are widened at its end.
 template <int bits, int count>
 inline I dot_quads(const U* quads, const int8_t* x) {
     static_assert(bits < 8, "eight bits: dot_quads_wide");
@@ -178,7 +178,6 @@ inline I lane_sums(I x) {
 }
 
 // Wide activations: int16, within a quad in the order 0 2 1 3, which are the even and the odd bytes of a lane.
-constexpr int kWideRow = 64;
 
 inline void store_wide(int8_t* row, int at, I values) {
     const __m256i a = _mm256_shuffle_epi32(values.a, 0xD8), b = _mm256_shuffle_epi32(values.b, 0xD8);
