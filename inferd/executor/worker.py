@@ -79,25 +79,22 @@ class Worker:
             assert self._context.link is not None, "stages without a link"
             self._context.link.send(stream)
             return []
-        prompt_logprobs = [
-            self._prompt_logprobs(item, stream[start : start + len(item.token_ids)])
-            for item, start in zip(items, batch.row_starts, strict=True)
-        ]
-        vectors = [
-            self._vector(item, stream[start : start + len(item.token_ids)])
-            for item, start in zip(items, batch.row_starts, strict=True)
-        ]
+        starts = list(zip(items, batch.row_starts, strict=True))
+        prompt_logprobs = [self._prompt_logprobs(item, stream, start) for item, start in starts]
+        vectors = [self._vector(item, stream, start) for item, start in starts]
         samples = self._sample(plan, batch.row_starts, stream)
         return [
             SequenceResult(item.seq_id, samples[index], prompt_logprobs[index], vectors[index])
             for index, item in enumerate(items)
         ]
 
-    def _vector(self, item: PlanItem, stream: torch.Tensor) -> bytes:
+    def _vector(self, item: PlanItem, stream: torch.Tensor, start: int) -> bytes:
+        """The item's rows of the stream begin at start."""
         pooled = self._states[item.seq_id].pooled
         if pooled is None:
             return b""
-        vector = pooled.add(item, self._decoder.hidden(pooled.needed(stream)))
+        rows = stream[start : start + len(item.token_ids)]
+        vector = pooled.add(item, self._decoder.hidden(pooled.needed(rows)))
         return b"" if vector is None else float32_bytes(vector)
 
     def _entering(self, batch: ForwardBatch) -> torch.Tensor:
@@ -143,20 +140,27 @@ class Worker:
     def _logits(self, stream: torch.Tensor, sources: list[int]) -> torch.Tensor:
         """Logits [len(sources), V] of rows of the stream; a row that several choices share is computed once."""
         unique = list(dict.fromkeys(sources))
-        logits = self._decoder.logits(stream[torch.tensor(unique, device=self._device)])
+        first, last = unique[0], unique[-1]
+        if unique == list(range(first, last + 1)):  # as in a step of decodes alone
+            rows = stream[first : last + 1]
+        else:
+            rows = stream[torch.tensor(unique, device=self._device)]
+        logits = self._decoder.logits(rows)
         if len(unique) == len(sources):
             return logits
         index = {source: row for row, source in enumerate(unique)}
         return logits[torch.tensor([index[source] for source in sources], device=self._device)]
 
-    def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor) -> list[TokenLogprobs]:
-        """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row."""
+    def _prompt_logprobs(self, item: PlanItem, stream: torch.Tensor, start: int) -> list[TokenLogprobs]:
+        """Of the item's tokens, each given all before it; the first one needs the previous chunk's last row. The item's
+        rows of the stream begin at start."""
         state = self._states[item.seq_id]
         params = state.new.prompt_logprobs
         if params is None or state.first_sampled_position is not None:
             return []
-        previous, state.last_row = state.last_row, stream[-1].clone()
-        contexts, targets = stream[:-1], item.token_ids[1:]
+        rows = stream[start : start + len(item.token_ids)]
+        previous, state.last_row = state.last_row, rows[-1].clone()
+        contexts, targets = rows[:-1], item.token_ids[1:]
         if previous is not None:
             contexts, targets = torch.cat((previous.unsqueeze(0), contexts)), item.token_ids
         return self._logprobs_in_slices(contexts, torch.tensor(targets, device=self._device), params)
