@@ -270,7 +270,9 @@ inline void matmul_phase(Team& team, const Weight& w, const Activations& x, int6
     constexpr int64_t kRowChunk = 256;
     const int64_t panels = (w.n + kLanes - 1) / kLanes;
     const int64_t row_chunks = (rows + kRowChunk - 1) / kRowChunk;
-    const int64_t width = larger<int64_t>(1, smaller<int64_t>(15, panels / (8 * team.size)));
+    // A thread's last chunk is what the others wait for; few rows are done sooner, and stream better in long chunks.
+    const int64_t chunks_per_thread = rows < 8 ? 8 : 16;
+    const int64_t width = larger<int64_t>(1, smaller<int64_t>(15, panels / (chunks_per_thread * team.size)));
     const int64_t chunks = (panels + width - 1) / width;
     team_for(team, chunks * row_chunks, [&](int64_t c) {
         const int64_t first_panel = c % chunks * width, last_panel = smaller(panels, first_panel + width);
