@@ -92,6 +92,7 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
 struct Place {
     int64_t keys[kTileVectors];  // of keys in lanes: the first value of each vector
     int64_t rows[kTile];         // of each key, and of each value
+    int64_t scales[kTile];       // of both, in an 8-bit cache
 };
 
 // One block with one KV head, in a thread's scratch.

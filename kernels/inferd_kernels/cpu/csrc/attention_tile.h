@@ -41,8 +41,11 @@ inline Place locate(const Unit& u, int32_t tile) {
     for (int32_t j = first; j < end;) {
         const int32_t key = tile * kTile + j, offset = key % cache.page;
         const int32_t until = smaller(end, j + cache.page - offset);
-        int64_t at = (int64_t{table[key / cache.page]} * cache.page + offset) * row;
-        for (; j < until; j++, at += row) out.rows[j] = at;
+        int64_t slot = int64_t{table[key / cache.page]} * cache.page + offset;
+        for (; j < until; j++, slot++) {
+            out.rows[j] = slot * row;
+            out.scales[j] = slot * shape.kv_heads;
+        }
     }
     if (!cache.keys_in_lanes) return out;
     for (int32_t v = first / 16; 16 * v < end; v++) {
@@ -82,10 +85,9 @@ inline F read_lanes(const void* cache, int64_t at) {
 // The scales of a tile of an 8-bit cache; 0 for keys that no row sees.
 inline void load_tile_scales(const Unit& u, const Tile& tile, int32_t first, int32_t last) {
     const Cache& cache = u.args.cache;
-    const int64_t dim = u.args.shape.head_dim;
     std::memset(u.key_scales, 0, 2 * kTile * sizeof(float));
     for (int32_t j = first; j < last; j++) {
-        const int64_t at = tile.here->rows[j] / dim + u.head;
+        const int64_t at = tile.here->scales[j] + u.head;
         u.key_scales[j] = cache.k_scales[at];
         u.value_scales[j] = cache.v_scales[at];
     }
@@ -112,7 +114,7 @@ inline void transpose_keys(const Unit& u, const Tile& tile) {
     }
 }
 
-// Keys in lanes: those of KV head `head` of a vector, from value d on, `page` values apart.
+// Keys in lanes: where value 0 of KV head `head` of a vector lies; the next ones follow `page` values apart.
 template <int type>
 inline const char* lanes_of(const Unit& u, const Place& place, int64_t head, int v) {
     const Cache& cache = u.args.cache;

@@ -157,9 +157,9 @@ inline void tile_quantized(const uint8_t* panel, int64_t panel_size, const Activ
             totals[r] = add_products<format>(totals[r], products, scales, r);
         };
         if constexpr (layout.scales == Scales::kSuper16) {
-            multiply_quads<format, 0, 4>(record, q, rows, [&](int r, I sums) { add(r, lane_sums<layout.bits>(sums)); });
-            multiply_quads<format, 4, 4>(record, q, rows, [&](int r, I sums) {
-                totals[r] = add_products<format, 1>(totals[r], lane_sums<layout.bits>(sums), scales, r);
+            multiply_quads<format, 0, 4>(record, q, rows, [&](int r, I dots) { add(r, lane_sums<layout.bits>(dots)); });
+            multiply_quads<format, 4, 4>(record, q, rows, [&](int r, I dots) {
+                totals[r] = add_products<format, 1>(totals[r], lane_sums<layout.bits>(dots), scales, r);
             });
         } else {
             multiply_group<format>(record, q, rows, sums, add);

@@ -22,10 +22,12 @@ inline int32_t load_i32(const void* p) {
 
 #if defined(__AVX512VNNI__)
 #include "vec_avx512.h"
+#include "vec_dot4.h"
 #elif defined(__AVX2__)
 #include "vec_avx2.h"
 #else
 #include "vec_128.h"
+#include "vec_dot4.h"
 #endif
 
 namespace inferd {

@@ -11,7 +11,6 @@ namespace inferd {
 namespace {
 
 constexpr int kTileRows = 4;
-constexpr int kQuads = 8, kWideQuads = 8;  // of a group that are multiplied at once
 constexpr int kFloatBlockRows = 4;
 constexpr int kFloatRows = 4, kFloatPanels = 1;
 // Vectors of keys or values at once: with the sums of so many rows, in registers.
@@ -209,34 +208,6 @@ inline int32_t reduce_add_i32(I x) {
 // The low bytes of lanes that hold values of int8.
 inline void store_i8(int8_t* p, I x) {
     for (int i = 0; i < 16; i++) p[i] = static_cast<int8_t>(x.v[i / 4][i % 4]);
-}
-
-// Sums of `count` quads, unsigned bytes of at most `bits` bits, times 4 count signed bytes at x (never -128), to be
-// added by add_dots and finished by lane_sums.
-template <int bits, int count>
-inline I dot_quads(const U* quads, const int8_t* x) {
-    I sum = set1_i32(0);
-    for (int v = 0; v < count; v++) sum = dot4(sum, quads[v], load_i32(x + 4 * v));
-    return sum;
-}
-template <int bits>
-inline I add_dots(I x, I y) { return add_i32(x, y); }
-template <int bits>
-inline I lane_sums(I x) { return x; }
-
-// Wide activations: 128 * high + low, the high bytes of a group first.
-
-inline void store_wide(int8_t* row, int at, I values) {
-    const I high = shift_right_i32<7>(add_i32(values, set1_i32(64)));
-    store_i8(row + at, high);
-    store_i8(row + at + 32, sub_i32(values, shift_left_i32<7>(high)));
-}
-
-// Lane sums of quads first .. first + count - 1 of a group: unsigned bytes times the group's wide activations.
-template <int count>
-inline I dot_quads_wide(const U* quads, const int8_t* row, int first) {
-    const I high = dot_quads<8, count>(quads, row + 4 * first);
-    return add_i32(shift_left_i32<7>(high), dot_quads<8, count>(quads, row + 32 + 4 * first));
 }
 
 inline void transpose16(F r[16]) {

@@ -178,7 +178,6 @@ inline I lane_sums(I x) {
 }
 
 // Wide activations: int16, within a quad in the order 0 2 1 3, which are the even and the odd bytes of a lane.
-
 inline void store_wide(int8_t* row, int at, I values) {
     const __m256i a = _mm256_shuffle_epi32(values.a, 0xD8), b = _mm256_shuffle_epi32(values.b, 0xD8);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xD8);
