@@ -7,10 +7,9 @@ import struct
 from pathlib import Path
 
 from inferd.checkpoint.fingerprint import fingerprint
-from inferd.checkpoint.gguf_config import gguf_architecture, gguf_config, gguf_generation_config
+from inferd.checkpoint.gguf_config import gguf_config, gguf_generation_config
 from inferd.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from inferd.checkpoint.gguf_metadata import Metadata
-from inferd.checkpoint.gguf_names import hf_name, is_rotated
 from inferd.checkpoint.records import Checkpoint, GgufVocabulary, TensorRecord
 from inferd.errors import StartupError
 
@@ -31,7 +30,6 @@ def open_gguf(path: Path, with_vocabulary: bool) -> Checkpoint:
     """Read the header of every part. StartupError with one line when a part is missing, corrupt or not supported."""
     headers = read_parts(split_siblings(path), with_vocabulary)
     metadata = Metadata(headers[0].path, headers[0].metadata)
-    architecture = gguf_architecture(metadata)
     by_name: dict[str, tuple[Path, GgufTensor]] = {}
     for header in headers:
         for tensor in header.tensors:
@@ -40,12 +38,10 @@ def open_gguf(path: Path, with_vocabulary: bool) -> Checkpoint:
             by_name[tensor.name] = (header.path, tensor)
     factors = read_rope_factors(*by_name.pop(ROPE_FACTORS)) if ROPE_FACTORS in by_name else []
     config = gguf_config(metadata, set(by_name), embedding_rows(metadata, by_name), factors)
-    tensors = {}
-    for name, (file, tensor) in by_name.items():
-        rotated = architecture.rope_interleaved and is_rotated(name)
-        tensors[hf_name(name)] = TensorRecord(
-            hf_name(name), tensor.format, tensor.dimensions[::-1], file, tensor.offset, tensor.nbytes, rotated
-        )
+    tensors = {
+        name: TensorRecord(name, tensor.format, tensor.dimensions[::-1], file, tensor.offset, tensor.nbytes)
+        for name, (file, tensor) in by_name.items()
+    }
     return Checkpoint(
         path=path,
         format="gguf",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from inferd.checkpoint.gguf_metadata import Metadata
@@ -21,63 +20,46 @@ GENERATION_KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class GgufArchitecture:
-    """rope_interleaved: query and key rows are stored in the interleaved rotary order (llama.cpp's NORM rope)."""
-
-    hf_class: str
-    model_type: str
-    rope_interleaved: bool
+# A per-layer array is the longest value that a description needs; vocabularies are not carried along.
+LONGEST_LIST = 1024
 
 
-ARCHITECTURES = {
-    "llama": GgufArchitecture("LlamaForCausalLM", "llama", rope_interleaved=True),
-    "qwen2": GgufArchitecture("Qwen2ForCausalLM", "qwen2", rope_interleaved=False),
-    "qwen3": GgufArchitecture("Qwen3ForCausalLM", "qwen3", rope_interleaved=False),
-}
-
-
-def gguf_architecture(metadata: Metadata) -> GgufArchitecture:
-    """StartupError for a file without an architecture, or with one that this build does not know."""
+def gguf_architecture(metadata: Metadata) -> str:
+    """general.architecture. Raises StartupError for a file without one."""
     name = metadata.maybe_string("general.architecture")
     if name is None:
         raise StartupError(f"{metadata.path}: no general.architecture; not a model")
-    if name not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
-        raise StartupError(f"{metadata.path}: GGUF architecture {name[:40]!r} is not supported (supported: {known})")
-    return ARCHITECTURES[name]
+    return name
 
 
 def gguf_config(
     metadata: Metadata, tensor_names: set[str], vocab_size: int, rope_factors: list[float]
 ) -> dict[str, Any]:
-    """config.json's content.
+    """config.json's content, as far as it is common to architectures; the header's own values below the architecture's
+    name come along under the key `gguf`, for the family to read.
+
+    What the header does not state is None: whether it is needed is the family's to say.
 
     tensor_names  GGUF names of the file's tensors (tied embeddings and biases are read off them)
     vocab_size    rows of the embedding matrix
     rope_factors  content of the tensor rope_freqs.weight, empty when the file has none
     """
-    architecture = gguf_architecture(metadata)
-    prefix = metadata.values["general.architecture"]
+    prefix = gguf_architecture(metadata)
     hidden = metadata.size(f"{prefix}.embedding_length")
-    heads = metadata.size(f"{prefix}.attention.head_count")
-    head_dim = metadata.maybe_size(f"{prefix}.attention.key_length") or hidden // heads
-    context = metadata.size(f"{prefix}.context_length")
-    epsilon = metadata.maybe_number(f"{prefix}.attention.layer_norm_rms_epsilon")
-    if epsilon is None:
-        raise metadata.wrong(f"{prefix}.attention.layer_norm_rms_epsilon", "a number")
+    heads = metadata.maybe_size(f"{prefix}.attention.head_count")
+    head_dim = metadata.maybe_size(f"{prefix}.attention.key_length") or (hidden // heads if heads else None)
     config: dict[str, Any] = {
-        "architectures": [architecture.hf_class],
-        "model_type": architecture.model_type,
+        "gguf_architecture": prefix,
+        "gguf": own_values(metadata, prefix),
         "vocab_size": vocab_size,
         "hidden_size": hidden,
-        "intermediate_size": metadata.size(f"{prefix}.feed_forward_length"),
+        "intermediate_size": metadata.maybe_size(f"{prefix}.feed_forward_length"),
         "num_hidden_layers": metadata.size(f"{prefix}.block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.maybe_size(f"{prefix}.attention.head_count_kv") or heads,
         "head_dim": head_dim,
-        "max_position_embeddings": context,
-        "rms_norm_eps": epsilon,
+        "max_position_embeddings": metadata.maybe_size(f"{prefix}.context_length"),
+        "rms_norm_eps": metadata.maybe_number(f"{prefix}.attention.layer_norm_rms_epsilon"),
         "rope_theta": metadata.maybe_number(f"{prefix}.rope.freq_base") or 10000.0,
         "rope_scaling": rope_scaling(metadata, prefix, rope_factors),
         "hidden_act": "silu",
@@ -91,18 +73,22 @@ def gguf_config(
     return config
 
 
+def own_values(metadata: Metadata, prefix: str) -> dict[str, Any]:
+    """The values below the architecture's name, which are numbers, words and short lists."""
+    start = f"{prefix}."
+    found = {key.removeprefix(start): value for key, value in metadata.values.items() if key.startswith(start)}
+    return {key: value for key, value in found.items() if not isinstance(value, list) or len(value) <= LONGEST_LIST}
+
+
 def add_variants(config: dict[str, Any], metadata: Metadata, prefix: str) -> None:
-    """What makes a llama-like file another model: experts, a sliding window, partial rotary, a float dtype."""
-    if metadata.maybe_size(f"{prefix}.expert_count"):
-        config["architectures"], config["model_type"] = ["MixtralForCausalLM"], "mixtral"
-        config["num_local_experts"] = metadata.size(f"{prefix}.expert_count")
-    window = metadata.maybe_size(f"{prefix}.attention.sliding_window")
-    if window:
+    """What only some files state: experts, a sliding window, partial rotary, a float dtype."""
+    if experts := metadata.maybe_size(f"{prefix}.expert_count"):
+        config["num_local_experts"] = experts
+        config["num_experts_per_tok"] = metadata.size(f"{prefix}.expert_used_count")
+    if inner := metadata.maybe_size(f"{prefix}.expert_feed_forward_length"):
+        config["moe_intermediate_size"] = inner
+    if window := metadata.maybe_size(f"{prefix}.attention.sliding_window"):
         config["sliding_window"] = window
-        if config["model_type"] == "llama":
-            config["architectures"], config["model_type"] = ["MistralForCausalLM"], "mistral"
-        else:
-            config["use_sliding_window"], config["max_window_layers"] = True, 0
     rotary = metadata.maybe_size(f"{prefix}.rope.dimension_count")
     if rotary and rotary != config["head_dim"]:
         config["partial_rotary_factor"] = rotary / config["head_dim"]

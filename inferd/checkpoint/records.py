@@ -13,11 +13,9 @@ from inferd.checkpoint.sentence_modules import SentenceModules
 class TensorRecord:
     """Where one tensor's bytes are.
 
-    name              Hugging Face parameter name
-    format            f32, f16, bf16, another safetensors dtype in lower case, or a ggml type name in lower case
-    shape             Hugging Face order: [out, in] for a linear layer
-    rope_interleaved  rows of a query or key projection are in the interleaved rotary order (even, odd, even, ..) and
-                      must be re-ordered to the half-split one
+    name    as the file has it
+    format  f32, f16, bf16, another safetensors dtype in lower case, or a ggml type name in lower case
+    shape   Hugging Face order: [out, in] for a linear layer
     """
 
     name: str
@@ -26,7 +24,6 @@ class TensorRecord:
     file: Path
     offset: int
     nbytes: int
-    rope_interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,8 @@ TokenizerSource: TypeAlias = TokenizerFiles | GgufVocabulary
 class Checkpoint:
     """A model on disk: every header read and checked, no weight read.
 
-    config is in the form of a Hugging Face config.json, chat_templates has "default" first, fingerprint changes with
+    config is in the form of a Hugging Face config.json (of a GGUF file with the keys gguf_architecture and gguf beside
+    it: see gguf_config), chat_templates has "default" first, fingerprint changes with
     the configuration, the tensor index and sampled weight bytes.
     """
 

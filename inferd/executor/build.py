@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
-from inferd_kernels.ops import Ops, load_ops
+from inferd_kernels.ops import KVCache, Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
-from inferd.checkpoint import Checkpoint, TensorRecord
+from inferd.blocks.caches import PagedNeed
+from inferd.blocks.parameters import WHOLE
+from inferd.checkpoint import Checkpoint
 from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
@@ -28,13 +30,12 @@ from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.memory import cache_budget, step_bytes
 from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks, warm_up_plans
 from inferd.executor.worker import Worker
-from inferd.layers.decoder_layer import KVCache
-from inferd.models.decoder import Decoder, DecoderWeights
 from inferd.models.loader import Loader
-from inferd.models.registry import find_tensor, weight_rules
+from inferd.models.model import Model, ModelWeights
+from inferd.models.registry import names_of
 from inferd.models.shard import ModelShard, shard_model
-from inferd.models.spec import DecoderSpec
-from inferd.models.weights import Rule
+from inferd.models.spec import ModelSpec
+from inferd.models.stored import StoredParameter, stored_parameters
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan, StepResult
@@ -55,9 +56,9 @@ STEP_CONTEXT = 512  # tokens whose keys and values a step of decodes is taken to
 class LoadedModel:
     """One rank's weights and all that is decided about computing with them."""
 
-    spec: DecoderSpec
+    spec: ModelSpec
     shard: ModelShard
-    weights: DecoderWeights
+    weights: ModelWeights
     ops: Ops
     dtype: torch.dtype
     kv_dtype: torch.dtype
@@ -66,10 +67,16 @@ class LoadedModel:
     quantization: str
     bytes_read: int
 
+    @property
+    def cache_needs(self) -> tuple[PagedNeed | None, ...]:
+        """Of this rank's layers."""
+        share = self.shard.share
+        return tuple(self.spec.layers[index].mixer.cache_need(share) for index in self.shard.layers)
+
 
 @torch.inference_mode()
 def build_local_executor(
-    config: EngineConfig, checkpoint: Checkpoint, spec: DecoderSpec, progress: Progress
+    config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, progress: Progress
 ) -> LocalExecutor | DeviceExecutor:
     """One that looks ahead and replays graphs where the ops wait for nothing: Triton's do.
 
@@ -94,7 +101,7 @@ def build_local_executor(
 def load_model(
     config: EngineConfig,
     checkpoint: Checkpoint,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     device: torch.device,
     notify: Callable[[float], None],
     context: ParallelContext | None = None,
@@ -121,35 +128,35 @@ def load_model(
 
 
 def rank_shard(
-    checkpoint: Checkpoint, spec: DecoderSpec, placement: Placement, quantization: Quantization | None = None
+    checkpoint: Checkpoint, spec: ModelSpec, placement: Placement, quantization: Quantization | None = None
 ) -> ModelShard:
     """What a rank holds; quantization: of float matrices at load. The MLP is cut between quantized blocks where there
     are any; layers go to stages by the bytes that a step of decodes reads: weights, and some context's keys and
     values, which are little beside a large model's layer and a fifth of a small one's."""
     unit = 1 if quantization is None else GROUP
-    costs = [block_bytes(1, spec.num_kv_heads, spec.head_dim, STEP_CONTEXT, 2)] * spec.num_layers
-    head = "embedding" if spec.tied_embeddings else "lm_head"
-    for rule in weight_rules(spec):
-        for layer in range(spec.num_layers) if rule.per_layer else [spec.num_layers - 1] * (rule.target == head):
-            record = find_tensor(checkpoint.tensors, rule.source.format(layer=layer))
-            costs[layer] += weight_bytes(record, rule, quantization)
-            if rule.split == "inner_columns":
-                unit = max(unit, GGML_BLOCKS.get(record.format, (1, 0))[0])
+    costs = [block_bytes([layer.mixer.cache_need(WHOLE)], STEP_CONTEXT, 2) for layer in spec.layers]
+    head = "embedding.weight" if spec.head is not None and spec.head.is_tied else "head.weight"
+    for stored in stored_parameters(spec, names_of(checkpoint), checkpoint.tensors):
+        if stored.layer is not None:
+            costs[stored.layer] += weight_bytes(stored, quantization)
+        elif stored.parameter.name == head:
+            costs[-1] += weight_bytes(stored, quantization)
+        if stored.parameter.name.startswith("feed_forward.") and stored.parameter.columns is not None:
+            unit = max(unit, GGML_BLOCKS.get(stored.record.format, (1, 0))[0])
     return shard_model(spec, placement, unit, costs)
 
 
-def weight_bytes(record: TensorRecord, rule: Rule, quantization: Quantization | None) -> int:
-    """Of the part of a tensor that the rule names, as it is stored or will be quantized; scales are left out."""
-    if quantization is None or record.format not in CHECKPOINT_DTYPES:
-        return record.nbytes // rule.num_parts
-    bits = 4 if quantization == "q4" and rule.per_layer else 8
-    return math.prod(rule.shape) * bits // 8
+def weight_bytes(stored: StoredParameter, quantization: Quantization | None) -> int:
+    """Of one parameter as it is stored or will be quantized; scales are left out."""
+    if quantization is None or stored.record.format not in CHECKPOINT_DTYPES:
+        return stored.num_bytes
+    bits = 4 if quantization == "q4" and stored.layer is not None else 8
+    return math.prod(stored.parameter.shape) * max(stored.parameter.experts, 1) * bits // 8
 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
-    layers, heads = len(model.shard.layers), len(model.shard.kv_heads)
-    size = block_bytes(layers, heads, model.spec.head_dim, config.cache.block_size, model.kv_dtype.itemsize)
+    size = block_bytes(model.cache_needs, config.cache.block_size, model.kv_dtype.itemsize)
     return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
 
 
@@ -157,13 +164,14 @@ def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
     """What a step takes beside weights and KV pool: measured on an accelerator, whose ranks all do so together."""
     limits, cache = config.scheduler, config.cache
     if model.device.type != "cuda" or cache.num_blocks is not None or cache.memory_bytes is not None:
-        return step_bytes(model.spec, limits.max_num_batched_tokens, limits.max_num_seqs, model.dtype.itemsize)
+        tokens, rows, share = limits.max_num_batched_tokens, limits.max_num_seqs, model.shard.share
+        return step_bytes(model.spec, tokens, rows, model.dtype.itemsize, share)
     return measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
 
 
 def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
     context = requested_context(model.spec, config.model.max_model_len)
-    return largest_plan(config.scheduler, context, config.cache.block_size, model.spec.has_head)
+    return largest_plan(config.scheduler, context, config.cache.block_size, model.spec.head is not None)
 
 
 def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:
@@ -174,13 +182,13 @@ def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepRe
 @torch.inference_mode()
 def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker:
     """Allocates the KV pool. Raises StartupError when there is no memory for it."""
-    return Worker(build_decoder(model, num_blocks, block_size), block_size, model.device, model.context)
+    return Worker(build_model(model, num_blocks, block_size), block_size, model.device, model.context)
 
 
 @torch.inference_mode()
 def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerConfig) -> DeviceWorker:
     """Like build_worker, for ops that wait for nothing; on CUDA decode steps are captured, others tried."""
-    decoder = build_decoder(model, plan.num_blocks, plan.block_size)
+    decoder = build_model(model, plan.num_blocks, plan.block_size)
     max_rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
     graphs = DecodeGraphs(decoder, max_rows, plan.max_context, plan.block_size, model.device)
     worker = DeviceWorker(decoder, plan.block_size, model.device, graphs)
@@ -191,10 +199,11 @@ def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerCo
     return worker
 
 
-def build_decoder(model: LoadedModel, num_blocks: int, block_size: int) -> Decoder:
-    shape = (num_blocks, block_size, len(model.shard.kv_heads), model.spec.head_dim)
-    caches = allocate_caches(shape, len(model.shard.layers), model.kv_dtype, model.device, model.ops.key_cache)
-    return Decoder(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
+def build_model(model: LoadedModel, num_blocks: int, block_size: int) -> Model:
+    caches = allocate_caches(
+        model.cache_needs, (num_blocks, block_size), model.kv_dtype, model.device, model.ops.key_cache
+    )
+    return Model(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
 def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
@@ -267,19 +276,24 @@ def dominant_format(checkpoint: Checkpoint) -> str:
 
 
 def allocate_caches(
-    shape: tuple[int, int, int, int],
-    num_layers: int,
+    needs: Sequence[PagedNeed | None],
+    pages: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
     key_cache: Callable[..., torch.Tensor] | None = None,
-) -> tuple[KVCache, ...]:
-    """K and V of each layer, [blocks, page, kv_heads, head_dim], with scales where they have 8 bits; memory is taken
-    when first written. key_cache: `Ops.key_cache`."""
+) -> tuple[KVCache | None, ...]:
+    """The cache of each layer, `pages` (blocks, tokens per block) of them, with scales where values have 8 bits;
+    memory is taken when first written. key_cache: `Ops.key_cache`."""
     try:
-        return tuple(_allocate_cache(shape, dtype, device, key_cache or torch.empty) for _ in range(num_layers))
+        return tuple(
+            None
+            if need is None
+            else _allocate_cache((*pages, need.kv_heads, need.head_dim), dtype, device, key_cache or torch.empty)
+            for need in needs
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise StartupError(f"the KV cache of {shape[0]} blocks cannot be allocated: {reason}") from None
+        raise StartupError(f"the KV cache of {pages[0]} blocks cannot be allocated: {reason}") from None
 
 
 def _allocate_cache(

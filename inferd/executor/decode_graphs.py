@@ -17,7 +17,7 @@ from itertools import product
 import torch
 from inferd_kernels.ops import PagedBatch
 
-from inferd.models.decoder import Decoder
+from inferd.models.model import Model
 
 SHORTEST_CONTEXT = 2048  # tokens; the first bound, each next one four times as long
 
@@ -73,9 +73,7 @@ class Buffers:
 class DecodeGraphs:
     """Runs the decode steps of a model that is one stage. max_rows: the most sequences that run at once."""
 
-    def __init__(
-        self, decoder: Decoder, max_rows: int, max_context: int, block_size: int, device: torch.device
-    ) -> None:
+    def __init__(self, decoder: Model, max_rows: int, max_context: int, block_size: int, device: torch.device) -> None:
         self._decoder = decoder
         self._device = device
         self._rows = row_buckets(max_rows)
@@ -89,7 +87,7 @@ class DecodeGraphs:
         return rows == batch.num_decodes <= self._rows[-1] and batch.max_seq_len <= self._contexts[-1]
 
     def forward(self, ids: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
-        """Decoder.forward for a step that takes() accepts. The result is valid until the next call."""
+        """Model.forward for a step that takes() accepts. The result is valid until the next call."""
         rows = smallest(self._rows, len(ids))
         bucket = self._buckets[rows, smallest(self._contexts, batch.max_seq_len)]
         self._buffers.fill(ids, batch, rows)

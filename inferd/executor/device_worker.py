@@ -21,7 +21,7 @@ from inferd.executor.decode_graphs import DecodeGraphs
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.sequence_state import SequenceState, apply_changes
 from inferd.executor.transfer import Download, upload
-from inferd.models.decoder import Decoder
+from inferd.models.model import Model
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow
 from inferd.sampling.batched import PendingLogprobs, PendingTokens, draw_tokens, pending_logprobs
@@ -67,7 +67,7 @@ class LaunchedStep:
 class DeviceWorker:
     """Owns a model that is one stage on one device, its KV memory and the sequence states; schedules nothing."""
 
-    def __init__(self, decoder: Decoder, block_size: int, device: torch.device, graphs: DecodeGraphs) -> None:
+    def __init__(self, decoder: Model, block_size: int, device: torch.device, graphs: DecodeGraphs) -> None:
         self._decoder = decoder
         self._block_size = block_size
         self._device = device

@@ -11,15 +11,15 @@ from inferd.executor.base import ExecutorInfo, Progress
 from inferd.executor.build import DTYPES, resolve_device, resolve_dtype, resolve_ops
 from inferd.executor.encoder_worker import EncoderWorker
 from inferd.executor.local import LocalExecutor
-from inferd.models.encoder import Encoder
-from inferd.models.encoder_loader import EncoderLoader
-from inferd.models.encoder_spec import EncoderSpec
+from inferd.models.loader import Loader
+from inferd.models.model import Model
 from inferd.models.pooling import encoder_context
+from inferd.models.spec import ModelSpec
 
 
 @torch.inference_mode()
 def build_encoder_executor(
-    config: EngineConfig, checkpoint: Checkpoint, spec: EncoderSpec, progress: Progress
+    config: EngineConfig, checkpoint: Checkpoint, spec: ModelSpec, progress: Progress
 ) -> LocalExecutor:
     """Raises StartupError for a device, backend or dtype that is not there, and when memory does not suffice."""
     context = encoder_context(spec, checkpoint, config.model.max_model_len)
@@ -27,7 +27,7 @@ def build_encoder_executor(
     dtype = DTYPES[resolve_dtype(config.model.dtype, device, checkpoint)]
     ops = resolve_ops(config.device, device)
     try:
-        weights = EncoderLoader(checkpoint, spec, ops, dtype, device, lambda done: progress("weights", done)).load()
+        weights = Loader(checkpoint, spec, ops, dtype, device, lambda done: progress("weights", done)).load(context)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     info = ExecutorInfo(
@@ -44,4 +44,4 @@ def build_encoder_executor(
         backends=dict(ops.backends),
         whole_prompts=True,
     )
-    return LocalExecutor(EncoderWorker(Encoder(spec, weights, ops, dtype), device), info)
+    return LocalExecutor(EncoderWorker(Model(spec, weights, (None,) * spec.num_layers, ops, dtype), device), info)

@@ -4,18 +4,30 @@ plan announced."""
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from inferd_kernels.ops import PagedBatch
 
 from inferd.executor.pooling import float32_bytes, pool
-from inferd.models.encoder import Encoder, PackedBatch
+from inferd.models.model import Model
 from inferd.request import PoolingParams
 from inferd.step import PlanItem, SequenceResult, StepPlan, StepResult
 
 
+@dataclass(frozen=True, slots=True)
+class PackedInputs:
+    """Whole inputs, one after the other: token ids and segments (0, or 1 in a pair's second text), each [T] int64. The
+    batch has neither slots nor block tables, since nothing is cached."""
+
+    ids: torch.Tensor
+    types: torch.Tensor
+    batch: PagedBatch
+
+
 class EncoderWorker:
-    def __init__(self, encoder: Encoder, device: torch.device) -> None:
+    def __init__(self, encoder: Model, device: torch.device) -> None:
         self._encoder = encoder
         self._device = device
         self._pooling: dict[int, PoolingParams] = {}
@@ -37,8 +49,8 @@ class EncoderWorker:
 
     def _vectors(self, items: list[PlanItem]) -> list[bytes]:
         params = [self._pooling[item.seq_id] for item in items]
-        batch = pack(items, params, self._device)
-        states = self._encoder.forward(batch)
+        packed = pack(items, params, self._device)
+        states = self._encoder.hidden(self._encoder.forward(packed.ids, packed.batch, packed.types))
         lengths = [len(item.token_ids) for item in items]
         pooled = [pool(part, one.kind) for part, one in zip(states.split(lengths), params, strict=True)]
         classified = [index for index, one in enumerate(params) if one.kind == "classify"]
@@ -49,7 +61,7 @@ class EncoderWorker:
         return [float32_bytes(vector) for vector in pooled]
 
 
-def pack(items: list[PlanItem], params: list[PoolingParams], device: torch.device) -> PackedBatch:
+def pack(items: list[PlanItem], params: list[PoolingParams], device: torch.device) -> PackedInputs:
     """The tensors of one forward pass, sequences in the order of the items."""
     for item, one in zip(items, params, strict=True):
         assert (item.start, len(item.token_ids)) == (0, one.num_tokens), f"{item} is no whole input of {one}"
@@ -62,5 +74,11 @@ def pack(items: list[PlanItem], params: list[PoolingParams], device: torch.devic
     seconds = [one.num_tokens if one.second_start is None else one.second_start for one in params]
     types = (positions >= np.repeat(np.array(seconds, np.int64), lengths)).astype(np.int64)
     ids = np.fromiter((token for item in items for token in item.token_ids), np.int64, total)
-    tensors = (torch.from_numpy(values).to(device, non_blocking=True) for values in (ids, positions, types, cu_seqlens))
-    return PackedBatch(*tensors)
+    arrays = (ids, positions, types, cu_seqlens, lengths)
+    ids_, positions_, types_, starts, seq_lens = (
+        torch.from_numpy(each).to(device, non_blocking=True) for each in arrays
+    )
+    nothing = positions_.new_empty(0)
+    longest = int(lengths.max(initial=0))
+    batch = PagedBatch(positions_, nothing, starts, seq_lens, nothing, 0, longest, longest)
+    return PackedInputs(ids_, types_, batch)

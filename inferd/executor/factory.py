@@ -11,7 +11,6 @@ from inferd.executor.base import Executor, Progress
 from inferd.executor.group_start import start_group
 from inferd.executor.seats import choose_backend
 from inferd.executor.torch_import import import_torch
-from inferd.models.encoder_spec import EncoderSpec
 from inferd.models.registry import check_checkpoint
 
 
@@ -27,7 +26,7 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     spec = check_checkpoint(checkpoint)
     progress("checkpoint", 1.0)
     if backend != "local":
-        if isinstance(spec, EncoderSpec):
+        if spec.is_encoder:
             raise StartupError(f"{spec.architecture} is an encoder: it runs on one worker; start several daemons")
         return start_group(config, backend, checkpoint, spec, progress)
     progress("torch", 0.0)
@@ -36,6 +35,6 @@ def create_executor(config: EngineConfig, progress: Progress) -> Executor:
     from inferd.executor.encoder_build import build_encoder_executor
 
     progress("torch", 1.0)
-    if isinstance(spec, EncoderSpec):
+    if spec.is_encoder:
         return build_encoder_executor(config, checkpoint, spec, progress)
     return build_local_executor(config, checkpoint, spec, progress)

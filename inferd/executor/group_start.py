@@ -26,7 +26,7 @@ from inferd.executor.wire import (
     local_environment,
 )
 from inferd.models.shard import shard_model
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 from inferd.parallel.placement import Placement
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ MessageT = TypeVar("MessageT")
 
 
 def start_group(
-    config: EngineConfig, backend: Backend, checkpoint: Checkpoint, spec: DecoderSpec, progress: Progress
+    config: EngineConfig, backend: Backend, checkpoint: Checkpoint, spec: ModelSpec, progress: Progress
 ) -> GroupExecutor:
     """progress gets the phases workers, weights and cache. Raises StartupError, also when a worker dies meanwhile."""
     parallel = config.parallel
@@ -73,7 +73,7 @@ def _bring_up(
     links: RankLinks,
     seats: list[Seat],
     environment: Environment,
-    spec: DecoderSpec,
+    spec: ModelSpec,
     progress: Progress,
 ) -> tuple[list[Loaded], KVPlan]:
     for rank, seat in enumerate(seats):
@@ -121,7 +121,7 @@ def check_environments(own: Environment, theirs: dict[int, Environment]) -> None
             raise StartupError(f"rank {rank} runs in another environment than the engine: {'; '.join(differences)}")
 
 
-def _info(config: EngineConfig, spec: DecoderSpec, loaded: list[Loaded], plan: KVPlan) -> ExecutorInfo:
+def _info(config: EngineConfig, spec: ModelSpec, loaded: list[Loaded], plan: KVPlan) -> ExecutorInfo:
     return ExecutorInfo(
         architecture=loaded[0].architecture,
         dtype=loaded[0].dtype,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from inferd.blocks.caches import PagedNeed
 from inferd.config import CacheConfig, EngineConfig
 from inferd.errors import StartupError
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
-
-SCALE_BYTES = 4  # float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +36,12 @@ class KVPlan:
         return self.num_blocks * self.block_bytes
 
 
-def block_bytes(num_layers: int, kv_heads: int, head_dim: int, block_size: int, itemsize: int) -> int:
-    """K and V of a block in all layers; those of one byte have a scale per token and head."""
-    per_head = head_dim * itemsize + (SCALE_BYTES if itemsize == 1 else 0)
-    return 2 * num_layers * block_size * kv_heads * per_head
+def block_bytes(needs: Iterable[PagedNeed | None], block_size: int, itemsize: int) -> int:
+    """A block of all layers with these needs."""
+    return sum(need.block_bytes(block_size, itemsize) for need in needs if need is not None)
 
 
-def requested_context(spec: DecoderSpec, max_model_len: int | None) -> int:
+def requested_context(spec: ModelSpec, max_model_len: int | None) -> int:
     """The longest sequence asked for, before memory is known."""
     if max_model_len is None:
         return spec.context_length
@@ -54,7 +52,7 @@ def requested_context(spec: DecoderSpec, max_model_len: int | None) -> int:
     return max_model_len
 
 
-def plan_kv(spec: DecoderSpec, config: EngineConfig, rooms: Sequence[KVRoom]) -> KVPlan:
+def plan_kv(spec: ModelSpec, config: EngineConfig, rooms: Sequence[KVRoom]) -> KVPlan:
     """A KV pool that fits every rank, unless config.cache states its size (memory_bytes: of each rank).
 
     A pool smaller than one context lowers the context with a warning; StartupError when max_model_len asked for it.

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from inferd.blocks.parameters import WHOLE, Share
 from inferd.config import CacheConfig
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 
 CPU_SHARE = 0.25  # of the memory that is free when the pool is sized
 CPU_MAX_BYTES = 4 << 30
@@ -25,10 +26,10 @@ def cache_budget(cache: CacheConfig, device: torch.device, working: int, num_nei
     return min(int(CPU_SHARE * available_memory()), CPU_MAX_BYTES) // num_neighbours - working
 
 
-def step_bytes(spec: DecoderSpec, max_tokens: int, max_rows: int, itemsize: int) -> int:
+def step_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, itemsize: int, share: Share = WHOLE) -> int:
     """Upper estimate of what one step holds beside weights and cache: the widest layer's activations, and logits in the
     model's dtype and in float32 with twice as much again for sampling."""
-    widest = 3 * spec.intermediate_size + 2 * (spec.q_size + 2 * spec.kv_size) + 4 * spec.hidden_size
+    widest = max(layer.widest(spec.hidden_size, share) for layer in spec.layers)
     rows = min(max_rows, rows_per_slice(spec.vocab_size))
     return max_tokens * widest * itemsize + rows * spec.vocab_size * (itemsize + 3 * 4)
 

@@ -45,7 +45,6 @@ from inferd.executor.wire import (
     receive,
 )
 from inferd.models.registry import check_checkpoint
-from inferd.models.spec import DecoderSpec
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan
 
@@ -158,7 +157,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     config, placement = settings.config, settings.placement
     checkpoint = open_checkpoint(Path(config.model.path), with_vocabulary=False)
     spec = check_checkpoint(checkpoint)
-    assert isinstance(spec, DecoderSpec), "the core starts groups for decoders only"
+    assert not spec.is_encoder, "the core starts groups for decoders only"
     import_torch()
     from inferd.executor.build import build_worker, load_model, rank_device, resolve_device
     from inferd.parallel.context import connect, join_store, open_store

@@ -12,7 +12,7 @@ from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.pooling import float32_bytes
 from inferd.executor.sequence_state import SequenceState, apply_changes
-from inferd.models.decoder import Decoder
+from inferd.models.model import Model
 from inferd.parallel.context import ParallelContext
 from inferd.request import LogprobParams
 from inferd.sampling.adjust import SamplingRow
@@ -24,7 +24,7 @@ from inferd.step import BlockCopy, PlanItem, SampledToken, SequenceResult, StepP
 
 class Worker:
     def __init__(
-        self, decoder: Decoder, block_size: int, device: torch.device, context: ParallelContext | None = None
+        self, decoder: Model, block_size: int, device: torch.device, context: ParallelContext | None = None
     ) -> None:
         self._decoder = decoder
         self._block_size = block_size

@@ -1,25 +1,39 @@
-"""config.json -> the fields of a DecoderSpec that all llama-like families read alike, both key styles of transformers
+"""config.json -> descriptions: what families read alike, in both key styles of transformers
 (4: rope_theta, rope_scaling; 5: rope_parameters). Every refusal is a StartupError naming the key."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
-from inferd.errors import StartupError
-from inferd.models.spec import (
-    DecoderSpec,
+from inferd.blocks.attention import AttentionSpec
+from inferd.blocks.feed_forward import Activation, FeedForwardSpec
+from inferd.blocks.layer import FeedForwardBlockSpec, LayerSpec
+from inferd.blocks.norm import rms
+from inferd.blocks.rope import (
     DivisorScaling,
     LinearScaling,
     Llama3Scaling,
+    LongScaling,
     RopeScaling,
     RopeSpec,
     YarnScaling,
 )
+from inferd.errors import StartupError
+from inferd.models.family import Config
+from inferd.models.spec import HeadSpec, ModelSpec
 
-ACTIVATIONS = ("silu", "swish")
-Config = Mapping[str, Any]
+# Hugging Face's names -> the block's.
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
 
 
 def positive_int(config: Config, key: str, default: int | None = None) -> int:
@@ -46,45 +60,93 @@ def positive_float(config: Config, key: str, default: float | None = None) -> fl
     return float(value)
 
 
-def llama_like(
-    config: Config,
-    architecture: str,
-    *,
-    windows: tuple[int, ...] | None = None,
-    qk_norm: bool = False,
-    qkv_bias: bool = False,
-    o_bias: bool = False,
-) -> DecoderSpec:
-    """The spec of a llama-like config; what families differ in comes as arguments."""
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that decoders state under the same keys."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+def sizes(config: Config) -> Sizes:
+    """Raises StartupError for heads that do not share the KV heads evenly."""
     hidden, layers = positive_int(config, "hidden_size"), positive_int(config, "num_hidden_layers")
     heads = positive_int(config, "num_attention_heads")
     kv_heads = positive_int(config, "num_key_value_heads", heads)
     head_dim = positive_int(config, "head_dim", hidden // heads or None)
     if heads % kv_heads:
         raise StartupError(f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}")
-    activation = config.get("hidden_act", "silu")
-    if activation not in ACTIVATIONS:
-        raise StartupError(f"config.json: hidden_act {activation!r} is not supported (silu is)")
-    rope = rope_spec(config, head_dim)
-    return DecoderSpec(
-        architecture=architecture,
-        hidden_size=hidden,
-        intermediate_size=positive_int(config, "intermediate_size"),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=positive_int(config, "vocab_size"),
-        norm_eps=positive_float(config, "rms_norm_eps", 1e-6),
-        rope=rope,
-        windows=windows or (0,) * layers,
-        context_length=context_length(config, rope.scaling),
-        qk_norm=qk_norm,
-        qkv_bias=qkv_bias,
-        o_bias=o_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+    return Sizes(hidden, layers, heads, kv_heads, head_dim)
+
+
+def activation(config: Config, key: str = "hidden_act", default: str = "silu") -> Activation:
+    name = config.get(key) or default
+    if name not in ACTIVATIONS:
+        raise StartupError(f"config.json: {key} {name!r} is not supported ({', '.join(sorted(ACTIVATIONS))} are)")
+    return ACTIVATIONS[name]
+
+
+def llama_like(
+    config: Config,
+    architecture: str,
+    *,
+    windows: tuple[int, ...] | None = None,
+    mixer: Callable[[AttentionSpec], AttentionSpec] = lambda spec: spec,
+    feed_forward: Callable[[int], FeedForwardBlockSpec] | None = None,
+) -> ModelSpec:
+    """A Llama-like decoder: RMSNorm before grouped-query attention with rotary positions and before a feed-forward
+    gated by SiLU. What families differ in comes as arguments.
+
+    mixer: changes the attention of every layer. feed_forward: that of each layer, from its index.
+    """
+    size, norm = sizes(config), rms(positive_float(config, "rms_norm_eps", 1e-6))
+    rope = rope_spec(config, size.head_dim)
+    attention = mixer(
+        AttentionSpec(
+            num_heads=size.heads,
+            num_kv_heads=size.kv_heads,
+            head_dim=size.head_dim,
+            scale=size.head_dim**-0.5,
+            rope=rope,
+        )
     )
+    of_layer = feed_forward or (lambda index: gated_feed_forward(config))
+    return ModelSpec(
+        architecture=architecture,
+        hidden_size=size.hidden,
+        vocab_size=positive_int(config, "vocab_size"),
+        context_length=context_length(config, rope.scaling),
+        layers=tuple(
+            LayerSpec(
+                mixer=replace(attention, window=window),
+                feed_forward=of_layer(index),
+                mixer_norm=norm,
+                feed_forward_norm=norm,
+            )
+            for index, window in enumerate(windows or (0,) * size.layers)
+        ),
+        norm=norm,
+        head=head(config),
+    )
+
+
+def gated_feed_forward(config: Config) -> FeedForwardSpec:
+    return FeedForwardSpec(
+        positive_int(config, "intermediate_size"), activation(config), has_bias=bool(config.get("mlp_bias", False))
+    )
+
+
+def head(config: Config, default: bool = False) -> HeadSpec:
+    return HeadSpec(is_tied=bool(config.get("tie_word_embeddings", default)))
+
+
+def biased(config: Config, key: str = "attention_bias") -> Callable[[AttentionSpec], AttentionSpec]:
+    """Attention with all four biases where the config says so."""
+    bias = bool(config.get(key, False))
+    return lambda spec: replace(spec, qkv_bias=bias, o_bias=bias)
 
 
 def layer_windows(config: Config, window: int | None, first_sliding: int = 0) -> tuple[int, ...]:
@@ -113,8 +175,11 @@ def context_length(config: Config, scaling: RopeScaling | None) -> int:
     return stated
 
 
-def rope_spec(config: Config, head_dim: int) -> RopeSpec:
+def rope_spec(config: Config, head_dim: int, layer_type: str | None = None) -> RopeSpec:
+    """The rotary embedding; of layers of one type where the config has parameters per type."""
     parameters = config.get("rope_parameters") or {**(config.get("rope_scaling") or {})}
+    if layer_type is not None and isinstance(parameters, Mapping):
+        parameters = parameters.get(layer_type, parameters)
     if not isinstance(parameters, Mapping) or any(isinstance(value, Mapping) for value in parameters.values()):
         raise StartupError("config.json: rope_parameters per layer type are not supported")
     theta = positive_float(parameters, "rope_theta", positive_float(config, "rope_theta", 10000.0))
@@ -122,13 +187,19 @@ def rope_spec(config: Config, head_dim: int) -> RopeSpec:
     rotary_dim = int(head_dim * fraction)
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise StartupError(f"config.json: partial_rotary_factor {fraction} of head_dim {head_dim} is no even dimension")
-    scaling = rope_scaling(parameters, positive_int(config, "max_position_embeddings"))
-    if isinstance(scaling, DivisorScaling) and len(scaling.divisors) != rotary_dim // 2:
-        raise StartupError(f"config.json: {len(scaling.divisors)} rope factors, expected {rotary_dim // 2}")
+    scaling = rope_scaling(config, parameters, positive_int(config, "max_position_embeddings"))
+    divisors: tuple[tuple[float, ...], ...] = ()
+    if isinstance(scaling, DivisorScaling):
+        divisors = (scaling.divisors,)
+    elif isinstance(scaling, LongScaling):
+        divisors = (scaling.short, scaling.long)
+    for each in divisors:
+        if len(each) != rotary_dim // 2:
+            raise StartupError(f"config.json: {len(each)} rope factors, expected {rotary_dim // 2}")
     return RopeSpec(theta, rotary_dim, scaling)
 
 
-def rope_scaling(parameters: Config, stated_context: int) -> RopeScaling | None:
+def rope_scaling(config: Config, parameters: Config, stated_context: int) -> RopeScaling | None:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     if kind == "default":
         return None
@@ -144,10 +215,34 @@ def rope_scaling(parameters: Config, stated_context: int) -> RopeScaling | None:
         )
     if kind == "yarn":
         return yarn_scaling(parameters, original, stated_context)
-    divisors = parameters.get("long_factor")
-    if kind == "longrope" and divisors and divisors == parameters.get("short_factor"):
-        return DivisorScaling(tuple(map(float, divisors)), positive_float(parameters, "attention_factor", 1.0))
-    raise StartupError(f"config.json: rope_type {kind!r} is not supported (default, linear, llama3 and yarn are)")
+    if kind in ("longrope", "su"):
+        return long_scaling(config, parameters, stated_context)
+    raise StartupError(
+        f"config.json: rope_type {kind!r} is not supported (default, linear, llama3, longrope and yarn are)"
+    )
+
+
+def long_scaling(config: Config, parameters: Config, stated_context: int) -> RopeScaling:
+    """Phi-3 states the original context beside the parameters. The attention factor follows from the two contexts
+    unless it is stated (Ding et al. 2024, as transformers computes it)."""
+    original = config.get("original_max_position_embeddings") or parameters.get("original_max_position_embeddings")
+    original_context = positive_int(
+        {"original_max_position_embeddings": original or stated_context}, "original_max_position_embeddings"
+    )
+    sets = []
+    for key in ("short_factor", "long_factor"):
+        values = parameters.get(key)
+        if not isinstance(values, list) or not all(isinstance(each, int | float) and each > 0 for each in values):
+            raise StartupError(f"config.json: {key} of longrope must be a list of positive numbers")
+        sets.append(tuple(map(float, values)))
+    stated = parameters.get("attention_factor")
+    if stated is None:
+        ratio = positive_float(parameters, "factor", stated_context / original_context)
+        stated = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original_context))
+    factor = positive_float({"attention_factor": stated}, "attention_factor")
+    if sets[0] == sets[1]:
+        return DivisorScaling(sets[0], factor)
+    return LongScaling(sets[0], sets[1], factor, original_context)
 
 
 def yarn_scaling(parameters: Config, original: int, stated_context: int) -> YarnScaling:

@@ -1,27 +1,29 @@
-"""Checkpoint -> DecoderWeights: bytes are mapped, re-ordered, fused and prepared for the kernels."""
+"""Checkpoint -> ModelWeights: bytes are mapped, re-ordered, fused and prepared for the kernels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 import torch
-from inferd_kernels.ops import AttentionShape, Ops, QkNorm, Rope
+from inferd_kernels.ops import Ops, Rope
 from inferd_kernels.weights import Weight
 
+from inferd.blocks.linear import Linear
+from inferd.blocks.norm import Norm
+from inferd.blocks.parameters import Parameter
+from inferd.blocks.rope import RopeSpec, build_rope
 from inferd.checkpoint import Checkpoint
 from inferd.config import Quantization
 from inferd.errors import StartupError
-from inferd.layers.decoder_layer import LayerWeights
-from inferd.layers.linear import Linear
-from inferd.models.decoder import DecoderWeights
+from inferd.models.extract_reader import ExtractReader
 from inferd.models.matrix_loader import MatrixLoader
-from inferd.models.registry import weight_rules
-from inferd.models.rope import build_rope
-from inferd.models.rule_reader import RuleReader
+from inferd.models.model import ModelWeights
+from inferd.models.names import Names
+from inferd.models.registry import names_of
 from inferd.models.shard import ModelShard, whole_model
-from inferd.models.spec import DecoderSpec
-from inferd.models.weights import Rule
+from inferd.models.spec import ModelSpec
+from inferd.models.stored import Extract, extract
 from inferd.parallel.context import TensorGroup
 
 
@@ -30,7 +32,7 @@ class Loader:
     """Builds the weights of one rank: all of the model, or its `shard`. notify gets the fraction that is placed."""
 
     checkpoint: Checkpoint
-    spec: DecoderSpec
+    spec: ModelSpec
     ops: Ops
     dtype: torch.dtype
     device: torch.device
@@ -38,39 +40,50 @@ class Loader:
     shard: ModelShard | None = None  # None: all
     group: TensorGroup = field(default_factory=TensorGroup)
     quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
-    _reader: RuleReader = field(init=False)
+    _names: Names = field(init=False)
+    _reader: ExtractReader = field(init=False)
     _matrices: MatrixLoader = field(init=False)
+    _ropes: dict[RopeSpec, Rope] = field(default_factory=dict)
+    _max_positions: int = 0
     _bytes_held: int = 0
 
     def __post_init__(self) -> None:
-        self._reader = RuleReader(self.checkpoint, self.spec, self.shard, self.notify)
+        part, spec = self._part, self.spec
+        self._names = names_of(self.checkpoint)
+        count = sum(max(each.experts, 1) for index in part.layers for each in spec.layer_parameters(index, part.share))
+        count += len(list(spec.first_parameters(part.share))) + len(list(spec.last_parameters(part.share)))
+        self._reader = ExtractReader(self.shard is None, count, self.notify)
         self._matrices = MatrixLoader(self._reader, self.ops, self.dtype, self.device, self.quantization)
 
     @property
     def bytes_read(self) -> int:
         return self._reader.bytes_read
 
-    def load(self, max_positions: int) -> DecoderWeights:
+    def load(self, max_positions: int) -> ModelWeights:
         """Weights of this rank, rotary tables of max_positions.
 
         Raises StartupError for a type that cannot be dequantized, and for norms, biases or a float embedding that are
         not finite (matrices are not scanned: their rows fail when they are used).
         """
-        shard = self._part
-        rope = None if self.spec.rope is None else build_rope(self.spec.rope, max_positions, self.device)
-        rules = _by_target(weight_rules(self.spec))
-        layers = tuple(self._layer(rules, index, rope) for index in shard.layers)
-        embedding, lm_head = self._ends(rules)
-        first_rules, last_rules = (rules if held else {} for held in (shard.has_embedding, shard.has_head))
-        weights = DecoderWeights(
+        self._max_positions = max_positions
+        spec, part = self.spec, self._part
+        layers = tuple(
+            spec.layers[index].load(self._layer_source(index), spec.hidden_size, part.share) for index in part.layers
+        )
+        first, last = self._source(spec.first_parameters(part.share)), self._source(spec.last_parameters(part.share))
+        embedding, head = self._ends(first, last)
+        weights = ModelWeights(
             embedding=embedding,
-            positions=self._vector(first_rules, "positions", 0),
+            positions=first.table("positions.weight") if part.is_first else None,
+            token_types=first.table("token_types.weight") if part.is_first else None,
+            embedding_norm=self._norm(first, "embedding_norm") if part.is_first else None,
             layers=layers,
-            norm=self._vector(last_rules, "norm", 0),
-            norm_bias=self._vector(last_rules, "norm_bias", 0),
-            lm_head=None if lm_head is None else Linear((lm_head,)),
+            norm=self._norm(last, "norm") if part.is_last else None,
+            head=head,
+            pooler=last.linear("pooler") if part.is_last and spec.classifier else None,
+            classifier=last.linear("classifier") if part.is_last and spec.classifier else None,
             num_bytes=self._bytes_held,
-            first_token=shard.vocab.start,
+            first_token=part.share.vocabulary(spec.vocab_size).start,
         )
         self.notify(1.0)
         self._reader.close()
@@ -80,77 +93,101 @@ class Loader:
     def _part(self) -> ModelShard:
         return self.shard or whole_model(self.spec)
 
-    def _ends(self, rules: dict[str, list[Rule]]) -> tuple[Weight | None, Weight | None]:
+    def _ends(self, first: ParameterSource, last: ParameterSource) -> tuple[Weight | None, Linear | None]:
         """(embedding, head) of this rank. Tied ones are one weight, which the first and the last stage both hold."""
-        shard = self._part
-        embedding = lm_head = None
-        if shard.has_embedding or (shard.has_head and self.spec.tied_embeddings):
-            embedding = self._matrix(rules["embedding"], 0)[0]
+        part, head = self._part, self.spec.head
+        embedding: Weight | None = None
+        if part.is_first or (part.is_last and head is not None and head.is_tied):
+            embedding = first.matrix("embedding.weight")
             if isinstance(embedding, torch.Tensor):
-                self._check_finite(rules["embedding"][0].source, embedding)
-        if shard.has_head and self.spec.has_head:
-            lm_head = embedding if self.spec.tied_embeddings else self._matrix(rules["lm_head"], 0)[0]
-        return (embedding if shard.has_embedding else None), lm_head
+                self.check_finite("embedding", embedding)
+        linear = None
+        if part.is_last and head is not None:
+            matrix = embedding if head.is_tied else last.matrix("head.weight")
+            assert matrix is not None
+            linear = Linear((matrix,), last.vector("head.bias") if head.has_bias else None)
+        return (embedding if part.is_first else None), linear
 
-    def _layer(self, rules: dict[str, list[Rule]], index: int, rope: Rope | None) -> LayerWeights:
-        spec, shard = self.spec, self._part
-        attention_norm, mlp_norm = (self._vector(rules, name, index) for name in ("attention_norm", "mlp_norm"))
-        q_norm, k_norm = (self._vector(rules, name, index) for name in ("q_norm", "k_norm"))
-        assert attention_norm is not None
-        assert mlp_norm is not None
-        return LayerWeights(
-            attention_norm=attention_norm,
-            qkv=self._linear(rules, "qkv", index),
-            qk_norm=None if q_norm is None or k_norm is None else QkNorm(q_norm, k_norm, spec.norm_eps),
-            o=self._row_parallel(rules, "o", index),
-            mlp_norm=mlp_norm,
-            gate_up=self._linear(rules, "gate_up", index),
-            down=self._row_parallel(rules, "down", index),
-            shape=AttentionShape(
-                num_heads=len(shard.q_heads),
-                num_kv_heads=len(shard.kv_heads),
-                head_dim=spec.head_dim,
-                scale=spec.head_dim**-0.5,
-                window=spec.windows[index],
-            ),
-            rope=rope,
-            norm_eps=spec.norm_eps,
-            attention_norm_bias=self._vector(rules, "attention_norm_bias", index),
-            mlp_norm_bias=self._vector(rules, "mlp_norm_bias", index),
-            activation=spec.activation,
-        )
+    def _norm(self, source: ParameterSource, name: str) -> Norm | None:
+        spec = self.spec.norm if name == "norm" else self.spec.embedding.norm
+        return None if spec is None else Norm.load(spec, name, self.spec.hidden_size, source)
 
-    def _linear(self, rules: dict[str, list[Rule]], target: str, layer: int) -> Linear:
-        return Linear(self._matrix(rules[target], layer), self._vector(rules, f"{target}_bias", layer))
+    def _layer_source(self, index: int) -> Callable[[str], ParameterSource]:
+        parameters = list(self.spec.layer_parameters(index, self._part.share))
+        return lambda prefix: self._source(parameters, prefix, index)
 
-    def _row_parallel(self, rules: dict[str, list[Rule]], target: str, layer: int) -> Linear:
-        """A linear layer over this rank's input columns: the ranks' outputs are summed."""
-        linear = self._linear(rules, target, layer)
-        return linear if self.group.size == 1 else replace(linear, reduce=self.group.all_reduce)
+    def _source(self, parameters: Iterable[Parameter], prefix: str = "", layer: int | None = None) -> ParameterSource:
+        return ParameterSource(self, {each.name: each for each in parameters}, prefix, layer)
 
-    def _matrix(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
-        parts = self._matrices.load(rules, layer)
-        self._bytes_held += sum(part.nbytes for part in parts)
-        return parts
+    def extract(self, parameters: dict[str, Parameter], name: str, layer: int, expert: int = 0) -> Extract:
+        return extract(self.checkpoint.tensors, self._names, parameters, name, layer, expert)
 
-    def _vector(self, rules: dict[str, list[Rule]], target: str, layer: int) -> torch.Tensor | None:
-        """A norm weight, a (fused) bias or the position table in the model's dtype; None for what is not there."""
-        if target not in rules:
-            return None
-        parts = [self._reader.read(rule, layer) for rule in rules[target]]
-        vector = torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).to(self.dtype)
-        self._check_finite(rules[target][0].source.format(layer=layer), vector)
+    def matrix(self, parts: list[Extract], is_outer: bool) -> tuple[Weight, ...]:
+        loaded = self._matrices.load(parts, is_outer)
+        self._bytes_held += sum(part.nbytes for part in loaded)
+        return loaded
+
+    def vector(self, parts: list[Extract]) -> torch.Tensor:
+        """A norm weight, a (fused) bias or a table in the model's dtype."""
+        read = [self._reader.read(part) for part in parts]
+        floats = [part for part in read if isinstance(part, torch.Tensor)]
+        if len(floats) < len(read):
+            record = parts[0].record
+            raise StartupError(f"{record.file}: tensor {record.name} of type {record.format} is not supported here")
+        vector = torch.cat(floats).to(self.dtype)
+        self.check_finite(parts[0].record.name, vector)
         self._bytes_held += vector.nbytes
         return vector.to(self.device)
 
-    def _check_finite(self, name: str, values: torch.Tensor) -> None:
+    def rope(self, spec: RopeSpec) -> Rope:
+        if spec not in self._ropes:
+            self._ropes[spec] = build_rope(spec, self._max_positions, self.device)
+        return self._ropes[spec]
+
+    def check_finite(self, name: str, values: torch.Tensor) -> None:
         # One pass: a sum is finite unless a term is not.
         if not bool(torch.isfinite(values.sum(dtype=torch.float32))):
             raise StartupError(f"{self.checkpoint.path}: tensor {name} holds values that are not finite")
 
 
-def _by_target(rules: tuple[Rule, ...]) -> dict[str, list[Rule]]:
-    grouped: dict[str, list[Rule]] = {}
-    for rule in rules:
-        grouped.setdefault(rule.target, []).append(rule)
-    return grouped
+@dataclass(frozen=True, slots=True)
+class ParameterSource:
+    """Implements inferd.blocks.source.BlockSource: the parameters whose names begin with `prefix`."""
+
+    loader: Loader
+    parameters: dict[str, Parameter]
+    prefix: str
+    layer: int | None  # None: of what stands before or behind the layers
+
+    @property
+    def ops(self) -> Ops:
+        return self.loader.ops
+
+    def linear(self, *names: str) -> Linear:
+        parts = [self._extract(f"{name}.weight") for name in names]
+        biases = [self._extract(f"{name}.bias") for name in names if f"{self.prefix}{name}.bias" in self.parameters]
+        return Linear(self.loader.matrix(parts, self.layer is None), self.loader.vector(biases) if biases else None)
+
+    def row_parallel(self, name: str) -> Linear:
+        linear, group = self.linear(name), self.loader.group
+        return linear if group.size == 1 else replace(linear, reduce=group.all_reduce)
+
+    def matrix(self, name: str) -> Weight:
+        (weight,) = self.loader.matrix([self._extract(name)], self.layer is None)
+        return weight
+
+    def vector(self, name: str) -> torch.Tensor:
+        return self.loader.vector([self._extract(name)])
+
+    def table(self, name: str) -> torch.Tensor | None:
+        """A float table [rows, E]; None for one that the model does not have."""
+        return self.vector(name) if name in self.parameters else None
+
+    def filled(self, size: int, value: float) -> torch.Tensor:
+        return torch.full((size,), value, dtype=self.loader.dtype, device=self.loader.device)
+
+    def rope(self, spec: RopeSpec) -> Rope:
+        return self.loader.rope(spec)
+
+    def _extract(self, name: str, expert: int = 0) -> Extract:
+        return self.loader.extract(self.parameters, self.prefix + name, self.layer or 0, expert)

@@ -1,4 +1,4 @@
-"""Weight rules of one matrix -> what the kernels compute with: fused, converted or quantized, in their layout."""
+"""Stored parts of one matrix -> what the kernels compute with: fused, converted or quantized, in their layout."""
 
 from __future__ import annotations
 
@@ -15,75 +15,77 @@ from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight,
 
 from inferd.config import Quantization
 from inferd.errors import StartupError
-from inferd.models.rule_reader import RuleReader
+from inferd.models.extract_reader import ExtractReader
+from inferd.models.stored import Extract
 from inferd.models.tensor_files import FLOAT_FORMATS
-from inferd.models.weights import Rule
 
 WeightT = TypeVar("WeightT", CheckpointWeight, Weight)
 
 
 @dataclass(frozen=True, slots=True)
 class MatrixLoader:
-    reader: RuleReader
+    """quantization: of float matrices. The embedding and the head get 8 bits at least."""
+
+    reader: ExtractReader
     ops: Ops
     dtype: torch.dtype
     device: torch.device
-    quantization: Quantization | None = None  # of float matrices; the embedding and the head get 8 bits at least
+    quantization: Quantization | None = None
 
-    def load(self, rules: list[Rule], layer: int) -> tuple[Weight, ...]:
-        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible."""
-        if self._comes_in_blocks(rules, layer):
-            return (self._packed(rules, layer),)
-        raw = [self.reader.read(rule, layer) for rule in rules]
+    def load(self, parts: Sequence[Extract], is_outer: bool = False) -> tuple[Weight, ...]:
+        """The prepared parts of one matrix: fused to one where formats allow it, before preparation if possible.
+
+        is_outer: the matrix is the embedding or the head.
+        """
+        kind = "q8" if self.quantization == "q4" and is_outer else self.quantization
+        if self._comes_in_blocks(parts, kind):
+            return (self._packed(parts, kind),)
+        raw = [self.reader.read(part) for part in parts]
         if (fused := _concatenate(raw)) is not None:
             raw = [fused]  # and the parts are gone before there is a third copy
-        prepared: list[Weight] = [self._prepare(rules[0], part) for part in raw]
+        prepared: list[Weight] = [self._prepare(parts[0], part, kind) for part in raw]
         joined = _concatenate(prepared)
         return (joined,) if joined is not None else tuple(prepared)
 
-    def _comes_in_blocks(self, rules: list[Rule], layer: int) -> bool:
+    def _comes_in_blocks(self, parts: Sequence[Extract], kind: Quantization | None) -> bool:
         """Whether the parts are one matrix whose rows can be prepared without having seen the others."""
-        formats = {self.reader.format(rule, layer) for rule in rules}
+        formats = {part.record.format for part in parts}
         if self.ops.pack_rows is None:
             return False
         if formats <= FLOAT_FORMATS.keys():
             # q4 is the better of two formats for the whole matrix; no backend that packs takes fp8.
-            return self._kind(rules[0]) in (None, "q8")
+            return kind in (None, "q8")
         return len(formats) == 1
 
-    def _packed(self, rules: list[Rule], layer: int) -> Weight:
+    def _packed(self, parts: Sequence[Extract], kind: Quantization | None) -> Weight:
         """Read and packed some rows at a time: a whole embedding twice would be a good part of a shard."""
         assert self.ops.pack_rows is not None
-        shapes = [self.reader.shape(rule) for rule in rules]
-        blocks = (self._converted(rule, block) for rule in rules for block in self.reader.blocks(rule, layer))
-        rows = WeightRows((sum(rows for rows, _ in shapes), shapes[0][1]), blocks)
-        with self._naming(rules[0]):
+        blocks = (self._converted(block, kind) for part in parts for block in self.reader.blocks(part))
+        rows = WeightRows((sum(part.shape[0] for part in parts), parts[0].shape[1]), blocks)
+        with _naming(parts[0]):
             return self.ops.pack_rows(rows, self.dtype)
 
-    def _prepare(self, rule: Rule, weight: CheckpointWeight) -> Weight:
+    def _prepare(self, part: Extract, weight: CheckpointWeight, kind: Quantization | None) -> Weight:
         """In the form of the kernels: quantized blocks stay blocks where the backend computes on them."""
-        with self._naming(rule):
-            prepared = self.ops.prepare_weight(self._converted(rule, weight), self.dtype)
+        with _naming(part):
+            prepared = self.ops.prepare_weight(self._converted(weight, kind), self.dtype)
         return prepared if isinstance(prepared, QuantizedWeight) else prepared.to(self.device)
 
-    def _converted(self, rule: Rule, weight: CheckpointWeight) -> CheckpointWeight | Fp8Weight:
+    def _converted(self, weight: CheckpointWeight, kind: Quantization | None) -> CheckpointWeight | Fp8Weight:
         """A float matrix in the model's dtype, or quantized as was asked for."""
         if not isinstance(weight, torch.Tensor):
             return weight
-        weight, kind = weight.to(self.dtype), self._kind(rule)
+        weight = weight.to(self.dtype)
         return weight if kind is None else _quantized(weight, kind, self.device)
 
-    def _kind(self, rule: Rule) -> Quantization | None:
-        """What a float matrix is quantized to."""
-        return "q8" if self.quantization == "q4" and not rule.per_layer else self.quantization
 
-    @contextmanager
-    def _naming(self, rule: Rule) -> Iterator[None]:
-        """A matrix that cannot be prepared is an error of the checkpoint."""
-        try:
-            yield
-        except ValueError as error:
-            raise StartupError(f"{self.reader.path}: tensor {rule.source}: {error}") from None
+@contextmanager
+def _naming(part: Extract) -> Iterator[None]:
+    """A matrix that cannot be prepared is an error of the checkpoint."""
+    try:
+        yield
+    except ValueError as error:
+        raise StartupError(f"{part.record.file}: tensor {part.record.name}: {error}") from None
 
 
 def _quantized(weight: torch.Tensor, kind: Quantization, device: torch.device) -> CheckpointWeight | Fp8Weight:

@@ -9,9 +9,7 @@ from typing import Any, Literal
 from inferd.checkpoint import Checkpoint
 from inferd.config import Pooling
 from inferd.errors import StartupError
-from inferd.models.encoder_spec import EncoderSpec
-from inferd.models.registry import ModelSpec
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 
 Activation = Literal["sigmoid", "softmax", "identity"]
 
@@ -55,14 +53,14 @@ GENERATES = Capabilities(generates=True)
 
 def capabilities(checkpoint: Checkpoint, spec: ModelSpec, pooling: Pooling = "auto") -> Capabilities:
     """`pooling` is the caller's wish, which wins over the checkpoint's. Raises StartupError for one it cannot have."""
-    if isinstance(spec, EncoderSpec) and spec.num_labels:
+    if spec.classifier is not None:
         if pooling != "auto":
             raise StartupError(
                 f"pooling {pooling}: {spec.architecture} has a classification head, and gives no vectors"
             )
-        return Capabilities(generates=False, classifier=classifier_of(checkpoint.config, spec.num_labels))
-    is_encoder, sentence = isinstance(spec, EncoderSpec), checkpoint.sentence
-    generates = isinstance(spec, DecoderSpec) and spec.has_head
+        return Capabilities(generates=False, classifier=classifier_of(checkpoint.config, spec.classifier.num_labels))
+    is_encoder, sentence = spec.is_encoder, checkpoint.sentence
+    generates = spec.head is not None
     if generates and sentence is None and pooling == "auto":
         return GENERATES
     stated = sentence.pooling if sentence else ("mean" if is_encoder else "last")
@@ -118,7 +116,7 @@ def activation_of(config: Mapping[str, Any], num_labels: int) -> Activation:
     return "sigmoid" if num_labels == 1 or config.get("problem_type") == "multi_label_classification" else "softmax"
 
 
-def encoder_context(spec: EncoderSpec, checkpoint: Checkpoint, max_model_len: int | None) -> int:
+def encoder_context(spec: ModelSpec, checkpoint: Checkpoint, max_model_len: int | None) -> int:
     """Longest input of an encoder: what was asked for, else sentence-transformers' max_seq_length, else its positions.
 
     Raises StartupError for more than there are positions.

@@ -3,113 +3,80 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
-from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord
+from inferd.checkpoint import Checkpoint, GgufVocabulary
 from inferd.errors import StartupError
-from inferd.models import bert
-from inferd.models.encoder_spec import EncoderSpec
-from inferd.models.spec import DecoderSpec
-from inferd.models.weights import Rule
-
-# Architecture -> module with spec_from_hf and weight_rules; then model_type, for files that name no architecture.
-MODELS: Mapping[str, str] = MappingProxyType(
-    {
-        "LlamaForCausalLM": "inferd.models.llama",
-        "MistralForCausalLM": "inferd.models.mistral",
-        "Qwen2ForCausalLM": "inferd.models.qwen2",
-        "Qwen3ForCausalLM": "inferd.models.qwen3",
-        "GPT2LMHeadModel": "inferd.models.gpt2",
-        "OPTForCausalLM": "inferd.models.opt",
-    }
-)
-# Decoders saved without their head, as embedding models are: they embed, and generate nothing.
-HEADLESS: Mapping[str, str] = MappingProxyType(
-    {
-        "LlamaModel": "LlamaForCausalLM",
-        "MistralModel": "MistralForCausalLM",
-        "Qwen2Model": "Qwen2ForCausalLM",
-        "Qwen3Model": "Qwen3ForCausalLM",
-        "GPT2Model": "GPT2LMHeadModel",
-        "OPTModel": "OPTForCausalLM",
-    }
-)
-# Encoders: they embed or score, and generate nothing.
-ENCODERS = ("BertModel", bert.CLASSIFIER)
-MODEL_TYPES: Mapping[str, str] = MappingProxyType(
-    {
-        "llama": "LlamaForCausalLM",
-        "mistral": "MistralForCausalLM",
-        "qwen2": "Qwen2ForCausalLM",
-        "qwen3": "Qwen3ForCausalLM",
-        "bert": "BertModel",
-        "gpt2": "GPT2LMHeadModel",
-        "opt": "OPTForCausalLM",
-    }
-)
-# Tensors that some writers store beside the parameters and that are computed here.
-IGNORED = re.compile(
-    r"(.*\.)?rotary_emb\.inv_freq|model\.layers\.\d+\.self_attn\.rotary_emb\..*|(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
-)
-# An encoder that only embeds computes neither its pooler nor stored position numbers.
-ENCODER_IGNORED = re.compile(r"(bert\.)?embeddings\.(position_ids|token_type_ids)|pooler\.dense\.(weight|bias)")
+from inferd.models import families
+from inferd.models.family import Config, Family, is_gguf
+from inferd.models.names import Names
+from inferd.models.spec import ModelSpec
+from inferd.models.stored import canonical_names, stored_tensors
 
 
-ModelSpec: TypeAlias = DecoderSpec | EncoderSpec
+@cache
+def all_families() -> tuple[Family, ...]:
+    """The FAMILY of every file of inferd/models/families, in the order of the files' names."""
+    names = sorted(module.name for module in iter_modules(families.__path__))
+    return tuple(import_module(f"{families.__name__}.{name}").FAMILY for name in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    spec_from_hf: Callable[[Mapping[str, Any]], DecoderSpec]
-    weight_rules: Callable[[DecoderSpec], tuple[Rule, ...]]
+@cache
+def architectures() -> Mapping[str, Family]:
+    """Every class name of Hugging Face that is supported -> its family."""
+    return MappingProxyType(
+        {name: family for family in all_families() for name in (*family.architectures, *family.headless)}
+    )
 
 
-def architecture_of(config: Mapping[str, Any]) -> str:
-    """The architecture that config.json names. StartupError lists the supported ones."""
+def find_family(config: Config) -> tuple[Family, str]:
+    """The family of a configuration, and the class name that it states or stands for. StartupError lists what is
+    supported."""
+    if is_gguf(config):
+        return _gguf_family(str(config["gguf_architecture"]))
     stated = list(config.get("architectures") or [])
-    if not stated and config.get("model_type") in MODEL_TYPES:
-        stated = [MODEL_TYPES[str(config["model_type"])]]
-    supported = (*MODELS, *HEADLESS, *ENCODERS)
+    known = architectures()
     for name in stated:
-        if name in supported:
-            return str(name)
+        if name in known:
+            return known[name], name
+    if not stated:
+        for family in all_families():
+            if config.get("model_type") in family.model_types:
+                return family, family.architectures[-1]
     given = ", ".join(map(str, stated)) or config.get("model_type") or "none named"
-    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted(supported))}")
+    raise StartupError(f"architecture {given} is not supported; supported: {', '.join(sorted(known))}")
 
 
-def family(architecture: str) -> Family:
-    module = import_module(MODELS[HEADLESS.get(architecture, architecture)])
-    return Family(module.spec_from_hf, module.weight_rules)
+def _gguf_family(name: str) -> tuple[Family, str]:
+    known = {each: family for family in all_families() for each in family.gguf}
+    if name not in known:
+        raise StartupError(f"GGUF architecture {name[:40]!r} is not supported (supported: {', '.join(sorted(known))})")
+    return known[name], known[name].architectures[0]
 
 
-def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
+def model_spec(config: Config) -> ModelSpec:
+    """The model that a configuration describes. Raises StartupError."""
+    family, architecture = find_family(config)
+    spec = family.describe(config)
+    return spec.without_head(architecture) if architecture in family.headless else spec
+
+
+def decoder_spec(config: Mapping[str, Any]) -> ModelSpec:
     """Raises StartupError for what is no decoder that is supported."""
     spec = model_spec(config)
-    if not isinstance(spec, DecoderSpec):
+    if spec.is_encoder:
         raise StartupError(f"architecture {spec.architecture} is an encoder; a decoder was expected")
     return spec
 
 
-def model_spec(config: Mapping[str, Any]) -> ModelSpec:
-    """The model that config.json describes. Raises StartupError."""
-    architecture = architecture_of(config)
-    if architecture in ENCODERS:
-        return bert.spec_from_hf(config, architecture)
-    spec = family(architecture).spec_from_hf(config)
-    if architecture in HEADLESS:
-        return replace(spec, architecture=architecture, has_head=False, tied_embeddings=False)
-    return spec
-
-
-def weight_rules(spec: ModelSpec) -> tuple[Rule, ...]:
-    if isinstance(spec, EncoderSpec):
-        return bert.weight_rules(spec)
-    rules = family(spec.architecture).weight_rules(spec)
-    return rules if spec.has_head else tuple(rule for rule in rules if rule.target != "lm_head")
+def names_of(checkpoint: Checkpoint) -> Names:
+    family, _ = find_family(checkpoint.config)
+    return family.gguf_names if is_gguf(checkpoint.config) else family.names
 
 
 def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
@@ -118,10 +85,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     Raises StartupError naming the first missing, misshapen or unknown tensors.
     """
     spec = model_spec(checkpoint.config)
-    expected: dict[str, tuple[int, ...]] = {}
-    for rule in weight_rules(spec):
-        for layer in range(spec.num_layers if rule.per_layer else 1):
-            expected[rule.source.format(layer=layer)] = rule.stored_shape
+    expected = stored_tensors(spec, names_of(checkpoint))
     tensors = canonical_names(checkpoint.tensors, expected)
     missing = [name for name in expected if name not in tensors]
     if missing:
@@ -129,7 +93,8 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise StartupError(f"{checkpoint.path}: tensor {name} has shape {tensors[name].shape}, expected {shape}")
-    unknown = [name for name in tensors if name not in expected and not is_ignored(name, spec)]
+    ignored = re.compile(find_family(checkpoint.config)[0].ignored)
+    unknown = [name for name in tensors if name not in expected and not _is_ignored(name, spec, ignored)]
     if unknown:
         raise StartupError(
             f"{checkpoint.path}: {spec.architecture} has no tensor {sorted(unknown)[0]}{_and_more(unknown)}"
@@ -138,24 +103,10 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     return spec
 
 
-def is_ignored(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor that no rule asks for may be there."""
-    if isinstance(spec, EncoderSpec):
-        return ENCODER_IGNORED.fullmatch(name) is not None
-    needs_no_head = spec.tied_embeddings or not spec.has_head
-    return bool(IGNORED.match(name)) or (needs_no_head and name == "lm_head.weight")
-
-
-def canonical_names(tensors: Mapping[str, TensorRecord], expected: Iterable[str]) -> dict[str, TensorRecord]:
-    """The tensors under the names of a model with a head: files written from the bare model lack the first component
-    (`h.0.ln_1.weight` for `transformer.h.0.ln_1.weight`)."""
-    shortened = {name.partition(".")[2]: name for name in expected}
-    return {name if name in expected else shortened.get(name, name): record for name, record in tensors.items()}
-
-
-def find_tensor(tensors: Mapping[str, TensorRecord], name: str) -> TensorRecord:
-    """A tensor of a checked checkpoint, by its name in a model with a head."""
-    return tensors[name] if name in tensors else tensors[name.partition(".")[2]]
+def _is_ignored(name: str, spec: ModelSpec, ignored: re.Pattern[str]) -> bool:
+    """Whether a tensor that no parameter asks for may be there."""
+    needs_no_head = not spec.is_encoder and (spec.head is None or spec.head.is_tied)
+    return ignored.fullmatch(name) is not None or (needs_no_head and name == "lm_head.weight")
 
 
 def _and_more(names: list[str]) -> str:

@@ -1,108 +1,106 @@
-"""DecoderSpec: a decoder-only model as numbers. Loads no torch; knows no weight and no tensor."""
+"""ModelSpec: a model as frozen data. Loads no torch; knows no tensor and no name of a checkpoint."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from inferd.blocks.layer import LayerSpec
+from inferd.blocks.norm import NormSpec
+from inferd.blocks.parameters import WHOLE, Parameter, Share
 
 
 @dataclass(frozen=True, slots=True)
-class LinearScaling:
-    """Positions divided by `factor` (Chen et al. 2023)."""
+class EmbeddingSpec:
+    """What a token id becomes before the first layer: a row of the table times `scale`, and what is added to it.
 
-    factor: float
+    num_positions    rows of a table of learned positions, 0 for none; position p takes row p + position_offset
+    num_token_types  rows of a table of segments (BERT's first and second text), 0 for none
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Llama3Scaling:
-    """Long wavelengths divided by `factor`, short ones kept, a ramp between (Llama 3.1)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_context: int
+    scale: float = 1.0
+    num_positions: int = 0
+    position_offset: int = 0
+    num_token_types: int = 0
+    norm: NormSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class YarnScaling:
-    """NTK-by-parts interpolation and an attention temperature (Peng et al. 2023)."""
+class HeadSpec:
+    """The projection of the last hidden states to logits: cap * tanh(scale * (W h) / cap).
 
-    factor: float
-    original_context: int
-    beta_fast: float
-    beta_slow: float
-    attention_factor: float
-    truncate: bool
+    is_tied: W is the embedding table. scale: a multiplier of the logits. softcap: 0 for none.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class DivisorScaling:
-    """Each frequency divided by its own divisor: LongRoPE with one set for every length, and what GGUF files state."""
-
-    divisors: tuple[float, ...]
-    attention_factor: float
-
-
-RopeScaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | DivisorScaling
+    is_tied: bool
+    has_bias: bool = False
+    scale: float = 1.0
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
-class RopeSpec:
-    """Rotary embedding of the first rotary_dim dimensions of each head."""
+class ClassifierSpec:
+    """W tanh(P h) of a text's first token (Devlin et al. 2018): one value per label."""
 
-    theta: float
-    rotary_dim: int
-    scaling: RopeScaling | None = None
-
-
-Norm: TypeAlias = Literal["rms", "layer"]
-Activation: TypeAlias = Literal["silu_gated", "relu", "gelu", "gelu_tanh"]
+    num_labels: int
 
 
 @dataclass(frozen=True, slots=True)
-class DecoderSpec:
-    """A pre-norm decoder: grouped-query attention and an MLP, each after a norm, each added to the stream.
+class ModelSpec:
+    """A model is an embedding, layers, a final norm, and what is computed from the last hidden states.
 
-    Llama-like unless stated otherwise: RMSNorm, rotary positions, an MLP gated by SiLU. `norm` "layer" is LayerNorm
-    with bias; `rope` None goes with num_positions learned vectors, of which position p takes the one at
-    p + position_offset.
-
-    windows: sliding attention window of each layer in tokens (the query's own included), 0 for full attention.
-    context_length: positions the model was made for, RoPE scaling included.
-    has_head: False for a bare model, whose last hidden states are all there is: it embeds, and has no logits.
+    context_length  positions that the model was made for, the scaling of its rotary embedding included
+    head            None for a model without one: it embeds, and has no logits
+    classifier      of a model that gives labels instead
     """
 
     architecture: str
     hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
-    norm_eps: float
-    rope: RopeSpec | None
-    windows: tuple[int, ...]
     context_length: int
-    qk_norm: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    tied_embeddings: bool = False
-    has_head: bool = True
-    norm: Norm = "rms"
-    activation: Activation = "silu_gated"
-    num_positions: int = 0
-    position_offset: int = 0
+    layers: tuple[LayerSpec, ...]
+    norm: NormSpec | None
+    head: HeadSpec | None
+    embedding: EmbeddingSpec = EmbeddingSpec()
+    classifier: ClassifierSpec | None = None
 
     @property
-    def is_gated(self) -> bool:
-        return self.activation == "silu_gated"
+    def num_layers(self) -> int:
+        return len(self.layers)
 
     @property
-    def q_size(self) -> int:
-        return self.num_heads * self.head_dim
+    def is_encoder(self) -> bool:
+        """Whether tokens see what comes after them: a text is then computed at once, and nothing is kept of it."""
+        return any(layer.mixer.cache_need(WHOLE) is None for layer in self.layers)
 
-    @property
-    def kv_size(self) -> int:
-        return self.num_kv_heads * self.head_dim
+    def layer_parameters(self, index: int, share: Share) -> Iterator[Parameter]:
+        return self.layers[index].parameters(self.hidden_size, share)
+
+    def first_parameters(self, share: Share) -> Iterator[Parameter]:
+        """Of what stands before the layers."""
+        hidden, embedding = self.hidden_size, self.embedding
+        yield Parameter("embedding.weight", (self.vocab_size, hidden), share.vocabulary(self.vocab_size))
+        if embedding.num_positions:
+            yield Parameter("positions.weight", (embedding.num_positions, hidden))
+        if embedding.num_token_types:
+            yield Parameter("token_types.weight", (embedding.num_token_types, hidden))
+        if embedding.norm is not None:
+            yield from embedding.norm.parameters("embedding_norm", hidden)
+
+    def last_parameters(self, share: Share) -> Iterator[Parameter]:
+        """Of what stands behind the layers."""
+        hidden, vocabulary = self.hidden_size, share.vocabulary(self.vocab_size)
+        if self.norm is not None:
+            yield from self.norm.parameters("norm", hidden)
+        if self.head is not None and not self.head.is_tied:
+            yield Parameter("head.weight", (self.vocab_size, hidden), vocabulary)
+        if self.head is not None and self.head.has_bias:
+            yield Parameter("head.bias", (self.vocab_size,), vocabulary)
+        if self.classifier is not None:
+            for name, rows in (("pooler", hidden), ("classifier", self.classifier.num_labels)):
+                yield Parameter(f"{name}.weight", (rows, hidden))
+                yield Parameter(f"{name}.bias", (rows,))
+
+    def without_head(self, architecture: str) -> ModelSpec:
+        """The bare model, as embedding models are saved."""
+        return replace(self, architecture=architecture, head=None)

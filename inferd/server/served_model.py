@@ -110,16 +110,16 @@ def load_served_model(config: InferdConfig) -> ServedModel:
         templates["default"] = read_template(template)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
     check_vocabulary(tokenizer, checkpoint)
-    architectures = checkpoint.config.get("architectures") or [checkpoint.config.get("model_type", "")]
+    spec = model_spec(checkpoint.config)
     return ServedModel(
         names=served_names(config),
         tokenizer=tokenizer,
         tokenizer_files=partial(export_tokenizer, checkpoint.path, tokenizer.parts),
-        architecture=str(architectures[0]),
+        architecture=spec.architecture,
         revision=config.engine.model.revision or checkpoint.fingerprint,
         created=int(time.time()),
         chat_templates=templates,
-        capabilities=capabilities(checkpoint, model_spec(checkpoint.config), config.engine.model.pooling),
+        capabilities=capabilities(checkpoint, spec, config.engine.model.pooling),
         default_sampling=configured_sampling(config, checkpoint.generation_config),
     )
 

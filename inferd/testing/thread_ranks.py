@@ -19,7 +19,7 @@ from inferd.executor.build import build_worker, executor_info, kv_room, load_mod
 from inferd.executor.kv_plan import plan_kv
 from inferd.executor.worker import Worker
 from inferd.models.registry import check_checkpoint
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 from inferd.parallel.context import connect, join_store, open_store
 from inferd.parallel.placement import Placement
 from inferd.step import RankTimings, StepPlan, StepResult
@@ -90,7 +90,7 @@ class ThreadExecutor:
         self,
         placement: Placement,
         checkpoint: Checkpoint,
-        spec: DecoderSpec,
+        spec: ModelSpec,
         report: Callable[[ExecutorInfo | BaseException], None],
     ) -> None:
         try:
@@ -107,7 +107,7 @@ class ThreadExecutor:
         except FAILURES as error:
             self._results.put(error)
 
-    def _build(self, placement: Placement, checkpoint: Checkpoint, spec: DecoderSpec) -> tuple[Worker, ExecutorInfo]:
+    def _build(self, placement: Placement, checkpoint: Checkpoint, spec: ModelSpec) -> tuple[Worker, ExecutorInfo]:
         """The KV pool must have a stated number of blocks: ranks do not compare here."""
         config, device = self._config, torch.device("cpu")
         store = self._server.store if placement.rank == 0 else join_store(HOST, self._server.port, TIMEOUT_S)

@@ -74,6 +74,20 @@ class AttentionShape:
 
 
 @dataclass(frozen=True, slots=True)
+class KVCache:
+    """K and V of one layer, each [blocks, page, kv_heads, head_dim]; those of 8 bits are multiplied by scales."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None  # K's and V's, [blocks, page, kv_heads] float32
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All memory of the layer; the first dimension counts blocks."""
+        return (self.k, self.v, *(self.scales or ()))
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingBatch:
     """Per-row sampling parameters, each [S]. temperature 0: greedy (lowest index wins ties).
 

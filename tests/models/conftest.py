@@ -12,13 +12,14 @@ import torch
 from inferd_kernels.ops import load_ops
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from inferd.blocks.parameters import WHOLE
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig
 from inferd.executor.base import Executor
 from inferd.executor.build import allocate_caches
 from inferd.executor.factory import create_executor
-from inferd.models.decoder import Decoder
 from inferd.models.loader import Loader
+from inferd.models.model import Model
 from inferd.models.registry import check_checkpoint
 from inferd.request import LogprobParams, SamplingParams
 from inferd.step import NewSequence, PlanItem, SampledToken, StepPlan, TokenLogprobs
@@ -107,16 +108,17 @@ def make_driver() -> Callable[[Path], Driver]:
 
 
 @pytest.fixture(scope="session")
-def load_decoder() -> Callable[[Path], Decoder]:
+def load_decoder() -> Callable[[Path], Model]:
     """The decoder of a checkpoint in float32 with 64 KV blocks of 16."""
 
-    def load(path: Path) -> Decoder:
+    def load(path: Path) -> Model:
         checkpoint = open_checkpoint(path)
         spec = check_checkpoint(checkpoint)
         ops, device = load_ops("cpu", "reference"), torch.device("cpu")
         weights = Loader(checkpoint, spec, ops, torch.float32, device, lambda fraction: None).load(spec.context_length)
-        caches = allocate_caches((64, 16, spec.num_kv_heads, spec.head_dim), spec.num_layers, torch.float32, device)
-        return Decoder(spec, weights, caches, ops, torch.float32)
+        needs = [layer.mixer.cache_need(WHOLE) for layer in spec.layers]
+        caches = allocate_caches(needs, (64, 16), torch.float32, device)
+        return Model(spec, weights, caches, ops, torch.float32)
 
     return load
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from inferd.blocks.caches import PagedNeed
 from inferd.config import CacheConfig, CacheDtype, DeviceConfig, EngineConfig, ModelConfig
 from inferd.errors import StartupError
 from inferd.executor.build import allocate_caches
 from inferd.executor.factory import create_executor
-from inferd.models.decoder import Decoder
+from inferd.models.model import Model
 from inferd.request import LogprobParams, SamplingParams
 from inferd.step import BlockCopy, NewSequence, PlanItem, StepPlan
 
@@ -102,8 +103,8 @@ def test_a_cache_dtype_that_the_backend_does_not_keep_is_refused_at_startup(tiny
         executor(tiny_llama, "fp8", "native")
 
 
-def test_the_configuration_names_every_type(load_decoder: Callable[[Path], Decoder], tiny_llama: Path) -> None:
+def test_the_configuration_names_every_type(load_decoder: Callable[[Path], Model], tiny_llama: Path) -> None:
     with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'fp8_e5m2'"):
         msgspec.convert({"dtype": "fp8_e5m2"}, CacheConfig)
-    (cache,) = allocate_caches((2, 16, 1, 8), 1, torch.int8, torch.device("cpu"))
+    (cache,) = allocate_caches([PagedNeed(1, 8)], (2, 16), torch.int8, torch.device("cpu"))
     assert [tensor.dtype for tensor in cache.tensors] == [torch.int8, torch.int8, torch.float32, torch.float32]

@@ -15,13 +15,12 @@ from inferd_kernels.proof.problems import paged_batch
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
-from inferd.executor.build import build_decoder, build_device_worker, build_worker, executor_info, load_model
+from inferd.executor.build import build_model, build_device_worker, build_worker, executor_info, load_model
 from inferd.executor.decode_graphs import DecodeGraphs, context_buckets, row_buckets
 from inferd.executor.kv_plan import KVPlan
 from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.rehearsal import warm_up_plans
 from inferd.models.registry import check_checkpoint
-from inferd.models.spec import DecoderSpec
 from inferd.request import LogprobParams, PoolingParams, Request, SamplingParams, StopParams
 from inferd.step import PENDING
 from inferd.testing.requests import Collected, Driver, make_request
@@ -54,7 +53,6 @@ def one_thread() -> Iterator[None]:
 def model(tiny_llama: Path) -> Any:
     checkpoint = open_checkpoint(tiny_llama)
     spec = check_checkpoint(checkpoint)
-    assert isinstance(spec, DecoderSpec)
     source = ModelConfig(source="m", path=str(tiny_llama))
     device = DeviceConfig(device="cpu", kernel_backend="reference", threads=1)
     config = EngineConfig(model=source, cache=CacheConfig(num_blocks=PLAN.num_blocks), device=device)
@@ -156,7 +154,7 @@ def test_vectors_are_the_plain_workers(plain: Callable[[], Driver], ahead: Calla
 
 
 def test_a_padded_bucket_equals_the_step_bit_for_bit_and_writes_nothing_else(model: Any) -> None:
-    drive_caches = [build_decoder(model, PLAN.num_blocks, PLAN.block_size) for _ in range(2)]
+    drive_caches = [build_model(model, PLAN.num_blocks, PLAN.block_size) for _ in range(2)]
     lens = [5, 1, 9]
     tables = torch.tensor([[3, 7, -1], [5, -1, -1], [1, 2, 4]], dtype=torch.int32)
     batch = paged_batch([1, 1, 1], lens, tables, page=PLAN.block_size)

@@ -13,12 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
-from inferd.executor.build import build_decoder, load_model
+from inferd.executor.build import build_model, load_model
 from inferd.executor.decode_graphs import DecodeGraphs
 from inferd.executor.factory import create_executor
 from inferd.executor.local import DeviceExecutor
 from inferd.models.registry import check_checkpoint
-from inferd.models.spec import DecoderSpec
 from inferd.request import LogprobParams, SamplingParams
 from inferd.testing.requests import Driver, make_request
 
@@ -104,12 +103,11 @@ def test_launching_a_step_waits_for_nothing(llama: Path) -> None:
 def test_replay_equals_the_step_op_by_op(llama: Path) -> None:
     checkpoint = open_checkpoint(llama)
     spec = check_checkpoint(checkpoint)
-    assert isinstance(spec, DecoderSpec)
     device = torch.device("cuda")
     model = load_model(config(llama, "cuda"), checkpoint, spec, device, lambda fraction: None)
     results = []
     for captured in (False, True):
-        decoder = build_decoder(model, BLOCKS, PAGE)
+        decoder = build_model(model, BLOCKS, PAGE)
         for cache in decoder.caches:
             cache.k.zero_()
             cache.v.zero_()

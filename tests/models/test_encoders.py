@@ -169,7 +169,7 @@ def test_an_encoder_takes_a_shorter_context_but_no_longer_one(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_act": "silu"}, "hidden_act 'silu'"),
+        ({"hidden_act": "swoosh"}, "hidden_act 'swoosh'"),
         ({"is_decoder": True}, "is_decoder"),
         ({"num_attention_heads": 5}, "no multiple"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),

@@ -18,10 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from inferd.checkpoint import Checkpoint, TensorRecord, open_checkpoint
 from inferd.errors import StartupError
-from inferd.models.decoder import Decoder
+from inferd.models.extract_reader import half_split_order
 from inferd.models.loader import Loader
+from inferd.models.model import Model
 from inferd.models.registry import check_checkpoint
-from inferd.models.rule_reader import half_split_order
 from inferd.models.tensor_files import TensorFiles
 from inferd.request import LogprobParams
 
@@ -97,16 +97,16 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
 
 def test_a_type_nobody_can_dequantize_is_refused(mixed: tuple[Path, dict[str, torch.Tensor]]) -> None:
     checkpoint = open_checkpoint(mixed[0])
-    name = "model.layers.0.mlp.down_proj.weight"
+    name = "blk.0.ffn_down.weight"
     record = checkpoint.tensors[name]
     checkpoint.tensors[name] = TensorRecord(name, "f8_e4m3", record.shape, record.file, record.offset, 256 * 256)
-    with pytest.raises(StartupError, match=r"down_proj\.weight: quantization type f8_e4m3 cannot be dequantized"):
+    with pytest.raises(StartupError, match=r"ffn_down\.weight: quantization type f8_e4m3 cannot be dequantized"):
         load(checkpoint)
 
 
 def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", {}, broken_norm=True)
-    with pytest.raises(StartupError, match=r"layers\.0\.input_layernorm\.weight holds values that are not finite"):
+    with pytest.raises(StartupError, match=r"blk\.0\.attn_norm\.weight holds values that are not finite"):
         load(open_checkpoint(path))
 
 
@@ -196,18 +196,19 @@ def write_gguf(path: Path, values: dict[str, torch.Tensor], broken_norm: bool = 
 
 def test_half_split_order() -> None:
     """Stored pairs (0, 1), (2, 3) of a head of 4 become halves (0, 2) and (1, 3)."""
-    assert half_split_order(8, 4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert half_split_order(8, 4, 4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert half_split_order(12, 6, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
 
 
 def test_mixed_types_compute_what_the_dequantized_weights_do(
     mixed: tuple[Path, dict[str, torch.Tensor]],
-    load_decoder: Callable[[Path], Decoder],
+    load_decoder: Callable[[Path], Model],
     make_driver: Callable[[Path], Any],
     run_type: type,
 ) -> None:
     path, values = mixed[0], dict(mixed[1])
     decoder = load_decoder(path)
-    assert [len(layer.qkv.parts) for layer in decoder.weights.layers] == [1, 1]
+    assert [len(layer.mixer.qkv.parts) for layer in decoder.weights.layers] == [1, 1]
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=96, hidden_size=256, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
@@ -217,7 +218,7 @@ def test_mixed_types_compute_what_the_dequantized_weights_do(
     for layer in (0, 1):
         for part in ("q", "k"):
             name = f"model.layers.{layer}.self_attn.{part}_proj.weight"
-            values[name] = values[name][half_split_order(len(values[name]), 64)]
+            values[name] = values[name][half_split_order(len(values[name]), 64, 64)]
     values["lm_head.weight"] = values["model.embed_tokens.weight"]
     model.load_state_dict(values)
     prompt = list(range(3, 40))
@@ -243,5 +244,8 @@ def test_parts_of_unlike_formats_stay_apart_where_a_backend_keeps_blocks(
         checkpoint, check_checkpoint(checkpoint), keeping, torch.float32, torch.device("cpu"), lambda fraction: None
     )
     layers = loader.load(16).layers
-    assert [[part.format for part in layer.qkv.parts] for layer in layers] == [["q4_k", "q6_k", "q8_0"], ["q4_1"]]
-    assert [[part.shape for part in layer.gate_up.parts] for layer in layers] == [[(512, 256)], [(256, 256)] * 2]
+    assert [[part.format for part in layer.mixer.qkv.parts] for layer in layers] == [["q4_k", "q6_k", "q8_0"], ["q4_1"]]
+    assert [[part.shape for part in layer.feed_forward.up.parts] for layer in layers] == [
+        [(512, 256)],
+        [(256, 256)] * 2,
+    ]

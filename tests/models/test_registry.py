@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
+from inferd.blocks.rope import DivisorScaling, RopeSpec, YarnScaling
 from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord, TokenizerFiles
 from inferd.errors import StartupError
-from inferd.models.registry import check_checkpoint, decoder_spec, weight_rules
-from inferd.models.spec import DivisorScaling, YarnScaling
+from inferd.models.names import HF_NAMES
+from inferd.models.registry import check_checkpoint, decoder_spec
+from inferd.models.spec import HeadSpec, ModelSpec
+from inferd.models.stored import stored_tensors
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -39,7 +42,7 @@ CONFIG: dict[str, Any] = {
         ({"vocab_size": -5}, "vocab_size is -5, not a positive integer"),
         ({"num_hidden_layers": True}, "num_hidden_layers is True"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "swoosh"}, "hidden_act 'swoosh'"),
         ({"rope_theta": float("nan")}, "rope_theta is nan"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
         ({"rope_scaling": {"type": "yarn", "factor": "big"}}, "factor is 'big'"),
@@ -58,37 +61,43 @@ def test_bad_configs_are_refused(changes: dict[str, Any], message: str) -> None:
         decoder_spec(CONFIG | changes)
 
 
+def rope_of(spec: ModelSpec) -> RopeSpec:
+    rope = spec.layers[0].mixer.rope
+    assert rope is not None
+    return rope
+
+
 def test_model_type_stands_in_for_architectures() -> None:
     spec = decoder_spec(CONFIG | {"architectures": None, "model_type": "qwen2"})
-    assert (spec.architecture, spec.qkv_bias) == ("Qwen2ForCausalLM", True)
+    assert (spec.architecture, spec.layers[0].mixer.qkv_bias) == ("Qwen2ForCausalLM", True)
 
 
 def test_yarn_extends_the_context() -> None:
     spec = decoder_spec(CONFIG | {"rope_scaling": {"type": "yarn", "factor": 4.0}})
-    assert isinstance(spec.rope.scaling, YarnScaling)
+    assert isinstance(rope_of(spec).scaling, YarnScaling)
     assert spec.context_length == 256
 
 
 def test_one_set_of_rope_divisors_is_supported() -> None:
     factors = [1.0, 2.0, 3.0, 4.0]
     scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
-    assert decoder_spec(CONFIG | {"rope_scaling": scaling}).rope.scaling == DivisorScaling((1.0, 2.0, 3.0, 4.0), 1.0)
+    assert rope_of(decoder_spec(CONFIG | {"rope_scaling": scaling})).scaling == DivisorScaling(
+        (1.0, 2.0, 3.0, 4.0), 1.0
+    )
 
 
 def test_mistral_without_the_key_has_the_default_window() -> None:
     mistral = CONFIG | {"architectures": ["MistralForCausalLM"]}
-    assert decoder_spec(mistral).windows == (4096, 4096)
-    assert decoder_spec(mistral | {"sliding_window": None}).windows == (0, 0)
+    assert [layer.mixer.window for layer in decoder_spec(mistral).layers] == [4096, 4096]
+    assert [layer.mixer.window for layer in decoder_spec(mistral | {"sliding_window": None}).layers] == [0, 0]
 
 
 def checkpoint(config: dict[str, Any], vocabulary: int | None = None) -> Checkpoint:
     """A checkpoint that has every tensor of the config."""
     spec = decoder_spec(config)
     tensors = {}
-    for rule in weight_rules(spec):
-        for layer in range(spec.num_layers if rule.per_layer else 1):
-            name = rule.source.format(layer=layer)
-            tensors[name] = TensorRecord(name, "f32", rule.shape, Path("model.safetensors"), 0, 0)
+    for name, shape in stored_tensors(spec, HF_NAMES).items():
+        tensors[name] = TensorRecord(name, "f32", shape, Path("model.safetensors"), 0, 0)
     tokenizer: TokenizerFiles | GgufVocabulary = TokenizerFiles(None)
     if vocabulary is not None:
         tokens = [str(token) for token in range(vocabulary)]
@@ -127,7 +136,7 @@ def test_tied_checkpoints_may_store_the_head_and_rotary_buffers() -> None:
     stored = checkpoint(CONFIG | {"tie_word_embeddings": True})
     for name in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
         stored.tensors[name] = TensorRecord(name, "f32", (100, 32), Path("x"), 0, 0)
-    assert check_checkpoint(stored).tied_embeddings
+    assert check_checkpoint(stored).head == HeadSpec(is_tied=True)
 
 
 def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:

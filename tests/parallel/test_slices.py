@@ -18,9 +18,9 @@ from inferd_kernels.weights import QuantizedWeight
 
 from inferd.checkpoint import TensorRecord, open_checkpoint
 from inferd.errors import StartupError
-from inferd.models import rule_reader
-from inferd.models.decoder import DecoderWeights
+from inferd.models import extract_reader
 from inferd.models.loader import Loader
+from inferd.models.model import ModelWeights
 from inferd.models.registry import check_checkpoint
 from inferd.models.shard import shard_model
 from inferd.models.tensor_files import SlicedFiles, TensorFiles
@@ -101,12 +101,12 @@ def test_a_rank_that_reads_some_rows_at_a_time_holds_the_same(
     """As one that reads whole matrices; and both read each byte of their shard once."""
     ops = load_ops("cpu", "native", 1)
     assert ops.pack_rows is not None
-    monkeypatch.setattr(rule_reader, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(extract_reader, "BLOCK_BYTES", 1)
     checkpoint = open_checkpoint(tiny_model(name))
     spec = check_checkpoint(checkpoint)
     shard = shard_model(spec, Placement(1, 2, 1), 1)
 
-    def load(ops: Ops) -> tuple[DecoderWeights, int]:
+    def load(ops: Ops) -> tuple[ModelWeights, int]:
         loader = Loader(checkpoint, spec, ops, torch.float32, torch.device("cpu"), lambda done: None, shard)
         return loader.load(64), loader.bytes_read
 
@@ -116,9 +116,13 @@ def test_a_rank_that_reads_some_rows_at_a_time_holds_the_same(
     assert packed_bytes(ours) == packed_bytes(expected)
 
 
-def packed_bytes(weights: DecoderWeights) -> list[bytes]:
-    matrices = [weights.embedding, *(weights.lm_head.parts if weights.lm_head is not None else ())]
+def packed_bytes(weights: ModelWeights) -> list[bytes]:
+    matrices = [weights.embedding, *(weights.head.parts if weights.head is not None else ())]
     for layer in weights.layers:
-        matrices += [part for linear in (layer.qkv, layer.o, layer.gate_up, layer.down) for part in linear.parts]
+        matrices += [
+            part
+            for linear in (layer.mixer.qkv, layer.mixer.o, layer.feed_forward.up, layer.feed_forward.down)
+            for part in linear.parts
+        ]
     assert all(isinstance(matrix, PackedWeight) for matrix in matrices)
     return [matrix.blocks.numpy().tobytes() for matrix in matrices if isinstance(matrix, PackedWeight)]

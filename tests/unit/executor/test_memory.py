@@ -8,28 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
+from inferd.blocks.attention import AttentionSpec
+from inferd.blocks.caches import PagedNeed
+from inferd.blocks.feed_forward import FeedForwardSpec
+from inferd.blocks.layer import LayerSpec
+from inferd.blocks.norm import rms
+from inferd.blocks.rope import RopeSpec
 from inferd.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor import memory
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, requested_context
 from inferd.executor.kv_plan import plan_kv as plan_ranks
 from inferd.executor.memory import available_memory, cache_budget
-from inferd.models.spec import DecoderSpec, RopeSpec
+from inferd.models.spec import HeadSpec, ModelSpec
 
-SPEC = DecoderSpec(
-    architecture="LlamaForCausalLM",
-    hidden_size=64,
-    intermediate_size=128,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    vocab_size=1000,
-    norm_eps=1e-5,
-    rope=RopeSpec(1e4, 16),
-    windows=(0, 0, 0),
-    context_length=1000,
-)
+
+def spec_of(num_layers: int, intermediate_size: int, heads: int, kv_heads: int) -> ModelSpec:
+    """A llama-like model of hidden size 64, head size 16 and 1000 tokens."""
+    norm = rms(1e-5)
+    mixer = AttentionSpec(heads, kv_heads, 16, 0.25, RopeSpec(1e4, 16))
+    layer = LayerSpec(mixer, FeedForwardSpec(intermediate_size, "silu"), mixer_norm=norm, feed_forward_norm=norm)
+    return ModelSpec("LlamaForCausalLM", 64, 1000, 1000, (layer,) * num_layers, norm, HeadSpec(is_tied=False))
+
+
+SPEC = spec_of(3, 128, 4, 2)
 BLOCK = 2 * 3 * 16 * 32 * 4  # K and V, layers, tokens, KV heads x dim, float32
 
 
@@ -53,8 +55,9 @@ def test_every_rank_gets_as_many_blocks_as_the_poorest_has_room_for() -> None:
 
 
 def test_block_bytes() -> None:
-    assert block_bytes(3, 4, 8, 16, 4) == BLOCK
-    assert block_bytes(3, 4, 8, 16, 1) == BLOCK // 4 + 2 * 3 * 16 * 4 * 4  # and a scale per token and head
+    needs = [PagedNeed(kv_heads=4, head_dim=8), None] * 3
+    assert block_bytes(needs, 16, 4) == BLOCK
+    assert block_bytes(needs, 16, 1) == BLOCK // 4 + 2 * 3 * 16 * 4 * 4  # and a scale per token and head
 
 
 def test_enough_memory_gives_every_sequence_a_full_context() -> None:

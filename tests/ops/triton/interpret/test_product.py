@@ -25,7 +25,7 @@ from inferd.config import (
 from inferd.executor.build import build_decoder, load_model
 from inferd.executor.factory import create_executor
 from inferd.executor.local import DeviceExecutor
-from inferd.models.decoder import Decoder
+from inferd.models.model import Model
 from inferd.models.registry import check_checkpoint
 from inferd.request import Request, SamplingParams
 from inferd.step import PENDING
@@ -105,7 +105,7 @@ def drive(path: Path, backend: str, cache: CacheDtype = "auto") -> Driver:
     return Driver(config=SCHEDULER, executor=executor)
 
 
-def decoder(path: Path, backend: str, quantization: Quantization | None) -> Decoder:
+def decoder(path: Path, backend: str, quantization: Quantization | None) -> Model:
     config = EngineConfig(
         model=ModelConfig(source="tiny", path=str(path), dtype="bfloat16", quantization=quantization),
         device=DeviceConfig(device="cpu", kernel_backend=backend, threads=1),
@@ -116,7 +116,7 @@ def decoder(path: Path, backend: str, quantization: Quantization | None) -> Deco
     return build_decoder(model, 8, 16)
 
 
-def logits(model: Decoder, tokens: list[int]) -> torch.Tensor:
+def logits(model: Model, tokens: list[int]) -> torch.Tensor:
     """Of a prompt, then of one more token [T + 1, V]."""
     rows = []
     for ids, length in ((tokens[:-1], len(tokens) - 1), (tokens[-1:], len(tokens))):

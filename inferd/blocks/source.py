@@ -1,0 +1,34 @@
+"""What a block sees of a checkpoint while it loads: its own parameters by name, ready to compute with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from inferd_kernels.ops import Ops, Rope
+
+    from inferd.blocks.linear import Linear
+    from inferd.blocks.rope import RopeSpec
+
+
+class BlockSource(Protocol):
+    """The parameters of one block, as its rank holds them. Raises StartupError for what cannot be read or used."""
+
+    @property
+    def ops(self) -> Ops: ...
+
+    def linear(self, *names: str) -> Linear:
+        """The matrices `names`, fused along their rows, with their biases where the block has declared them."""
+
+    def row_parallel(self, name: str) -> Linear:
+        """A matrix of which this rank may hold some input columns: the ranks' products are summed."""
+
+    def vector(self, name: str) -> torch.Tensor:
+        """A vector in the model's dtype."""
+
+    def filled(self, size: int, value: float) -> torch.Tensor:
+        """A vector [size] of equal values in the model's dtype."""
+
+    def rope(self, spec: RopeSpec) -> Rope:
+        """The rotary table of every position that is served; layers that rotate alike share one."""
