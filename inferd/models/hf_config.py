@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from inferd.blocks.attention import AttentionSpec
 from inferd.blocks.feed_forward import Activation, FeedForwardSpec
 from inferd.blocks.layer import FeedForwardBlockSpec, LayerSpec
-from inferd.blocks.norm import rms
+from inferd.blocks.norm import NormSpec, rms
 from inferd.blocks.rope import (
     DivisorScaling,
     LinearScaling,
@@ -21,7 +21,7 @@ from inferd.blocks.rope import (
     YarnScaling,
 )
 from inferd.errors import StartupError
-from inferd.models.family import Config
+from inferd.models.family import Config, is_gguf
 from inferd.models.spec import HeadSpec, ModelSpec
 
 # Hugging Face's names -> the block's.
@@ -82,6 +82,11 @@ def sizes(config: Config) -> Sizes:
     return Sizes(hidden, layers, heads, kv_heads, head_dim)
 
 
+def rms_norm(config: Config, offset: float = 0.0) -> NormSpec:
+    """transformers has a default for its eps, a GGUF header must state it. offset: see NormSpec."""
+    return rms(positive_float(config, "rms_norm_eps", None if is_gguf(config) else 1e-6), offset)
+
+
 def activation(config: Config, key: str = "hidden_act", default: str = "silu") -> Activation:
     name = config.get(key) or default
     if name not in ACTIVATIONS:
@@ -102,7 +107,7 @@ def llama_like(
 
     mixer: changes the attention of every layer. feed_forward: that of each layer, from its index.
     """
-    size, norm = sizes(config), rms(positive_float(config, "rms_norm_eps", 1e-6))
+    size, norm = sizes(config), rms_norm(config)
     rope = rope_spec(config, size.head_dim)
     attention = mixer(
         AttentionSpec(
@@ -137,6 +142,11 @@ def gated_feed_forward(config: Config) -> FeedForwardSpec:
     return FeedForwardSpec(
         positive_int(config, "intermediate_size"), activation(config), has_bias=bool(config.get("mlp_bias", False))
     )
+
+
+def maybe_float(config: Config, key: str) -> float:
+    """config[key] as a number above 0; 0 when it is absent or null."""
+    return 0.0 if config.get(key) is None else positive_float(config, key)
 
 
 def head(config: Config, default: bool = False) -> HeadSpec:
@@ -237,7 +247,7 @@ def long_scaling(config: Config, parameters: Config, stated_context: int) -> Rop
         sets.append(tuple(map(float, values)))
     stated = parameters.get("attention_factor")
     if stated is None:
-        ratio = positive_float(parameters, "factor", stated_context / original_context)
+        ratio = stated_context / original_context if original else positive_float(parameters, "factor", 1.0)
         stated = 1.0 if ratio <= 1 else math.sqrt(1 + math.log(ratio) / math.log(original_context))
     factor = positive_float({"attention_factor": stated}, "attention_factor")
     if sets[0] == sets[1]:

@@ -12,10 +12,14 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -46,6 +50,13 @@ LLAMA3 = {
 }
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
+PHI3: dict[str, Any] = TOKENS | {"pad_token_id": 0}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1000.0,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 3.0, 5.0, 7.0],
+}
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "llama-tied-biased": (LlamaConfig, {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
@@ -62,6 +73,22 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "qwen2-yarn": (Qwen2Config, {"rope_parameters": YARN}),
     "qwen3": (Qwen3Config, {"head_dim": 12}),
     "qwen3-tied": (Qwen3Config, {"head_dim": 8, "tie_word_embeddings": True}),
+    "gemma": (GemmaConfig, {"head_dim": 12}),
+    "gemma2": (Gemma2Config, {"head_dim": 12, "sliding_window": 9, "query_pre_attn_scalar": 16}),
+    "gemma3": (
+        Gemma3TextConfig,
+        {"head_dim": 8, "sliding_window": 9, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
+    ),
+    "phi3": (Phi3Config, PHI3),
+    "phi3-partial": (
+        Phi3Config,
+        PHI3 | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
+    "phi3-short-of-longrope": (
+        Phi3Config,
+        PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
+    ),
+    "phi3-longrope": (Phi3Config, PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8}),
     "gpt2": (GPT2Config, TOKENS),
     "gpt2-untied-inner": (
         GPT2Config,
@@ -138,7 +165,7 @@ def test_cases_cover_the_registry() -> None:
 
 def _named(config_class: type) -> dict[str, Any]:
     suffix = "LMHeadModel" if config_class is GPT2Config else "ForCausalLM"
-    return {"architectures": [config_class.__name__.replace("Config", suffix)]}
+    return {"architectures": [config_class.__name__.replace("Text", "").replace("Config", suffix)]}
 
 
 @pytest.mark.parametrize("chunk", [70, 16, 1], ids=["whole", "chunks-of-16", "token-by-token"])
@@ -183,7 +210,9 @@ def test_every_architecture_may_be_bare() -> None:
     assert len(HEADLESS) == len(DECODERS)
 
 
-@pytest.mark.parametrize("name", [name for name, (kind, _) in CASES.items() if kind not in (GPT2Config, OPTConfig)])
+@pytest.mark.parametrize(
+    "name", [name for name, (kind, _) in CASES.items() if kind not in (GPT2Config, OPTConfig, Gemma3TextConfig)]
+)
 def test_both_config_styles_give_one_spec(name: str) -> None:
     """transformers 4 wrote rope_theta and rope_scaling, and no layer_types; 5 writes rope_parameters."""
     config_class, changes = CASES[name]
@@ -193,5 +222,7 @@ def test_both_config_styles_give_one_spec(name: str) -> None:
     old_style.pop("layer_types", None)
     old_style["rope_theta"] = parameters.pop("rope_theta")
     kind = parameters.pop("rope_type")
+    if (fraction := parameters.pop("partial_rotary_factor", None)) is not None:
+        old_style["partial_rotary_factor"] = fraction
     old_style["rope_scaling"] = None if kind == "default" else {"type": kind, **parameters}
     assert decoder_spec(old_style) == decoder_spec(new_style)

@@ -15,7 +15,7 @@ from inferd_kernels.proof.problems import paged_batch
 
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, SchedulerConfig
-from inferd.executor.build import build_model, build_device_worker, build_worker, executor_info, load_model
+from inferd.executor.build import build_device_worker, build_model, build_worker, executor_info, load_model
 from inferd.executor.decode_graphs import DecodeGraphs, context_buckets, row_buckets
 from inferd.executor.kv_plan import KVPlan
 from inferd.executor.local import DeviceExecutor, LocalExecutor
