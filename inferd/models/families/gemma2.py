@@ -1,6 +1,6 @@
-"""Gemma 2 and 3, text only, and what Gemma shares with them: scaled embeddings, norms that store the difference from 1, GELU. Gemma 2: norms behind
-the blocks as well, soft caps, a window in every other layer. Gemma 3: norms of queries and keys, a window in five of
-six layers, which rotate by a base of their own."""
+"""Gemma 2 and 3, text only, and what Gemma shares with them: scaled embeddings, norms that store the difference from 1,
+GELU. Gemma 2: norms behind the blocks as well, soft caps, a window in every other layer. Gemma 3: norms of queries and
+keys, a window in five of six layers, which rotate by a base of their own."""
 
 from __future__ import annotations
 
