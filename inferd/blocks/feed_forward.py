@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from inferd.blocks.linear import Linear
     from inferd.blocks.source import BlockSource
 
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+# swiglu_clamped: g * sigmoid(1.702 g) * (u + 1) of a gate g cut at 7 and of u cut at -7 and 7 (gpt-oss).
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_clamped"]
+CLAMP = 7.0
+CLAMPED_SLOPE = 1.702
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,15 @@ class FeedForward:
         inner = self.up(ops, x)
         if not self.is_gated:
             return self.down(ops, ops.activate(inner, self.activation))
-        if self.activation == "silu":
-            return self.down(ops, ops.silu_mul(inner))
-        gate, up = inner.chunk(2, dim=-1)
-        return self.down(ops, ops.activate(gate, self.activation) * up)
+        return self.down(ops, gated(ops, inner, self.activation))
+
+
+def gated(ops: Ops, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """gate | up [T, 2I] -> activation(gate) * up [T, I]."""
+    if activation == "silu":
+        return ops.silu_mul(gate_up)
+    gate, up = gate_up.chunk(2, dim=-1)
+    if activation == "swiglu_clamped":
+        gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+        return gate * (gate * CLAMPED_SLOPE).sigmoid() * (up + 1)
+    return ops.activate(gate, activation) * up

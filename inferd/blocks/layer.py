@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from inferd.blocks.attention import Attention, AttentionSpec
+from inferd.blocks.experts import Experts, ExpertsSpec
 from inferd.blocks.feed_forward import FeedForward, FeedForwardSpec
 from inferd.blocks.norm import Norm, NormSpec
 from inferd.blocks.parameters import Parameter, Share
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 MixerSpec: TypeAlias = AttentionSpec
 Mixer: TypeAlias = Attention
-FeedForwardBlockSpec: TypeAlias = FeedForwardSpec
-FeedForwardBlock: TypeAlias = FeedForward
+FeedForwardBlockSpec: TypeAlias = FeedForwardSpec | ExpertsSpec
+FeedForwardBlock: TypeAlias = FeedForward | Experts
 NORMS = ("mixer_norm", "mixer_post_norm", "feed_forward_norm", "feed_forward_post_norm")
 
 

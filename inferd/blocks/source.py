@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -18,11 +19,18 @@ class BlockSource(Protocol):
     @property
     def ops(self) -> Ops: ...
 
-    def linear(self, *names: str) -> Linear:
+    def linear(self, *names: str, expert: int = 0) -> Linear:
         """The matrices `names`, fused along their rows, with their biases where the block has declared them."""
 
     def row_parallel(self, name: str) -> Linear:
         """A matrix of which this rank may hold some input columns: the ranks' products are summed."""
+
+    @property
+    def reduce(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """Sums a tensor over the ranks that share a layer, in place; None where there is one."""
+
+    def part(self, prefix: str) -> BlockSource:
+        """The parameters whose names begin with `prefix` as well."""
 
     def vector(self, name: str) -> torch.Tensor:
         """A vector in the model's dtype."""

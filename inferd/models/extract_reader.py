@@ -36,8 +36,9 @@ class ExtractReader:
 
     def read(self, extract: Extract) -> CheckpointWeight:
         """Raises StartupError when the file cannot be read, or not as the extract says."""
-        record, rows, columns = extract.record, extract.rows, extract.columns
-        weight = self._files.read(record, *((columns, rows) if extract.is_transposed else (rows, columns)))
+        record = extract.record
+        weight = self._files.read(record, _span(extract.rows), _span(extract.columns))
+        weight = _every(weight, extract.rows, extract.columns)
         self._count()
         if not extract.is_transposed:
             return _in_order(extract, weight)
@@ -46,8 +47,8 @@ class ExtractReader:
         return weight.t().contiguous()
 
     def blocks(self, extract: Extract) -> Iterator[CheckpointWeight]:
-        """A matrix like read, but some rows at a time, read when asked for; as one if it is stored transposed."""
-        if extract.is_transposed:
+        """A matrix like read, but some rows at a time, read when asked for; as one if its rows are stored otherwise."""
+        if extract.is_transposed or (extract.rows is not None and extract.rows.step > 1):
             yield self.read(extract)
             return
         record = extract.record
@@ -62,6 +63,21 @@ class ExtractReader:
     def _count(self) -> None:
         self._num_read += 1
         self._notify(min(self._num_read / self._num_tensors, 1.0))
+
+
+def _span(part: range | None) -> range | None:
+    """What must be read to have every item of `part`."""
+    return part if part is None else range(part.start, part.stop)
+
+
+def _every(weight: CheckpointWeight, rows: range | None, columns: range | None) -> CheckpointWeight:
+    """The items that belong to the parts, of what was read for them."""
+    row_step, column_step = (1 if part is None else part.step for part in (rows, columns))
+    if row_step == column_step == 1:
+        return weight
+    if isinstance(weight, QuantizedWeight):
+        return weight.rows(torch.arange(0, weight.shape[0], row_step))
+    return weight[::row_step] if weight.dim() == 1 else weight[::row_step, ::column_step]
 
 
 def _in_order(extract: Extract, weight: CheckpointWeight) -> CheckpointWeight:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from inferd.blocks.attention import AttentionSpec
+from inferd.blocks.experts import ExpertsSpec, RouterSpec
 from inferd.blocks.feed_forward import Activation, FeedForwardSpec
 from inferd.blocks.layer import FeedForwardBlockSpec, LayerSpec
 from inferd.blocks.norm import NormSpec, rms
@@ -147,6 +148,13 @@ def gated_feed_forward(config: Config) -> FeedForwardSpec:
 def maybe_float(config: Config, key: str) -> float:
     """config[key] as a number above 0; 0 when it is absent or null."""
     return 0.0 if config.get(key) is None else positive_float(config, key)
+
+
+def experts(config: Config, router: RouterSpec, num_experts: int, intermediate_size: int) -> ExpertsSpec:
+    """Raises StartupError for a token that would visit more experts than there are."""
+    if router.top_k > num_experts:
+        raise StartupError(f"config.json: num_experts_per_tok is {router.top_k}, of {num_experts} experts")
+    return ExpertsSpec(num_experts, intermediate_size, activation(config), router)
 
 
 def head(config: Config, default: bool = False) -> HeadSpec:

@@ -163,14 +163,22 @@ class ParameterSource:
     def ops(self) -> Ops:
         return self.loader.ops
 
-    def linear(self, *names: str) -> Linear:
-        parts = [self._extract(f"{name}.weight") for name in names]
-        biases = [self._extract(f"{name}.bias") for name in names if f"{self.prefix}{name}.bias" in self.parameters]
+    def linear(self, *names: str, expert: int = 0) -> Linear:
+        parts = [self._extract(f"{name}.weight", expert) for name in names]
+        biased = [name for name in names if f"{self.prefix}{name}.bias" in self.parameters]
+        biases = [self._extract(f"{name}.bias", expert) for name in biased]
         return Linear(self.loader.matrix(parts, self.layer is None), self.loader.vector(biases) if biases else None)
 
     def row_parallel(self, name: str) -> Linear:
-        linear, group = self.linear(name), self.loader.group
-        return linear if group.size == 1 else replace(linear, reduce=group.all_reduce)
+        return replace(self.linear(name), reduce=self.reduce)
+
+    @property
+    def reduce(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        group = self.loader.group
+        return None if group.size == 1 else group.all_reduce
+
+    def part(self, prefix: str) -> ParameterSource:
+        return replace(self, prefix=self.prefix + prefix)
 
     def matrix(self, name: str) -> Weight:
         (weight,) = self.loader.matrix([self._extract(name)], self.layer is None)

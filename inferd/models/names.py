@@ -8,7 +8,7 @@ a layer and {expert} for that of an expert. Parts are named as in ModelSpec's an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 
@@ -16,13 +16,15 @@ from typing import TypeAlias
 class Stored:
     """A tensor that holds more or other than one parameter as the blocks declare it.
 
-    fused          the parts of the same block that it holds, one after the other along its rows
-    is_transposed  it is stored [in, out]
-    is_stacked     one tensor holds the parameter of all experts, [experts, out, in]
+    fused           the parts of the same block that it holds, one after the other along its rows
+    is_interleaved  they take turns instead, row by row
+    is_transposed   it is stored [in, out]
+    is_stacked      one tensor holds the parameter of all experts, [experts, out, in]
     """
 
     name: str
     fused: tuple[str, ...] = ()
+    is_interleaved: bool = False
     is_transposed: bool = False
     is_stacked: bool = False
 
@@ -36,7 +38,7 @@ def find_name(names: Names, parameter: str) -> Stored:
         return _stored(names[parameter])
     module, _, ending = parameter.rpartition(".")
     stored = _stored(names[module])
-    return Stored(f"{stored.name}.{ending}", stored.fused, stored.is_transposed, stored.is_stacked)
+    return replace(stored, name=f"{stored.name}.{ending}")
 
 
 def _stored(entry: str | Stored) -> Stored:
@@ -46,9 +48,7 @@ def _stored(entry: str | Stored) -> Stored:
 def in_layers(prefix: str, names: Names) -> dict[str, str | Stored]:
     """`names` below `prefix`, which has a {layer}."""
     return {
-        part: prefix + entry
-        if isinstance(entry, str)
-        else Stored(prefix + entry.name, entry.fused, entry.is_transposed, entry.is_stacked)
+        part: prefix + entry if isinstance(entry, str) else replace(entry, name=prefix + entry.name)
         for part, entry in names.items()
     }
 
@@ -73,6 +73,10 @@ HF_NAMES: Names = {
             "feed_forward.gate": "mlp.gate_proj",
             "feed_forward.up": "mlp.up_proj",
             "feed_forward.down": "mlp.down_proj",
+            "feed_forward.router": "mlp.gate",
+            "feed_forward.experts.gate": "mlp.experts.{expert}.gate_proj",
+            "feed_forward.experts.up": "mlp.experts.{expert}.up_proj",
+            "feed_forward.experts.down": "mlp.experts.{expert}.down_proj",
         },
     ),
 }
@@ -99,6 +103,7 @@ GGUF_NAMES: Names = {
             "feed_forward.up": "ffn_up",
             "feed_forward.down": "ffn_down",
             "feed_forward.router": "ffn_gate_inp",
+            "feed_forward.shared_gate": "ffn_gate_inp_shexp",
             "feed_forward.experts.gate": Stored("ffn_gate_exps", is_stacked=True),
             "feed_forward.experts.up": Stored("ffn_up_exps", is_stacked=True),
             "feed_forward.experts.down": Stored("ffn_down_exps", is_stacked=True),

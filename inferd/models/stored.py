@@ -19,7 +19,8 @@ class Extract:
     """What one rank takes of one stored tensor.
 
     record         the tensor; of a stack of experts, as one matrix of all their rows
-    rows, columns  of that matrix as it is stored, but [out, in]; None: all
+    rows, columns  of that matrix as it is stored; None: all
+    is_transposed  it is stored [in, out]
     shape          of the result
     """
 
@@ -114,32 +115,39 @@ def extract(
     expert: int = 0,
 ) -> Extract:
     """Where a rank reads the parameter `name` of a checked checkpoint. parameters: all of the same block by name."""
-    parameter = parameters[name]
-    stored = find_name(names, name)
+    parameter, stored = parameters[name], find_name(names, name)
     source = stored.name.replace(LAYER, str(layer)).replace(EXPERT, str(expert))
     record = find_tensor(tensors, source)
-    first, num_rows = 0, parameter.shape[0]
-    for part in _fused_parts(parameter, stored, parameters):
-        if part.name == name:
-            break
-        first += part.shape[0]
-    total = sum(part.shape[0] for part in _fused_parts(parameter, stored, parameters))
+    total, output = _output_rows(parameter, stored, parameters)
+    is_transposed = stored.is_transposed and len(parameter.shape) == 2
+    rows, columns = (parameter.columns, output) if is_transposed else (output, parameter.columns)
+    num_rows = parameter.shape[1] if is_transposed else total
     if stored.is_stacked:
-        first += expert * total
-        total *= parameter.experts
-        record = replace(record, shape=(total, *record.shape[2:]))
-    held = parameter.rows or range(num_rows)
-    rows = range(first + held.start, first + held.stop)
-    columns = parameter.columns
+        record = replace(record, shape=(parameter.experts * num_rows, *record.shape[2:]))
+        rows = rows or range(num_rows)
+        rows = range(rows.start + expert * num_rows, rows.stop + expert * num_rows, rows.step)
     return Extract(
         record,
-        None if rows == range(total) else rows,
-        None if columns is None or columns == range(parameter.shape[1]) else columns,
-        stored.is_transposed and len(parameter.shape) == 2,
+        None if rows == range(record.shape[0]) else rows,
+        None if columns is None or columns == range(record.shape[1]) else columns,
+        is_transposed,
         parameter.head_dim,
         parameter.rotary_dim,
         parameter.held_shape,
     )
+
+
+def _output_rows(parameter: Parameter, stored: Stored, parameters: Mapping[str, Parameter]) -> tuple[int, range]:
+    """(rows of the stored tensor, those of them that the rank holds of the parameter), for one expert."""
+    parts = _fused_parts(parameter, stored, parameters)
+    place = [part.name for part in parts].index(parameter.name)
+    held = parameter.rows or range(parameter.shape[0])
+    total = sum(part.shape[0] for part in parts)
+    if stored.is_interleaved:
+        step = len(parts)
+        return total, range(held.start * step + place, (held.stop - 1) * step + place + 1, step)
+    first = sum(part.shape[0] for part in parts[:place])
+    return total, range(first + held.start, first + held.stop)
 
 
 def canonical_names(tensors: Mapping[str, TensorRecord], expected: Iterable[str]) -> dict[str, TensorRecord]:

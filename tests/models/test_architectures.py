@@ -18,10 +18,12 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 from inferd.executor.batch import build_batch
@@ -51,6 +53,7 @@ LLAMA3 = {
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
 PHI3: dict[str, Any] = TOKENS | {"pad_token_id": 0}
+QWEN3_MOE: dict[str, Any] = {"head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1000.0,
@@ -89,6 +92,9 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
         PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 256},
     ),
     "phi3-longrope": (Phi3Config, PHI3 | {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 5}),
+    "qwen3-moe": (Qwen3MoeConfig, QWEN3_MOE | {"norm_topk_prob": True}),
+    "qwen3-moe-some-layers": (Qwen3MoeConfig, QWEN3_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [2]}),
     "gpt2": (GPT2Config, TOKENS),
     "gpt2-untied-inner": (
         GPT2Config,

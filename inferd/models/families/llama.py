@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from inferd.blocks.attention import AttentionSpec
 from inferd.models.families.mistral import describe as describe_mistral
+from inferd.models.families.mixtral import describe as describe_mixtral
 from inferd.models.family import Config, Family, is_gguf
 from inferd.models.hf_config import biased, llama_like
 from inferd.models.spec import ModelSpec
@@ -15,7 +16,9 @@ from inferd.models.spec import ModelSpec
 def describe(config: Config) -> ModelSpec:
     if not is_gguf(config):
         return llama_like(config, "LlamaForCausalLM", mixer=biased(config))
-    if config.get("num_local_experts") or config.get("sliding_window"):
+    if config.get("num_local_experts"):
+        return describe_mixtral(config)
+    if config.get("sliding_window"):
         return describe_mistral(config)
     return llama_like(config, "LlamaForCausalLM", mixer=lambda spec: _interleaved(biased(config)(spec)))
 

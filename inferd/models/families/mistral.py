@@ -1,4 +1,4 @@
-"""Mistral 7B and its kin: Llama with a sliding window where the config states one. Mixtral: with experts."""
+"""Mistral 7B and its kin: Llama with a sliding window where the config states one."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from inferd.config import (
     Quantization,
     SchedulerConfig,
 )
-from inferd.executor.build import build_decoder, load_model
+from inferd.executor.build import build_model, load_model
 from inferd.executor.factory import create_executor
 from inferd.executor.local import DeviceExecutor
 from inferd.models.model import Model
@@ -113,7 +113,7 @@ def decoder(path: Path, backend: str, quantization: Quantization | None) -> Mode
     checkpoint = open_checkpoint(path)
     spec = check_checkpoint(checkpoint)
     model = load_model(config, checkpoint, spec, torch.device("cpu"), lambda fraction: None)
-    return build_decoder(model, 8, 16)
+    return build_model(model, 8, 16)
 
 
 def logits(model: Model, tokens: list[int]) -> torch.Tensor:
