@@ -26,12 +26,9 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from inferd.executor.batch import build_batch
-from inferd.executor.sequence_state import SequenceState
 from inferd.models.model import Model
 from inferd.models.registry import all_families, decoder_spec
-from inferd.request import SamplingParams
-from inferd.step import NewSequence, PlanItem
+from inferd.testing.model_rows import rows_of_positions
 
 SIZES: dict[str, Any] = {
     "vocab_size": 160,
@@ -134,33 +131,6 @@ def case(
 def forward(decoder: Model, prompts: list[list[int]], chunk: int) -> list[torch.Tensor]:
     """Logits of every position, as `rows_of_positions`."""
     return rows_of_positions(decoder, decoder.logits, prompts, chunk)
-
-
-@torch.inference_mode()
-def rows_of_positions(
-    decoder: Model, finish: Callable[[torch.Tensor], torch.Tensor], prompts: list[list[int]], chunk: int
-) -> list[torch.Tensor]:
-    """`finish` of the stream at every position; all prompts in each step, `chunk` tokens of each, block tables
-    backwards."""
-    states, seen = {}, [0] * len(prompts)
-    for index in range(len(prompts)):
-        blocks = list(range(63 - index, 0, -len(prompts)))
-        states[index] = SequenceState.from_plan(NewSequence(index, blocks, SamplingParams(), None, None, [], 0, 0, ()))
-    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
-    while any(count < len(prompt) for count, prompt in zip(seen, prompts, strict=True)):
-        items = []
-        for index, prompt in enumerate(prompts):
-            # Different chunk lengths per sequence, so that single-token and longer items meet in one step.
-            step = chunk + index if chunk > 1 else chunk
-            tokens = prompt[seen[index] : seen[index] + step]
-            if tokens:
-                items.append(PlanItem(index, seen[index], tokens, [], ()))
-                seen[index] += len(tokens)
-        batch = build_batch(items, states, 16, torch.device("cpu"))
-        rows = finish(decoder.forward(batch.ids, batch.paged))
-        for item, start in zip(items, batch.row_starts, strict=True):
-            logits[item.seq_id].append(rows[start : start + len(item.token_ids)])
-    return [torch.cat(parts) for parts in logits]
 
 
 def test_cases_cover_the_registry() -> None:
