@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from inferd.blocks.linear import Linear
     from inferd.blocks.source import BlockSource
 
-# swiglu_clamped: g * sigmoid(1.702 g) * (u + 1) of a gate g cut at 7 and of u cut at -7 and 7 (gpt-oss).
-Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_clamped"]
+# clamped_swiglu: g * sigmoid(1.702 g) * (u + 1) of a gate g cut at 7 and of u cut at -7 and 7 (gpt-oss).
+Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"]
 CLAMP = 7.0
 CLAMPED_SLOPE = 1.702
 
@@ -75,7 +75,7 @@ def gated(ops: Ops, gate_up: torch.Tensor, activation: Activation) -> torch.Tens
     if activation == "silu":
         return ops.silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
-    if activation == "swiglu_clamped":
+    if activation == "clamped_swiglu":
         gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
         return gate * (gate * CLAMPED_SLOPE).sigmoid() * (up + 1)
     return ops.activate(gate, activation) * up
