@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from inferd.errors import InvalidConstraint
 
 MAX_DEPTH = 64
+STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Any of them may come next, at every place where a property may: with 158 the masks of a vocabulary of 49,152 tokens
 # reach MAX_STEP_ITEMS (matcher.py). A property that is required costs nothing of the kind.
 MAX_OPTIONAL_PROPERTIES = 128
@@ -83,11 +86,18 @@ def optional_properties(schema: Any) -> int:
 
 
 def check_value(key: str, value: Any, below: Callable[[Any], Any]) -> Any:
+    if key == "$ref":
+        return as_uri(value)
     if key in MAPS and isinstance(value, dict):
         return {name: below(each) for name, each in value.items()}
     if (key in LISTS or key in SINGLES) and isinstance(value, list):
         return [below(each) for each in value]
     return below(value) if key in SINGLES else value
+
+
+def as_uri(reference: str) -> str:
+    """The reference with percent-encoding where URIs need it. Generators of schemas write names as they are."""
+    return "#" + quote(STRAY_PERCENT.sub("%25", reference[1:]), safe="/~%!$&'()*+,;=:@?")
 
 
 def check_keywords(schema: dict[str, Any], lenient: bool) -> None:

@@ -48,6 +48,15 @@ def check(factory: MatcherFactory, kind: ConstraintKind, source: Any, good: list
     assert [each for each in bad if takes(factory, grammar, each)] == []
 
 
+@pytest.mark.parametrize("name", ["List[int]", "Größe", "two words", "100%", "a%5Bb", 'Box["x"]', "a^b|c", "a#b"])
+def test_a_reference_finds_any_name(factory: MatcherFactory, name: str) -> None:
+    """pydantic, zod and others write names of generic and foreign types into references as they are."""
+    written = name.replace("%5B", "%255B")
+    properties = {"x": {"$ref": f"#/$defs/{written}"}}
+    schema = {"type": "object", "properties": properties, "required": ["x"], "$defs": {name: {"type": "integer"}}}
+    check(factory, KINDS.JSON_SCHEMA, schema, ['{"x":5}'], ['{"x":"5"}'])
+
+
 @pytest.mark.parametrize(
     ("schema", "good", "bad"),
     [
