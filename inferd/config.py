@@ -102,8 +102,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_choices: int = 16
     max_top_logprobs: Annotated[int, msgspec.Meta(ge=0)] = 20
     max_logprob_token_ids: int = 64
-    max_stop_strings: int = 4
-    max_stop_bytes: int = 1024
+    max_stop_strings: int = 64
+    max_stop_bytes: int = 8192
     max_stop_token_ids: int = 128
     max_logit_bias: int = 300
     max_allowed_token_ids: int = 1024

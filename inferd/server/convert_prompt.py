@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.server.fields import check_token_ids
+from inferd.text.decode import decode_with_starts
 from inferd.text.tokenizer import Segments, Tokenizer
 from inferd.v1 import common_pb2
 
@@ -64,16 +67,47 @@ def encode_bad_words(words: list[str], tokenizer: Tokenizer, max_tokens: int) ->
     return tuple(sequence for sequence in sequences if sequence)
 
 
-def truncate(ids: list[int], truncation: int, room: int, context: int) -> list[int]:
-    """At most `room` ids. Raises ContextLengthExceeded unless truncation was asked for."""
+def truncate(ids: list[int], truncation: int, room: int) -> list[int]:
+    """At most `room` ids where truncation was asked for; else all of them, which check_fits() judges."""
     if len(ids) <= room:
         return ids
     if truncation == common_pb2.TRUNCATION_KEEP_END:
         return ids[-room:]
-    if truncation == common_pb2.TRUNCATION_KEEP_START:
-        return ids[:room]
+    return ids[:room] if truncation == common_pb2.TRUNCATION_KEEP_START else ids
+
+
+def check_fits(prompt_tokens: int, output_tokens: int, context: int) -> None:
+    """Raises ContextLengthExceeded, which names the one that does not fit by itself; the prompt, where only both are
+    too much."""
+    if prompt_tokens + output_tokens <= context:
+        return
+    metadata = {"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(context)}
+    if prompt_tokens >= context:
+        message = f"the prompt has {prompt_tokens} tokens, the context of {context} leaves room for {context - 1}"
+        raise ContextLengthExceeded(message, field="prompt", metadata=metadata)
     raise ContextLengthExceeded(
-        f"the prompt has {len(ids)} tokens, the context of {context} leaves room for {room}",
-        field="prompt",
-        metadata={"prompt_tokens": str(len(ids)), "max_context_tokens": str(context)},
+        f"the prompt has {prompt_tokens} tokens and stop.max_tokens is {output_tokens}, together at most the context of "
+        f"{context} tokens is allowed",
+        field="stop.max_tokens" if output_tokens >= context else "prompt",
+        metadata={**metadata, "output_tokens": str(output_tokens)},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """A prompt as it was read. starts: UTF-8 byte offset of each token in the text."""
+
+    text: str
+    starts: list[int]
+    token_bytes: list[bytes]
+
+
+def prompt_text(prompt: common_pb2.Prompt, ids: list[int], truncated: bool, tokenizer: Tokenizer) -> PromptText:
+    """Of a prompt that was read as `ids`."""
+    if truncated or prompt.WhichOneof("kind") == "token_ids":
+        text, starts = decode_with_starts(tokenizer, ids)
+    else:
+        given, add = encode_arguments(prompt)
+        text = given if isinstance(given, str) else "".join(run for run, _ in given)
+        starts = tokenizer.encode_with_offsets(given, add).starts
+    return PromptText(text, starts, [tokenizer.token_bytes(token_id) for token_id in ids])

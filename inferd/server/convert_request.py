@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import msgspec
 
 from inferd.config import Limits
-from inferd.errors import ContextLengthExceeded, InvalidParameter
+from inferd.errors import InvalidParameter
 from inferd.front.output import OutputParams
 from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams
 from inferd.server.convert_constraint import constraint_from_pb
-from inferd.server.convert_prompt import check_prompt, truncate
+from inferd.server.convert_prompt import check_fits, check_prompt, truncate
 from inferd.server.fields import (
     check_at_most,
     check_count,
@@ -28,7 +28,6 @@ from inferd.v1 import common_pb2, inference_pb2
 STREAM_MODES = inference_pb2.StreamMode.keys()
 TRUNCATIONS = common_pb2.Truncation.keys()
 MAX_MAX_DELAY_S = 10.0
-UINT32_MAX = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,20 +118,9 @@ def build_request(
 ) -> tuple[Request, bool]:
     """The Request, and whether its prompt was truncated. Raises InferdError."""
     context = bounds.max_context_tokens
-    asked = pb.stop.max_tokens if pb.stop.HasField("max_tokens") else UINT32_MAX
-    is_wish = not pb.stop.HasField("max_tokens") or (pb.stop.clamp and asked > 0)
-    if asked >= context and not is_wish:
-        raise ContextLengthExceeded(
-            f"stop.max_tokens is {asked}, the context of {context} tokens leaves no room for a prompt",
-            field="stop.max_tokens",
-            metadata={"max_context_tokens": str(context)},
-        )
     if not prompt_ids:
         raise InvalidParameter("prompt has no tokens", field="prompt")
-    # The tokens that were asked for must fit beside the prompt; of those that were only wished for, one.
-    room = context - 1 if is_wish else context + pb.resumed_tokens - asked
-    kept = truncate(prompt_ids, pb.truncation, room, context)
-    max_tokens = min(asked, context - len(kept) + pb.resumed_tokens)
+    kept, max_tokens = fit(pb, prompt_ids, context)
     if pb.stop.min_tokens > max_tokens:
         raise InvalidParameter(
             f"stop.min_tokens must be at most the {max_tokens} tokens that may be generated, got {pb.stop.min_tokens}",
@@ -171,6 +159,20 @@ def build_request(
         resumed_tokens=pb.resumed_tokens,
     )
     return request, len(kept) < len(prompt_ids)
+
+
+def fit(pb: inference_pb2.GenerateRequest, prompt_ids: list[int], context: int) -> tuple[list[int], int]:
+    """(the tokens of the prompt that are read, the most tokens that may be generated). Raises ContextLengthExceeded."""
+    asked = pb.stop.max_tokens if pb.stop.HasField("max_tokens") else None
+    is_wish = asked is None or (pb.stop.clamp and asked > 0)
+    # Resumed tokens are of the prompt here, and count as generated there: they take their room once.
+    least = pb.resumed_tokens + 1 if is_wish else asked or 0
+    wanted = least if asked is None else min(asked, max(least, context // 2))
+    kept = truncate(prompt_ids, pb.truncation, max(1, context + pb.resumed_tokens - wanted))
+    prompt_tokens = len(kept) - pb.resumed_tokens
+    check_fits(prompt_tokens, least, context)
+    room = context - prompt_tokens
+    return kept, room if asked is None else min(asked, room)
 
 
 def sampling_from_pb(pb: inference_pb2.SamplingParams, bounds: Bounds) -> SamplingParams:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from inferd.front.output import ChoiceDelta, Finish, OutputDelta, Timing, Usage
 from inferd.request import Request
+from inferd.server.convert_prompt import PromptText
 from inferd.step import TokenLogprobs
 from inferd.text.tokenizer import Tokenizer
 from inferd.v1 import common_pb2, inference_pb2
@@ -16,9 +17,15 @@ class ResponseWriter:
     prompt."""
 
     def __init__(
-        self, request: Request, output: inference_pb2.OutputOptions, tokenizer: Tokenizer, truncated: bool
+        self,
+        request: Request,
+        output: inference_pb2.OutputOptions,
+        tokenizer: Tokenizer,
+        truncated: bool,
+        prompt_text: PromptText | None = None,
     ) -> None:
         self._request = request
+        self._prompt_text = prompt_text
         self._output = output
         self._tokenizer = tokenizer
         self._truncated = truncated
@@ -59,6 +66,10 @@ class ResponseWriter:
         pb.truncated = self._truncated
         if self._output.prompt_token_ids:
             pb.token_ids.extend(ids)
+        if self._prompt_text is not None:
+            pb.text = self._prompt_text.text
+            pb.starts.extend(self._prompt_text.starts)
+            pb.token_bytes.extend(self._prompt_text.token_bytes)
         if delta.prompt is None:
             return
         pb.cached_tokens = delta.prompt.cached_tokens

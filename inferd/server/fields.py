@@ -12,6 +12,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from inferd.errors import InvalidParameter
 
 MAX_DURATION_S = 86400.0
+MAX_NAMED_IDS = 32  # of those that an error is about
 
 
 def check_number(field: str, value: float, low: float, high: float, *, open_low: bool = False) -> float:
@@ -35,11 +36,16 @@ def check_at_most(field: str, value: int, limit: int, low: int = 0) -> int:
 
 def check_token_ids(field: str, ids: Sequence[int], vocab_size: int) -> None:
     """All ids are of the vocabulary."""
-    if ids and max(ids) >= vocab_size:
-        bad = next(token_id for token_id in ids if token_id >= vocab_size)
-        raise InvalidParameter(
-            f"{field} has the token id {bad}, outside the vocabulary of {vocab_size} tokens", field=field
-        )
+    if not ids or max(ids) < vocab_size:
+        return
+    bad = list(dict.fromkeys(token_id for token_id in ids if token_id >= vocab_size))
+    named = ", ".join(map(str, bad[:MAX_NAMED_IDS])) + (
+        f" and {len(bad) - MAX_NAMED_IDS} more" * (len(bad) > MAX_NAMED_IDS)
+    )
+    ids_word = "id" if len(bad) == 1 else "ids"
+    raise InvalidParameter(
+        f"{field} has the token {ids_word} {named}, outside the vocabulary of {vocab_size} tokens", field=field
+    )
 
 
 def check_enum(field: str, value: int, names: Sequence[str]) -> None:

@@ -18,11 +18,13 @@ from inferd.request import Constraint, ConstraintSpec, Request
 from inferd.server.call import Call, CallBase, Handler
 from inferd.server.convert_constraint import constraint_field
 from inferd.server.convert_prompt import (
+    PromptText,
     check_prompt,
     encode_arguments,
     encode_bad_words,
     encode_prompt,
     prompt_bytes,
+    prompt_text,
 )
 from inferd.server.convert_request import Bounds, CallParams, build_request, check_request
 from inferd.server.convert_response import ResponseWriter, usage_to_pb
@@ -61,7 +63,8 @@ class InferenceService:
         self._front.check_serving()
         require(self._model, model_pb2.TASK_GENERATE)
         request, output, truncated = await self._request_of(pb, call)
-        writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated)
+        text = await self._prompt_text(pb, request, truncated) if pb.output.prompt_text else None
+        writer = ResponseWriter(request, pb.output, self._model.tokenizer, truncated, text)
         with self._front.generate(request, output, self._model.tokenizer) as generation:
             try:
                 async for delta in generation:
@@ -113,6 +116,11 @@ class InferenceService:
         request, truncated = build_request(pb, checked, prompt_ids, bad_words, bounds, call_params)
         return msgspec.structs.replace(request, constraint=constraint), checked.output, truncated
 
+    async def _prompt_text(self, pb: inference_pb2.GenerateRequest, request: Request, truncated: bool) -> PromptText:
+        ids, tokenizer = list(request.prompt_token_ids), self._model.tokenizer
+        size = max(prompt_bytes(pb.prompt), len(ids))
+        return await self._pool.run(size, partial(prompt_text, pb.prompt, ids, truncated, tokenizer))
+
     async def _compile(self, pb: inference_pb2.Constraint, spec: ConstraintSpec, vocab_size: int) -> Constraint:
         """Raises InvalidConstraint naming the field."""
         try:
@@ -159,6 +167,8 @@ def tokenize_batch(pb: inference_pb2.TokenizeRequest, tokenizer: Tokenizer) -> i
         item.token_ids.extend(ids)
         if pb.pieces:
             item.pieces.extend([tokenizer.token_bytes(token_id) for token_id in ids])
+        if pb.vocabulary_strings:
+            item.vocabulary_strings.extend([tokenizer.vocabulary_string(token_id) for token_id in ids])
     return response
 
 

@@ -10,7 +10,14 @@ from msgspec.structs import replace
 
 from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.request import CacheParams, LogprobParams, StopParams
-from inferd.server.convert_prompt import check_prompt, encode_arguments, encode_prompt, prompt_bytes, truncate
+from inferd.server.convert_prompt import (
+    check_fits,
+    check_prompt,
+    encode_arguments,
+    encode_prompt,
+    prompt_bytes,
+    truncate,
+)
 from inferd.server.convert_response import add_logprobs
 from inferd.server.fields import check_count, check_token_ids
 from inferd.server.inputs import Caller, Serving, check_batch, plain_request
@@ -115,7 +122,14 @@ def cut_context(ids: list[int], count: int, truncation: int, context: int) -> li
             field="continuations.items",
             metadata={"prompt_tokens": str(count), "max_context_tokens": str(context)},
         )
-    return truncate(ids, truncation, context, context)
+    return fitting(ids, truncation, context, 0)
+
+
+def fitting(ids: list[int], truncation: int, context: int, output_tokens: int) -> list[int]:
+    """The ids that are read, with room for the output. Raises ContextLengthExceeded."""
+    kept = truncate(ids, truncation, context - output_tokens)
+    check_fits(len(kept), output_tokens, context)
+    return kept
 
 
 async def score_labels(
@@ -129,7 +143,7 @@ async def score_labels(
     size = sum(map(prompt_bytes, task.prompts))
     inputs = await serving.pool.run(size, lambda: [encode_prompt(prompt, tokenizer) for prompt in task.prompts])
     wanted = tuple(dict.fromkeys(task.label_token_ids))
-    kept = [truncate(ids, pb.truncation, context - 1, context) for ids in inputs]
+    kept = [fitting(ids, pb.truncation, context, 1) for ids in inputs]
     requests = [
         replace(
             plain_request(serving, caller, index, ids, StopParams(max_tokens=1)),

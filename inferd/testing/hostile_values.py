@@ -42,8 +42,8 @@ LIMITS: Mapping[str, tuple[int, ...]] = {
     "repetition_penalty": (10, 11),
 }
 LENGTHS: Mapping[str, int] = {
-    "stop": 4,
-    "stop_strings": 4,
+    "stop": 64,
+    "stop_strings": 64,
     "stop_token_ids": 128,
     "allowed_token_ids": 1024,
     "bad_words": 64,

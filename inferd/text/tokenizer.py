@@ -47,6 +47,7 @@ class Tokenizer:
         self._parts = parts
         self._splitter = AddedTokenSplitter(parts.added)
         self._special_ids = frozenset(token.id for token in parts.added if token.special)
+        self._added_texts = {token.id: token.text for token in parts.added}
         self.kind = parts.kind
         self.vocab_size = len(parts.token_bytes)
         self.byte_level = parts.byte_level
@@ -132,6 +133,10 @@ class Tokenizer:
         """The exact bytes that the token adds to the text; the text of a control token; b"" for an id nothing has."""
         table = self._parts.token_bytes
         return table[token_id] if 0 <= token_id < len(table) else b""
+
+    def vocabulary_string(self, token_id: int) -> str:
+        """The token as the vocabulary's file writes it; "" for an id nothing has."""
+        return self._added_texts.get(token_id) or self._parts.backend.id_to_token(token_id) or ""
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is a control token, which skip_special_tokens leaves out."""

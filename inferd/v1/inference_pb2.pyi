@@ -144,20 +144,22 @@ class LogprobOptions(_message.Message):
     def __init__(self, top_n: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., token_bytes: _Optional[bool] = ...) -> None: ...
 
 class OutputOptions(_message.Message):
-    __slots__ = ("text", "token_ids", "skip_special_tokens", "logprobs", "prompt_logprobs", "prompt_token_ids")
+    __slots__ = ("text", "token_ids", "skip_special_tokens", "logprobs", "prompt_logprobs", "prompt_token_ids", "prompt_text")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TEXT_FIELD_NUMBER: _ClassVar[int]
     text: bool
     token_ids: bool
     skip_special_tokens: bool
     logprobs: LogprobOptions
     prompt_logprobs: LogprobOptions
     prompt_token_ids: bool
-    def __init__(self, text: _Optional[bool] = ..., token_ids: _Optional[bool] = ..., skip_special_tokens: _Optional[bool] = ..., logprobs: _Optional[_Union[LogprobOptions, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[LogprobOptions, _Mapping]] = ..., prompt_token_ids: _Optional[bool] = ...) -> None: ...
+    prompt_text: bool
+    def __init__(self, text: _Optional[bool] = ..., token_ids: _Optional[bool] = ..., skip_special_tokens: _Optional[bool] = ..., logprobs: _Optional[_Union[LogprobOptions, _Mapping]] = ..., prompt_logprobs: _Optional[_Union[LogprobOptions, _Mapping]] = ..., prompt_token_ids: _Optional[bool] = ..., prompt_text: _Optional[bool] = ...) -> None: ...
 
 class StreamOptions(_message.Message):
     __slots__ = ("mode", "max_delay", "usage_in_every_message", "prefill_progress")
@@ -264,18 +266,24 @@ class ChoiceDelta(_message.Message):
     def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
 
 class PromptInfo(_message.Message):
-    __slots__ = ("tokens", "cached_tokens", "token_ids", "logprobs", "truncated")
+    __slots__ = ("tokens", "cached_tokens", "token_ids", "logprobs", "truncated", "text", "starts", "token_bytes")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_BYTES_FIELD_NUMBER: _ClassVar[int]
     tokens: int
     cached_tokens: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: Logprobs
     truncated: bool
-    def __init__(self, tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., truncated: _Optional[bool] = ...) -> None: ...
+    text: str
+    starts: _containers.RepeatedScalarFieldContainer[int]
+    token_bytes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Union[Logprobs, _Mapping]] = ..., truncated: _Optional[bool] = ..., text: _Optional[str] = ..., starts: _Optional[_Iterable[int]] = ..., token_bytes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("choices", "prompt", "usage", "timing", "request_id", "prefilled_tokens")
@@ -523,32 +531,36 @@ class ScoreStreamResponse(_message.Message):
     def __init__(self, item_id: _Optional[int] = ..., response: _Optional[_Union[ScoreResponse, _Mapping]] = ..., error: _Optional[_Union[_common_pb2.ItemError, _Mapping]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("model", "inputs", "offsets", "pieces", "count_only")
+    __slots__ = ("model", "inputs", "offsets", "pieces", "count_only", "vocabulary_strings")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     OFFSETS_FIELD_NUMBER: _ClassVar[int]
     PIECES_FIELD_NUMBER: _ClassVar[int]
     COUNT_ONLY_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_STRINGS_FIELD_NUMBER: _ClassVar[int]
     model: str
     inputs: _containers.RepeatedCompositeFieldContainer[_common_pb2.Prompt]
     offsets: bool
     pieces: bool
     count_only: bool
-    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ..., offsets: _Optional[bool] = ..., pieces: _Optional[bool] = ..., count_only: _Optional[bool] = ...) -> None: ...
+    vocabulary_strings: bool
+    def __init__(self, model: _Optional[str] = ..., inputs: _Optional[_Iterable[_Union[_common_pb2.Prompt, _Mapping]]] = ..., offsets: _Optional[bool] = ..., pieces: _Optional[bool] = ..., count_only: _Optional[bool] = ..., vocabulary_strings: _Optional[bool] = ...) -> None: ...
 
 class TokenizedInput(_message.Message):
-    __slots__ = ("token_ids", "starts", "ends", "pieces", "count")
+    __slots__ = ("token_ids", "starts", "ends", "pieces", "count", "vocabulary_strings")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     STARTS_FIELD_NUMBER: _ClassVar[int]
     ENDS_FIELD_NUMBER: _ClassVar[int]
     PIECES_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
+    VOCABULARY_STRINGS_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     starts: _containers.RepeatedScalarFieldContainer[int]
     ends: _containers.RepeatedScalarFieldContainer[int]
     pieces: _containers.RepeatedScalarFieldContainer[bytes]
     count: int
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[bytes]] = ..., count: _Optional[int] = ...) -> None: ...
+    vocabulary_strings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., starts: _Optional[_Iterable[int]] = ..., ends: _Optional[_Iterable[int]] = ..., pieces: _Optional[_Iterable[bytes]] = ..., count: _Optional[int] = ..., vocabulary_strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
     __slots__ = ("inputs", "tokenizer_fingerprint")

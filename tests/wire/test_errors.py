@@ -46,9 +46,9 @@ TOO_MUCH = [
     ("sampling.bad_words", make_generate(sampling={"bad_words": ["x"] * 65})),
     ("sampling.bad_words", make_generate(sampling={"bad_words": [" "]})),
     ("sampling.bad_words", make_generate(sampling={"bad_words": ["x" * 600]})),
-    ("stop.stop_strings", make_generate(stop={"stop_strings": ["a", "b", "c", "d", "e"]})),
+    ("stop.stop_strings", make_generate(stop={"stop_strings": [f"stop {n}" for n in range(65)]})),
     ("stop.stop_strings", make_generate(stop={"stop_strings": [""]})),
-    ("stop.stop_strings", make_generate(stop={"stop_strings": ["é" * 513]})),
+    ("stop.stop_strings", make_generate(stop={"stop_strings": ["é" * 4097]})),
     ("stop.stop_token_ids", make_generate(stop={"stop_token_ids": [VOCAB_SIZE]})),
     ("stop.stop_token_ids", make_generate(stop={"stop_token_ids": [1] * 129})),
     ("stop.min_tokens", make_generate(stop={"min_tokens": 9})),
@@ -122,6 +122,29 @@ def test_the_tokens_that_are_asked_for_fit_beside_the_prompt(stub: InferenceServ
     for max_tokens, clamp in ((8, False), (None, False), (9, True), (4000, True)):
         request = make_generate("a" * 2040, max_tokens=max_tokens, stop={"ignore_eos": True, "clamp": clamp})
         assert len(collect(stub.Generate(request))[0].token_ids) == 8
+
+
+def test_what_does_not_fit_is_told_in_numbers(stub: InferenceServiceStub) -> None:
+    failure = fails(stub.Generate(make_generate("a" * 2040, max_tokens=9)))
+    assert failure.metadata == {"prompt_tokens": "2040", "output_tokens": "9", "max_context_tokens": "2048"}
+
+
+def test_a_wish_for_tokens_leaves_half_of_the_context_to_a_truncated_prompt(stub: InferenceServiceStub) -> None:
+    for wished, kept in ((100, 1948), (32_000, 1024)):
+        stop = {"clamp": True, "ignore_eos": True}
+        request = make_generate(
+            "a" * 3000, max_tokens=wished, stop=stop, truncation=common_pb2.TRUNCATION_KEEP_END,
+            stream={"mode": "STREAM_MODE_FINAL"},
+        )  # fmt: skip
+        (message,) = stub.Generate(request)
+        assert message.prompt.tokens == kept
+        assert message.usage.completion_tokens == 2048 - kept
+
+
+def test_every_bad_token_id_is_named(stub: InferenceServiceStub) -> None:
+    failure = fails(stub.Generate(make_generate(sampling={"logit_bias": {1000: 1.0, 5: 1.0, 2000: -1.0}})))
+    assert "1000" in failure.message
+    assert "2000" in failure.message
 
 
 def test_truncation_leaves_room_for_the_tokens_that_are_asked_for(stub: InferenceServiceStub) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -234,3 +235,39 @@ def test_a_daemons_seed_repeats_what_it_drew() -> None:
     first = outputs()
     assert first == outputs()
     assert len({tuple(tokens) for tokens in first}) == 3
+
+
+def prompt_info(stub: InferenceServiceStub, **fields: Any) -> inference_pb2.PromptInfo:
+    request = make_generate(max_tokens=1, output={"prompt_text": True}, **fields)
+    return next(iter(stub.Generate(request))).prompt
+
+
+def test_the_prompt_is_told_as_it_was_read(stub: InferenceServiceStub) -> None:
+    info = prompt_info(stub, prompt="aé")
+    assert (info.text, list(info.starts)) == ("aé", [0, 1, 1])
+    assert list(info.token_bytes) == [b"a", b"\xc3", b"\xa9"]
+
+
+def test_a_truncated_prompt_is_told_from_where_it_was_read(stub: InferenceServiceStub) -> None:
+    text = "b" * 3000 + "a" * 2047
+    info = prompt_info(stub, prompt=text, truncation=common_pb2.TRUNCATION_KEEP_END)
+    assert (info.text, info.truncated) == ("a" * 2047, True)
+    assert list(info.starts) == list(range(2047))
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "starts"),
+    [
+        ([0xA9, *b"a"], "\ufffda", [0, 3]),  # begins inside a character
+        ([0xC3, *b"a"], "\ufffda", [0, 3]),  # a character that is never finished
+        ([*"日a".encode()], "日a", [0, 0, 0, 3]),
+        ([*b"a", 0xE6, 0x97], "a", [0, 1, 1]),  # the first delta may finish it
+    ],
+)
+def test_a_prompt_of_ids_is_told_as_text(
+    stub: InferenceServiceStub, ids: list[int], text: str, starts: list[int]
+) -> None:
+    request = make_generate(max_tokens=1, output={"prompt_text": True})
+    request.prompt.CopyFrom(common_pb2.Prompt(token_ids={"ids": ids}))
+    info = next(iter(stub.Generate(request))).prompt
+    assert (info.text, list(info.starts)) == (text, starts)

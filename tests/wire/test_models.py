@@ -83,6 +83,14 @@ def test_tokenize_a_batch_with_offsets_and_pieces(stub: InferenceServiceStub) ->
     assert (list(second.token_ids), list(second.ends), second.count) == ([256, ord("b")], [5, 6], 2)
 
 
+def test_vocabulary_strings_tell_tokens_apart(stub: InferenceServiceStub) -> None:
+    (tokenized,) = tokenize(stub, common_pb2.Prompt(text="<bos>é"), vocabulary_strings=True)
+    first, *halves = tokenized.vocabulary_strings
+    assert first == "<bos>"
+    assert len(set(halves)) == 2
+    assert all(halves)
+
+
 def test_count_only_counts_only(stub: InferenceServiceStub) -> None:
     (counted,) = tokenize(stub, common_pb2.Prompt(text="x" * 100_000), count_only=True, offsets=True, pieces=True)
     assert counted == inference_pb2.TokenizedInput(count=100_000)
