@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inferd_gateway.errors import ApiError
+from inferd_gateway.errors import ApiError, ContextOverflow
 
 ANTHROPIC_PATH = "/v1/messages"
 ANTHROPIC_TYPES = {
@@ -30,4 +30,5 @@ def error_body(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
 
 def anthropic_error(error: ApiError, request_id: str) -> dict[str, Any]:
     kind = ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    message = error.anthropic_message if isinstance(error, ContextOverflow) else error.message
+    return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}

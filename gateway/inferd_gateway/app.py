@@ -122,10 +122,17 @@ async def on_http_exception(request: Request, error: Exception) -> JSONResponse:
 async def on_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     # Of a union's members, the one that got furthest into the body is the one that was meant.
-    found = [(resolved_path(item["loc"][1:], error.body), item) for item in error.errors()]
+    found = [(resolved_path(place_of(item), error.body), item) for item in error.errors()]
     param, first = max(found, key=lambda one: len(one[0] or ""))
-    got = "" if first["type"] == "missing" else f" (got {shown(first.get('input'))})"
+    told = first["type"] in ("missing", "tool_type")
+    got = "" if told else f" (got {shown(first.get('input'))})"
     return error_response(request, ApiError(400, f"{param or 'body'}: {first['msg']}{got}", param=param))
+
+
+def place_of(item: dict[str, Any]) -> tuple[int | str, ...]:
+    """Where an error is. One of a whole object may name the field of it that is at fault."""
+    field = item.get("ctx", {}).get("field")
+    return (*item["loc"][1:], field) if isinstance(field, str) else item["loc"][1:]
 
 
 def resolved_path(location: tuple[int | str, ...], body: Any) -> str | None:

@@ -28,6 +28,7 @@ class ChatStream:
         self._continuous = bool(self._with_usage and options and options.continuous_usage_stats)
         self._parsers: dict[int, ChoiceParser] = {}
         self._usage: common_pb2.Usage | None = None
+        self._completed = 0  # tokens, before the message at hand
         self._logprobs = bool(body.logprobs)
         # Most pieces are text that nothing comes with.
         self._texts = {kind: TextChunks(head, partial(self._text_chunk, kind)) for kind in (Content, Reasoning)}
@@ -35,6 +36,7 @@ class ChatStream:
     def events(self, message: pb.GenerateResponse) -> bytes:
         """All events of one message, to be sent at once."""
         if message.HasField("usage"):
+            self._completed = self._usage.completion_tokens if self._usage is not None else 0
             self._usage = message.usage
         return b"".join([self._events(message, delta) for delta in message.choices[:]])
 
@@ -52,7 +54,16 @@ class ChatStream:
 
     def _open(self, index: int, message: pb.GenerateResponse) -> bytes:
         self._parsers[index] = self._plan.parser()
-        return self._chunk(index, {"role": "assistant", "content": ""}, **self._prompt_ids(message))
+        chunk = self._rest(index, {"role": "assistant", "content": ""})
+        if chunk.get("usage"):
+            # It tells of nothing that was generated: what came with it is in the chunks that follow.
+            before = common_pb2.Usage()
+            before.CopyFrom(message.usage)
+            before.completion_tokens = self._completed
+            chunk["usage"] = usage_of([before], 0 if self._plan.reasoning is not None else None)
+        if self._token_ids:
+            chunk["prompt_token_ids"] = list(message.prompt.token_ids)
+        return self._head.chunk(chunk)
 
     def end(self) -> bytes:
         if not self._with_usage or self._usage is None:
@@ -89,16 +100,8 @@ class ChatStream:
     def _usage_now(self) -> dict[str, Any] | None:
         return None if self._usage is None else usage_of([self._usage], reasoning_tokens(self._plan, self._parsers))
 
-    def _prompt_ids(self, message: pb.GenerateResponse) -> dict[str, Any]:
-        return {"prompt_token_ids": list(message.prompt.token_ids)} if self._token_ids else {}
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], *, prompt_token_ids: list[int] | None = None, **choice: Any
-    ) -> bytes:
-        chunk = self._rest(index, delta, **choice)
-        if prompt_token_ids is not None:
-            chunk["prompt_token_ids"] = prompt_token_ids
-        return self._head.chunk(chunk)
+    def _chunk(self, index: int, delta: dict[str, Any], **choice: Any) -> bytes:
+        return self._head.chunk(self._rest(index, delta, **choice))
 
     def _rest(self, index: int, delta: dict[str, Any], **choice: Any) -> dict[str, Any]:
         fields = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None, **choice}

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from typing import Any
 
 from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
-from inferd_gateway.logprobs import CompletionLogprobs, Token, TokenNames, join_columns, prompt_logprobs
+from inferd_gateway.logprobs import CompletionLogprobs, TokenNames, join_columns, prompt_logprobs
 from inferd_gateway.replies import DONE, ChoiceText, Head, TextChunks, finish_reason, stop_reason, usage_of
 from inferd_gateway.schemas.completions import CompletionRequest
-
-
-@dataclass(frozen=True)
-class Echo:
-    """What is prepended to each choice of a prompt: its text, and the first token as the vocabulary writes it."""
-
-    text: str
-    first_token: bytes
 
 
 class CompletionReply:
     """Builds the choices of one call; choice i of prompt p has the index p * n + i."""
 
-    def __init__(self, head: Head, body: CompletionRequest, echoes: list[Echo | None], hidden: frozenset[int]) -> None:
+    def __init__(self, head: Head, body: CompletionRequest, prompts: int, hidden: frozenset[int]) -> None:
         self._head = head
         self._body = body
-        self._echoes = echoes
         self._n = body.n or 1
         names = TokenNames(as_ids=bool(body.return_tokens_as_token_ids))
         self._names = names
         # Made as the choices come: how many there are is the daemon's to allow.
         self._columns: defaultdict[int, CompletionLogprobs] = defaultdict(lambda: CompletionLogprobs(names, hidden))
-        self._prompts: list[pb.PromptInfo] = [pb.PromptInfo() for _ in echoes]
+        self._prompts: list[pb.PromptInfo] = [pb.PromptInfo() for _ in range(prompts)]
         self._usages: dict[int, common_pb2.Usage] = {}
         options = body.stream_options
         self._with_usage = bool(options and options.include_usage)
@@ -56,19 +46,16 @@ class CompletionReply:
 
     def _fields(self, prompt: int, delta: pb.ChoiceDelta) -> tuple[int, pb.ChoiceDelta, dict[str, Any]]:
         index = prompt * self._n + delta.index
-        columns, echo, text, parts = self._columns[index], self._echoes[prompt], delta.text, []
-        if index not in self._started and echo is not None:
-            text = echo.text + text
+        columns, text, parts = self._columns[index], delta.text, []
+        if index not in self._started and self._body.echo:
+            info = self._prompts[prompt]
+            text = info.text + text
             if self._body.logprobs is not None:
-                parts = self._echo_columns(columns, echo, self._prompts[prompt])
+                parts.append(columns.prompt_columns(info))
         self._started.add(index)
         if delta.HasField("logprobs"):
             parts.append(columns.columns(delta.logprobs))
         return index, delta, {"text": text, "logprobs": join_columns(parts) if parts else None}
-
-    def _echo_columns(self, columns: CompletionLogprobs, echo: Echo, info: pb.PromptInfo) -> list[dict[str, list[Any]]]:
-        first = [columns.first_token(Token(info.token_ids[0], 0.0, echo.first_token))] if info.token_ids else []
-        return [*first, columns.columns(info.logprobs)]
 
     def events(self, prompt: int, message: pb.GenerateResponse) -> bytes:
         """All events of one message, to be sent at once."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from inferd_gateway import strict_json
 from inferd_gateway.errors import ApiError, invalid
 from inferd_gateway.schemas.chat import ChatFields, ContentPart, Message, ToolCall
+from inferd_gateway.schemas.common import MAX_MESSAGES
 from inferd_gateway.templates.renderer import Conversation
 
 # These are the gateway's own to set, or would reach into the template's machinery.
@@ -28,7 +29,7 @@ RESERVED_KWARGS = frozenset(
     }
 )
 MAX_KWARGS = 32
-MAX_PARTS = 256
+TOOL_ROLES = ("tool", "function")
 
 
 def conversation(
@@ -39,13 +40,31 @@ def conversation(
     wanted = body.add_generation_prompt
     if continued and wanted:
         raise invalid("continue_final_message", "continue_final_message and add_generation_prompt exclude each other.")
+    if len(body.messages) > MAX_MESSAGES:
+        raise invalid("messages", f"messages must be at most {MAX_MESSAGES}, got {len(body.messages)}.")
+    messages = [template_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
+    if continued and says_nothing(messages[-1]):
+        # There is nothing to go on from: the answer begins as any other does.
+        continued, wanted = False, True
+        messages = without_empty_end(messages)
     return Conversation(
-        messages=[template_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        messages=messages,
         kwargs={**(kwargs or {}), **checked_kwargs(body.chat_template_kwargs or {})},
         tools=tools,
         add_generation_prompt=not continued if wanted is None else wanted,
         continue_final_message=continued,
     )
+
+
+def says_nothing(message: dict[str, Any]) -> bool:
+    """Whether it is an assistant's message without text."""
+    return message["role"] == "assistant" and not "".join(message["content"]).strip()
+
+
+def without_empty_end(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without a last one that has neither text, reasoning nor calls, unless there is no other."""
+    empty = not (messages[-1].keys() & {"reasoning_content", "tool_calls"})
+    return messages[:-1] if empty and len(messages) > 1 else messages
 
 
 def checked_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +82,7 @@ def checked_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
 def template_message(message: Message, param: str) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
-        "content": text_content(message.content, f"{param}.content"),
+        "content": text_content(message, f"{param}.content"),
     }
     for name in ("name", "tool_call_id"):
         if getattr(message, name) is not None:
@@ -78,12 +97,15 @@ def template_message(message: Message, param: str) -> dict[str, Any]:
     return fields
 
 
-def text_content(content: str | list[ContentPart] | None, param: str) -> str | list[str]:
+def text_content(message: Message, param: str) -> str | list[str]:
+    """One text, or the texts of the parts. What a tool gave is one text: templates expect no parts there."""
+    content = message.content
     if content is None or isinstance(content, str):
         return content or ""
-    if not content or len(content) > MAX_PARTS:
-        raise invalid(param, f"{param} must have 1 to {MAX_PARTS} parts, got {len(content)}.")
-    return [part_text(part, f"{param}[{index}]") for index, part in enumerate(content)]
+    if not content and message.role not in ("assistant", *TOOL_ROLES):
+        raise invalid(param, f"{param} must have at least one part, got none.")
+    texts = [part_text(part, f"{param}[{index}]") for index, part in enumerate(content)]
+    return "\n".join(texts) if message.role in TOOL_ROLES else texts or ""
 
 
 def part_text(part: ContentPart, param: str) -> str:
@@ -97,11 +119,11 @@ def part_text(part: ContentPart, param: str) -> str:
 
 
 def template_tool_call(call: ToolCall) -> dict[str, Any]:
-    """Templates want the arguments as an object; text that is none stays text."""
+    """Templates want the arguments as an object: none at all are an empty one, text that is no object stays text."""
     arguments = call.function.arguments
     if isinstance(arguments, str):
         try:
-            parsed = json.loads(arguments)
+            parsed = strict_json.loads(arguments) if arguments.strip() else {}
         except (ValueError, RecursionError):
             parsed = None
         arguments = parsed if isinstance(parsed, dict) else arguments

@@ -40,6 +40,7 @@ CHAT_FIELDS: dict[str, str] = FIELDS | {
     "inputs": "messages",
     "output.logprobs.top_n": "top_logprobs",
 }
+MAX_NAMED = 16  # bad keys that an error tells
 SAME_NAMES = (
     "temperature",
     "top_p",
@@ -95,7 +96,7 @@ def generate_request(
 def check_chat(body: ChatRequest) -> None:
     """Rules between fields that only HTTP has."""
     check_common(body)
-    if body.top_logprobs and not body.logprobs:
+    if body.top_logprobs is not None and not body.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
     if body.logprob_token_ids and not body.logprobs:
         raise invalid("logprob_token_ids", "logprob_token_ids needs logprobs to be true.")
@@ -157,15 +158,18 @@ def sampling_params(body: GenerationBody) -> pb.SamplingParams:
         params.top_k = max(0, body.top_k)
     if body.seed is not None:
         params.seed = body.seed & (2**64 - 1)
+    bad = [key for key in body.logit_bias or {} if not is_token_id(key)]
+    if bad:
+        named = ", ".join(repr(key[:64]) for key in bad[:MAX_NAMED])
+        more = f" and {len(bad) - MAX_NAMED} more" if len(bad) > MAX_NAMED else ""
+        raise invalid("logit_bias", f"logit_bias: keys must be token ids, got {named}{more}.")
     for key, bias in (body.logit_bias or {}).items():
-        params.logit_bias[token_id(key)] = bias
+        params.logit_bias[int(key)] = bias
     return params
 
 
-def token_id(key: str) -> int:
-    if not (key.isascii() and key.isdigit() and int(key) < 2**32):
-        raise invalid("logit_bias", f"logit_bias: keys must be token ids, got {key[:64]!r}.")
-    return int(key)
+def is_token_id(key: str) -> bool:
+    return key.isascii() and key.isdigit() and len(key) <= 32 and int(key) < 2**32
 
 
 def stop_conditions(body: GenerationBody) -> pb.StopConditions:
@@ -180,8 +184,9 @@ def stop_conditions(body: GenerationBody) -> pb.StopConditions:
     limit = max_tokens(body)
     if limit is not None:
         conditions.max_tokens = limit
-    if body.max_tokens is None and not isinstance(body, ChatRequest):
-        conditions.clamp = True  # the number is ours, not the caller's
+    # In a conversation max_tokens is a bound, which agents set far beyond what is left of the context. Of a completion
+    # all tokens are meant, unless the number is ours.
+    conditions.clamp = limit is not None and (isinstance(body, ChatRequest) or body.max_tokens is None)
     return conditions
 
 

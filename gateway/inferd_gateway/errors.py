@@ -47,6 +47,28 @@ class ApiError(Exception):
         }
 
 
+class ContextOverflow(ApiError):
+    """The context is too small for the request. Told in OpenAI's words, and in Anthropic's in `anthropic_message`:
+    clients look for them to know that they must shorten a conversation."""
+
+    def __init__(self, numbers: Mapping[str, str], param: str | None) -> None:
+        """numbers: the metadata of the daemon's error."""
+        prompt, context = int(numbers["prompt_tokens"]), int(numbers["max_context_tokens"])
+        output = int(numbers.get("output_tokens", 1))
+        what = param if param in ("messages", "input") else "prompt"
+        message = f"This model's maximum context length is {context} tokens. However, "
+        if prompt > context:
+            message += f"your {what} resulted in {prompt} tokens. Please reduce the length of the {what}."
+        else:
+            message += (
+                f"you requested {prompt + output} tokens ({prompt} in the {what}, {output} in the completion). Please "
+                f"reduce the length of the {what} or completion."
+            )
+        super().__init__(400, message, code="context_length_exceeded", param=param)
+        # An answer has at least one token: the longest prompt is one shorter than the context.
+        self.anthropic_message = f"prompt is too long: {prompt} tokens > {context - 1} maximum"
+
+
 def invalid(param: str | None, message: str) -> ApiError:
     """400 for one field."""
     return ApiError(400, message, param=param)
@@ -141,6 +163,8 @@ def from_rpc(error: grpc.aio.AioRpcError, fields: Mapping[str, str], *, client_d
     if found.field_path:
         param = http_field(found.field_path, fields)
         message = PROTO_PATH.sub(lambda path: fields.get(path[0], path[0]), message.replace(found.field_path, param))
+    if found.reason == "CONTEXT_LENGTH_EXCEEDED" and found.metadata:
+        return ContextOverflow(found.metadata, param)
     headers = {}
     if row.retry:
         wait = 1.0 if found.retry_after_s is None else found.retry_after_s

@@ -42,8 +42,8 @@ class Generator:
             raise ApiError(400, message, code="chat_template_error", param="messages")
         return await self._call.gateway.renderer.render(template, conversation)
 
-    async def tokenize(self, prompt: common_pb2.Prompt, *, pieces: bool = False) -> pb.TokenizedInput:
-        request = pb.TokenizeRequest(model=self._model.name, inputs=[prompt], pieces=pieces)
+    async def tokenize(self, prompt: common_pb2.Prompt, *, strings: bool = False) -> pb.TokenizedInput:
+        request = pb.TokenizeRequest(model=self._model.name, inputs=[prompt], vocabulary_strings=strings)
         try:
             reply = await self._model.backend.unary(self._model.backend.inference.Tokenize, request, self._context)
         except grpc.aio.AioRpcError as error:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from inferd.v1 import inference_pb2 as pb
 
 FLOOR = -9999.0
+LONGEST_CHARACTER = 4  # bytes, and so at most tokens
 
 
 @dataclass(frozen=True)
@@ -102,40 +103,85 @@ def prompt_logprobs(packed: pb.Logprobs, names: TokenNames) -> list[dict[str, An
 class CompletionLogprobs:
     """The parallel lists of /v1/completions. Offsets count characters of the text so far, over all chunks of a choice.
 
-    hidden: token ids that are not part of the text (special tokens), so they do not move the offset.
+    hidden: token ids that are not part of the generated text (special tokens), so they do not move the offset.
     """
 
     def __init__(self, names: TokenNames, hidden: frozenset[int]) -> None:
         self._names = names
         self._hidden = hidden
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._offset = 0
+        self._place = Place()
 
-    def first_token(self, token: Token) -> dict[str, list[Any]]:
-        """A prompt's first token: nothing stands before it, so it has no probability."""
-        return self._columns([(token, None, None)])
+    def prompt_columns(self, info: pb.PromptInfo) -> dict[str, list[Any]]:
+        """Of an echoed prompt. Nothing stands before its first token, so that has no probability."""
+        rows = [self._row(position) for position in positions(info.logprobs)]
+        self._place = Place.after(info)
+        tokens = [Token(token_id, 0.0, raw) for token_id, raw in zip(info.token_ids, info.token_bytes, strict=True)]
+        return {
+            "tokens": [self._names.distinct(token) for token in tokens],
+            "token_logprobs": [None, *(value for _, value, _ in rows)],
+            "top_logprobs": [None, *(top for _, _, top in rows)],
+            "text_offset": character_offsets(info.text, info.starts),
+        }
 
     def columns(self, packed: pb.Logprobs) -> dict[str, list[Any]]:
-        return self._columns([self._row(position) for position in positions(packed)])
+        rows = [self._row(position) for position in positions(packed)]
+        return {
+            "tokens": [self._names.distinct(token) for token, _, _ in rows],
+            "token_logprobs": [value for _, value, _ in rows],
+            "top_logprobs": [top for _, _, top in rows],
+            "text_offset": [
+                self._place.of(b"" if token.token_id in self._hidden else token.raw) for token, _, _ in rows
+            ],
+        }
 
     def _row(self, position: Position) -> tuple[Token, float, dict[str, float]]:
         top = {self._names.distinct(token): token.logprob for token in reversed((position.chosen, *position.top))}
         ordered = dict(sorted(top.items(), key=lambda item: -item[1]))
         return position.chosen, position.chosen.logprob, ordered
 
-    def _columns(self, rows: list[tuple[Token, float | None, dict[str, float] | None]]) -> dict[str, list[Any]]:
-        return {
-            "tokens": [self._names.distinct(token) for token, _, _ in rows],
-            "token_logprobs": [value for _, value, _ in rows],
-            "top_logprobs": [top for _, _, top in rows],
-            "text_offset": [self._advance(token) for token, _, _ in rows],
-        }
 
-    def _advance(self, token: Token) -> int:
-        start = self._offset
-        if token.token_id not in self._hidden:
-            self._offset += len(self._decoder.decode(token.raw))
+class Place:
+    """Where the next token of a text starts, in characters."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._next = start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    @classmethod
+    def after(cls, info: pb.PromptInfo) -> Place:
+        """Behind a prompt. A character that it leaves unfinished is not in its text, and may be finished yet."""
+        place = cls(len(info.text))
+        place._decoder.decode(b"".join(info.token_bytes[-LONGEST_CHARACTER:]))
+        return place
+
+    def of(self, raw: bytes) -> int:
+        """The start of the next token, which adds `raw`. One that goes on with a character starts where that does."""
+        pending = self._decoder.getstate()[0]
+        if pending and raw and not goes_on(pending, raw):
+            self._next += len(self._decoder.decode(b"", final=True))
+            self._decoder.reset()
+        start = self._next
+        self._next += len(self._decoder.decode(raw))
         return start
+
+
+def goes_on(pending: bytes, raw: bytes) -> bool:
+    """Whether the first byte of `raw` can follow the unfinished character `pending`."""
+    try:
+        codecs.getincrementaldecoder("utf-8")("strict").decode(pending + raw[:1])
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def character_offsets(text: str, starts: Iterable[int]) -> list[int]:
+    """Offsets in UTF-8 bytes, which ascend and lie between characters, as offsets in characters."""
+    data, offsets, characters, before = text.encode(), [], 0, 0
+    for start in starts:
+        characters += len(data[before:start].decode())
+        before = start
+        offsets.append(characters)
+    return offsets
 
 
 def join_columns(parts: list[dict[str, list[Any]]]) -> dict[str, list[Any]]:

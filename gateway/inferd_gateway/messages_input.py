@@ -7,10 +7,23 @@ from typing import Any
 from inferd_gateway.convert import CHAT_FIELDS
 from inferd_gateway.errors import ApiError, invalid
 from inferd_gateway.schemas.chat import ChatRequest, ContentPart, FunctionCall, Message, ToolCall
-from inferd_gateway.schemas.messages import Block, CountTokensRequest, InputMessage, InputToolChoice, MessagesRequest
+from inferd_gateway.schemas.common import JsonSchemaFormat, ResponseFormat
+from inferd_gateway.schemas.messages import (
+    Block,
+    CountTokensRequest,
+    InputMessage,
+    InputTool,
+    InputToolChoice,
+    MessagesRequest,
+    OutputConfig,
+)
 from inferd_gateway.schemas.tools import Function, FunctionReference, NamedTool, Tool, ToolChoice
 
-FIELDS = CHAT_FIELDS | {"stop": "stop_sequences", "stop.max_tokens": "max_tokens"}
+FIELDS = CHAT_FIELDS | {
+    "stop": "stop_sequences",
+    "stop.max_tokens": "max_tokens",
+    "constraint": "output_config.format",
+}
 CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -21,16 +34,18 @@ def chat_body(body: CountTokensRequest) -> ChatRequest:
     for index, message in enumerate(body.messages):
         messages += messages_of(message, f"messages[{index}]")
     prefilled = body.messages[-1].role == "assistant"
-    choice = body.tool_choice
-    return ChatRequest(
+    choice, output = body.tool_choice, body.output_config
+    # The body has been validated: what is made of it is not held to limits a second time.
+    return ChatRequest.model_construct(
         model=body.model,
-        messages=messages,
-        tools=[tool_of(tool.name, tool.description, tool.input_schema) for tool in body.tools or []] or None,
+        messages=one_system_message_first(messages),
+        tools=[tool_of(tool) for tool in body.tools or []] or None,
         tool_choice=choice_of(choice) if choice else None,
         parallel_tool_calls=False if choice and choice.disable_parallel_tool_use else None,
         continue_final_message=True if prefilled else None,
         chat_template_kwargs={"enable_thinking": thinks},
         include_reasoning=thinks,
+        reasoning_effort=output.effort if output else None,
         **(generation_fields(body) if isinstance(body, MessagesRequest) else {}),
     )
 
@@ -43,6 +58,7 @@ def generation_fields(body: MessagesRequest) -> dict[str, Any]:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": body.top_k,
+        "response_format": format_of(body.output_config) if body.output_config else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -54,6 +70,20 @@ def system_message(body: CountTokensRequest) -> list[Message]:
         return [Message(role="system", content=body.system)]
     parts = [text_part(block, f"system[{index}]") for index, block in enumerate(body.system)]
     return [Message(role="system", content=parts)]
+
+
+def one_system_message_first(messages: list[Message]) -> list[Message]:
+    """Most templates know one system message, at the start: all that stand there become one."""
+    count = next((index for index, message in enumerate(messages) if message.role != "system"), len(messages))
+    if count < 2:
+        return messages
+    parts = [part for message in messages[:count] for part in parts_of(message)]
+    return [Message(role="system", content=parts), *messages[count:]]
+
+
+def parts_of(message: Message) -> list[ContentPart]:
+    content = message.content or []
+    return [ContentPart(type="text", text=content)] if isinstance(content, str) else content
 
 
 def messages_of(message: InputMessage, param: str) -> list[Message]:
@@ -112,8 +142,16 @@ def needed(value: str | None, param: str) -> str:
     return value
 
 
-def tool_of(name: str, description: str | None, schema: dict[str, Any]) -> Tool:
-    return Tool(type="function", function=Function(name=name, description=description, parameters=schema))
+def tool_of(tool: InputTool) -> Tool:
+    function = Function(name=tool.name, description=tool.description, parameters=tool.input_schema)
+    return Tool(type="function", function=function)
+
+
+def format_of(config: OutputConfig) -> ResponseFormat | None:
+    if config.format is None:
+        return None
+    schema = JsonSchemaFormat(schema=config.format.schema_, strict=True)
+    return ResponseFormat(type="json_schema", json_schema=schema)
 
 
 def choice_of(choice: InputToolChoice) -> ToolChoice:

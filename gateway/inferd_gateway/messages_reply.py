@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from inferd.v1 import inference_pb2 as pb
+from inferd_gateway import strict_json
 from inferd_gateway.choice_parser import ParsePlan
 from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Piece, Reasoning
 from inferd_gateway.replies import finish_reason, named_event
@@ -43,10 +43,10 @@ class MessageReply:
         """All events of one message of the daemon, to be sent at once."""
         if message.HasField("prompt"):
             self._prompt_tokens, self._cached_tokens = message.prompt.tokens, message.prompt.cached_tokens
-        if message.HasField("usage"):
-            self._output_tokens = message.usage.completion_tokens
         out = [] if self._started else [named_event("message_start", {"message": self.message()})]
         self._started = True
+        if message.HasField("usage"):
+            self._output_tokens = message.usage.completion_tokens
         for delta in message.choices:
             out += [self._piece(piece) for piece in self._parser.push(delta.text)]
             if delta.HasField("finish"):
@@ -119,7 +119,7 @@ def stop_of(finish: pb.Finish, *, called: bool) -> dict[str, str | None]:
 def object_of(text: str) -> Any:
     """The arguments as an object. A call that was cut off, or is no JSON, has none."""
     try:
-        value = json.loads(text)
+        value = strict_json.loads(text)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

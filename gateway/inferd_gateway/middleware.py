@@ -154,7 +154,7 @@ class GatewayMiddleware:
         """Raises ApiError where there is nothing. `methods`: as in the Allow header."""
         if not methods:
             raise ApiError(404, "Not Found")
-        headers = [(b"allow", methods.encode())]
+        headers = [(b"allow", methods.encode()), (b"content-length", b"0")]
         if allowed_origin(exchange.headers.get("origin"), self._settings.allowed_origins) is not None:
             asked = exchange.headers.get("access-control-request-headers", "")
             headers += [
@@ -162,7 +162,7 @@ class GatewayMiddleware:
                 (b"access-control-allow-headers", header_names(asked) or CORS_HEADERS.encode()),
                 (b"access-control-max-age", b"600"),
             ]
-        await exchange.send({"type": "http.response.start", "status": 204, "headers": headers})
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         await exchange.send({"type": "http.response.body", "body": b""})
 
     def _account(self, scope: Scope, inner: Scope, record: RequestRecord) -> None:

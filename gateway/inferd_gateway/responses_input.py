@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from inferd_gateway.convert import CHAT_FIELDS
@@ -45,7 +44,8 @@ TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "r
 def chat_body(body: ResponsesRequest) -> ChatRequest:
     """Raises a 400 ApiError naming the field."""
     values: dict[str, Any] = {name: value for name in SAME_NAMES if (value := getattr(body, name)) is not None}
-    return ChatRequest(
+    # The body has been validated: what is made of it is not held to limits a second time.
+    return ChatRequest.model_construct(
         messages=messages_of(body),
         max_completion_tokens=body.max_output_tokens,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
@@ -71,22 +71,18 @@ def add_item(messages: list[Message], item: InputItem, param: str) -> None:
         case "message":
             if item.role is None:
                 raise invalid(f"{param}.role", f"{param}.role is required.")
-            said = parts_of(item.content, f"{param}.content")
-            if item.role == "assistant" and open_turn(messages):
-                messages[-1] = messages[-1].model_copy(update={"content": said})
-            else:
-                messages.append(Message(role=item.role, content=said))
+            said = Message(role=item.role, content=parts_of(item.content, f"{param}.content"))
+            add_to_turn(messages, said) if item.role == "assistant" else messages.append(said)
         case "reasoning":
             text = joined(item.content or item.summary, f"{param}.content")
-            messages.append(Message(role="assistant", reasoning=text or None))
+            if text:
+                add_to_turn(messages, Message(role="assistant", reasoning=text))
         case "function_call":
             call = ToolCall(
                 id=needed(item.call_id, f"{param}.call_id"),
                 function=FunctionCall(name=needed(item.name, f"{param}.name"), arguments=item.arguments or "{}"),
             )
-            if not (messages and messages[-1].role == "assistant"):
-                messages.append(Message(role="assistant"))
-            messages[-1] = messages[-1].model_copy(update={"tool_calls": [*(messages[-1].tool_calls or []), call]})
+            add_to_turn(messages, Message(role="assistant", tool_calls=[call]))
         case "function_call_output":
             call_id = needed(item.call_id, f"{param}.call_id")
             if item.output is None:
@@ -98,10 +94,24 @@ def add_item(messages: list[Message], item: InputItem, param: str) -> None:
             raise ApiError(400, message, param=f"{param}.type", code="unsupported_content")
 
 
-def open_turn(messages: Sequence[Message]) -> bool:
-    """Whether the last message is an assistant's with nothing but reasoning so far."""
+def add_to_turn(messages: list[Message], new: Message) -> None:
+    """The items of one turn are one message: templates would open and close a turn for each message."""
     last = messages[-1] if messages else None
-    return last is not None and last.role == "assistant" and last.content is None and not last.tool_calls
+    if last is None or last.role != "assistant":
+        messages.append(new)
+        return
+    messages[-1] = Message(
+        role="assistant",
+        content=[*as_parts(last.content), *as_parts(new.content)]
+        if last.content and new.content
+        else last.content or new.content,
+        reasoning="\n".join(text for text in (last.reasoning, new.reasoning) if text) or None,
+        tool_calls=[*(last.tool_calls or []), *(new.tool_calls or [])] or None,
+    )
+
+
+def as_parts(content: str | list[ContentPart] | None) -> list[ContentPart]:
+    return [ContentPart(type="text", text=content)] if isinstance(content, str) else content or []
 
 
 def parts_of(content: str | list[Part] | None, param: str) -> str | list[ContentPart]:

@@ -110,6 +110,7 @@ class Progress:
         request.resumed_tokens = len(self._received)
         request.request_id = f"{self._request.request_id}.r{self._breaks}"
         request.output.ClearField("prompt_logprobs")
+        request.output.ClearField("prompt_text")
         request.ClearField("truncation")
         request.ClearField("queue_timeout")
         return request

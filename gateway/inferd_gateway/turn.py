@@ -47,13 +47,14 @@ async def prepare(generator: Generator, model: ServedModel, reply_id: str, body:
             "A constrained output leaves no room for tool calls: set tool_choice to 'none', or leave one of the two."
         )
         raise invalid("tool_choice", message)
-    runs = await generator.render(chat_conversation(body, tools))
+    talk = chat_conversation(body, tools)
+    runs = await generator.render(talk)
     constraint = asked
     if tools.forced:
         assert tool_format is not None
         assert tool_format.frame is not None
         constraint = calls_constraint(tools, tool_format.frame)
-    start = reasoning_start(body, model, runs)
+    start = reasoning_start(talk, model, runs)
     if constraint is not None and start is not None:
         if start is Start.PERHAPS and thinks_by_default(body, model):
             # A constraint that waits for the end of the reasoning needs reasoning that has begun.
@@ -103,13 +104,12 @@ def parse_plan(
     )
 
 
-def reasoning_start(body: ChatRequest, model: ServedModel, runs: list[tuple[str, bool]]) -> Start | None:
+def reasoning_start(talk: Conversation, model: ServedModel, runs: list[tuple[str, bool]]) -> Start | None:
     """Where the answer begins; None when the model's text is not split."""
     if not model.reasoning_format:
         return None
-    if body.continue_final_message:
-        last = body.messages[-1].content
-        text = last if isinstance(last, str) else "".join(part.text or "" for part in last or [])
+    if talk.continue_final_message:
+        text = "".join(talk.messages[-1]["content"])
         return Start.INSIDE if text.rfind(OPEN) > text.rfind(CLOSE) else Start.ANSWER
     tail = "".join(text for text, _ in runs[-3:]).rstrip()
     if tail.endswith(OPEN):

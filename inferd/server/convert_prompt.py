@@ -86,8 +86,8 @@ def check_fits(prompt_tokens: int, output_tokens: int, context: int) -> None:
         message = f"the prompt has {prompt_tokens} tokens, the context of {context} leaves room for {context - 1}"
         raise ContextLengthExceeded(message, field="prompt", metadata=metadata)
     raise ContextLengthExceeded(
-        f"the prompt has {prompt_tokens} tokens and stop.max_tokens is {output_tokens}, together at most the context of "
-        f"{context} tokens is allowed",
+        f"the prompt has {prompt_tokens} tokens and stop.max_tokens is {output_tokens}, together at most the "
+        f"{context} of the context are allowed",
         field="stop.max_tokens" if output_tokens >= context else "prompt",
         metadata={**metadata, "output_tokens": str(output_tokens)},
     )

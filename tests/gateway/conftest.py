@@ -28,7 +28,7 @@ from inferd.v1 import common_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from inferd.v1 import inference_pb2 as pb
 
 SPECIAL = {256: "<|im_start|>", 257: "<|im_end|>", 258: "<s>"}
-EOS, VOCAB = 257, 300
+EOS, VOCAB, CONTEXT = 257, 300, 4096
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -59,12 +59,33 @@ def encode_run(text: str, trusted: bool) -> list[int]:
     return list(text.encode())
 
 
+def told_prompt(given: Any, ids: list[int]) -> pb.PromptInfo:
+    """The prompt as it was read."""
+    pieces = [token_bytes(i) for i in ids]
+    if given.WhichOneof("kind") == "text":
+        at, starts = 0, []
+        for token_id in ids:
+            if token_id < 256 and token_id & 0xC0 == 0x80:
+                starts.append(starts[-1])
+            else:
+                starts.append(len(given.text.encode()[:at].decode("utf-8", "ignore").encode()))
+            at += 0 if token_id == 258 else len(token_bytes(token_id))
+        return pb.PromptInfo(text=given.text, starts=starts, token_bytes=pieces)
+    text = b"".join(pieces).decode("utf-8", "replace")
+    return pb.PromptInfo(text=text, starts=[len(text.encode()[:n]) for n in range(len(ids))], token_bytes=pieces)
+
+
 def rich_status(
-    code: grpc.StatusCode | str, message: str, reason: str = "", field_path: str = "", retry_s: float = 0.0
+    code: grpc.StatusCode | str,
+    message: str,
+    reason: str = "",
+    field_path: str = "",
+    retry_s: float = 0.0,
+    metadata: dict[str, str] | None = None,
 ) -> Any:
     """What the daemon's abort sends."""
     code = grpc.StatusCode[code] if isinstance(code, str) else code
-    details = [error_details_pb2.ErrorInfo(reason=reason, domain="inferd")] if reason else []
+    details = [error_details_pb2.ErrorInfo(reason=reason, domain="inferd", metadata=metadata)] if reason else []
     if field_path:
         violation = error_details_pb2.BadRequest.FieldViolation(field=field_path, description=message)
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
@@ -124,7 +145,9 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
         return model_pb2.ListModelsResponse(models=[self._card()])
 
     def _card(self) -> Any:
-        return model_pb2.ModelCard(name="org/toy", aliases=["toy"], created_unix=1_700_000_000, max_context_tokens=4096)
+        return model_pb2.ModelCard(
+            name="org/toy", aliases=["toy"], created_unix=1_700_000_000, max_context_tokens=CONTEXT
+        )
 
     def GetModelInfo(self, request: Any, context: Any) -> Any:
         if request.if_none_match == self.etag:
@@ -142,8 +165,8 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
         inputs = []
         for prompt in request.inputs:
             ids = encode(prompt)
-            pieces = [token_bytes(i) for i in ids] if request.pieces else []
-            inputs.append(pb.TokenizedInput(token_ids=ids, pieces=pieces, count=len(ids)))
+            strings = [SPECIAL.get(i, f"<0x{i:02X}>") for i in ids] if request.vocabulary_strings else []
+            inputs.append(pb.TokenizedInput(token_ids=ids, vocabulary_strings=strings, count=len(ids)))
         return pb.TokenizeResponse(inputs=inputs)
 
     def Detokenize(self, request: Any, context: Any) -> Any:
@@ -195,7 +218,7 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
         rules = {
             "sampling.temperature": not 0 <= sampling.temperature <= 2,
             "sampling.top_p": sampling.HasField("top_p") and not 0 < sampling.top_p <= 1,
-            "stop.stop_strings": len(stop.stop_strings) > 4 or "" in stop.stop_strings,
+            "stop.stop_strings": len(stop.stop_strings) > 64 or "" in stop.stop_strings,
             "num_choices": request.num_choices > 16,
             "output.logprobs.top_n": request.output.logprobs.top_n > 20,
             "prompt": not prompt,
@@ -206,8 +229,14 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
                     grpc.StatusCode.INVALID_ARGUMENT, f"{path} is out of bounds", "INVALID_PARAMETER", path
                 )
                 context.abort_with_status(status)
-        if len(prompt) + max(stop.max_tokens, 1) > 4096:
-            status = rich_status(grpc.StatusCode.INVALID_ARGUMENT, "too long", "CONTEXT_LENGTH_EXCEEDED", "prompt")
+        output = 1 if stop.clamp else max(stop.max_tokens, 1)
+        if len(prompt) + output > CONTEXT:
+            metadata = {"prompt_tokens": str(len(prompt)), "max_context_tokens": str(CONTEXT)}
+            if len(prompt) < CONTEXT:
+                metadata["output_tokens"] = str(output)
+            status = rich_status(
+                grpc.StatusCode.INVALID_ARGUMENT, "too long", "CONTEXT_LENGTH_EXCEEDED", "prompt", metadata=metadata
+            )
             context.abort_with_status(status)
 
     def _messages(self, request: pb.GenerateRequest, prompt: list[int]) -> Iterator[pb.GenerateResponse]:
@@ -220,6 +249,9 @@ class FakeDaemon(inference_pb2_grpc.InferenceServiceServicer, model_pb2_grpc.Mod
                 message.prompt.CopyFrom(pb.PromptInfo(tokens=len(prompt), cached_tokens=3))
                 if request.output.prompt_token_ids:
                     message.prompt.token_ids.extend(prompt)
+                if request.output.prompt_text:
+                    told = told_prompt(request.prompt, prompt)
+                    message.prompt.MergeFrom(told)
                 if request.output.HasField("prompt_logprobs"):
                     message.prompt.logprobs.CopyFrom(packed_logprobs(prompt[1:], request.output.prompt_logprobs, 1))
             last = number == len(steps) - 1

@@ -75,7 +75,7 @@ def test_cors(start_gateway):
     origin = {"origin": "https://app.example"}
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization, x-stainless-os"}
     response = gateway.client.options("/v1/chat/completions", headers={**origin, **asked})
-    assert response.status_code == 204
+    assert response.status_code == 200
     assert response.headers["access-control-allow-origin"] == "https://app.example"
     assert "POST" in response.headers["access-control-allow-methods"]
     assert response.headers["access-control-allow-headers"] == asked["access-control-request-headers"]

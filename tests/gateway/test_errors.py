@@ -93,7 +93,7 @@ def test_invalid_messages(gateway, body, param):
         ({"min_tokens": -1}, "min_tokens"),
         ({"seed": 2**63}, "seed"),
         ({"seed": 1.5}, "seed"),
-        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ["a"] * 65}, "stop"),
         ({"stop": ""}, "stop"),
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
@@ -101,6 +101,8 @@ def test_invalid_messages(gateway, body, param):
         ({"logit_bias": {"-1": 1}}, "logit_bias"),
         ({"logit_bias": {"999": 1}}, "logit_bias"),
         ({"top_logprobs": 2}, "top_logprobs"),
+        ({"top_logprobs": 0}, "top_logprobs"),
+        ({"top_logprobs": 0, "logprobs": False}, "top_logprobs"),
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -152,6 +154,37 @@ def test_unsupported_values_that_change_nothing_are_accepted(gateway):
 def test_overflowing_number(gateway):
     error = error_of(raw_post(gateway, b'{"messages":[{"role":"user","content":"x"}],"temperature":1e999}'), 400)
     assert error["param"] == "temperature"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/responses", b'{"input":"x","metadata":{"a":[1,-1e999]}}', "metadata.a[1]"),
+        ("/v1/chat/completions", b'{"messages":[{"role":"user","content":"x"}],"user":"u","x":1e400}', "x"),
+        ("/v1/completions", b'{"prompt":"x","logit_bias":{"1":1e999}}', "logit_bias.1"),
+    ],
+)
+def test_no_number_of_a_body_becomes_infinity(gateway, path, body, param):
+    headers = {"content-type": "application/json"}
+    error = error_of(gateway.client.post(path, content=body, headers=headers), 400)
+    assert error["param"] == param
+    assert "too large" in error["message"]
+
+
+def test_every_bad_key_of_logit_bias_is_named(gateway):
+    message = error_of(gateway.chat(logit_bias={"x": 1, "5": 1, "-1": 1, "1e3": 1}), 400)["message"]
+    assert all(repr(key) in message for key in ("x", "-1", "1e3"))
+    assert "'5'" not in message
+
+
+@pytest.mark.parametrize("ask", ["chat", "complete"])
+def test_whole_numbers_may_be_written_as_floats(gateway, daemon, ask):
+    assert getattr(gateway, ask)(max_tokens=3.0, seed=5.0, n=1.0, top_k=4e1, stop_token_ids=[9.0]).status_code == 200
+    request = daemon.requests[-1]
+    assert (request.stop.max_tokens, request.sampling.seed, request.sampling.top_k) == (3, 5, 40)
+    assert list(request.stop.stop_token_ids) == [9]
+    for bad in (5.5, "5", True):
+        assert error_of(getattr(gateway, ask)(max_tokens=bad), 400)["param"] == "max_tokens"
 
 
 def test_unknown_fields_are_reported(gateway, eventually):
@@ -211,7 +244,7 @@ def test_every_route_says_which_methods_it_takes(gateway):
         expected = ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
         for method in ("OPTIONS", "PUT", "DELETE"):
             response = gateway.client.request(method, path)
-            assert response.status_code == (204 if method == "OPTIONS" else 405), (method, path)
+            assert response.status_code == (200 if method == "OPTIONS" else 405), (method, path)
             assert response.headers["allow"] == expected, (method, path)
 
 

@@ -63,7 +63,13 @@ def test_sampling_fields_reach_the_daemon(gateway, daemon):
         repetition_penalty=1.5, logit_bias={7: -100.0}, allowed_token_ids=[1, 2], bad_words=["no"],
     )  # fmt: skip
     assert request.stop == pb.StopConditions(
-        max_tokens=6, min_tokens=2, stop_strings=["x"], stop_token_ids=[9], ignore_eos=True, include_stop=True
+        max_tokens=6,
+        min_tokens=2,
+        stop_strings=["x"],
+        stop_token_ids=[9],
+        ignore_eos=True,
+        include_stop=True,
+        clamp=True,
     )
     assert request.output == pb.OutputOptions(
         text=True, token_ids=True, skip_special_tokens=False, prompt_token_ids=True
@@ -306,7 +312,7 @@ def test_token_ids(gateway, daemon):
 
 def test_tokenize(gateway):
     body = gateway.post("/tokenize", {"model": "toy", "prompt": "ab", "return_token_strs": True}).json()
-    assert body == {"count": 2, "max_model_len": 4096, "tokens": [97, 98], "token_strs": ["a", "b"]}
+    assert body == {"count": 2, "max_model_len": 4096, "tokens": [97, 98], "token_strs": ["<0x61>", "<0x62>"]}
     assert gateway.post("/tokenize", {"prompt": "ab", "add_special_tokens": True}).json()["tokens"][0] == 258
     chat = gateway.post("/tokenize", {"messages": [{"role": "user", "content": "hi"}]}).json()
     assert chat["tokens"] == gateway.chat(return_token_ids=True).json()["prompt_token_ids"]

@@ -134,7 +134,7 @@ def test_fields_reach_the_daemon_and_the_template(tool_gateway, daemon):
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
         ({"input": [{"type": "function_call", "name": "f"}]}, "input[0].call_id"),
         ({"temperature": 3}, "temperature"),
-        ({"max_output_tokens": 5000}, "input"),
+        ({"input": "x" * 5000}, "input"),
         ({"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
     ],
 )

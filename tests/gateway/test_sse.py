@@ -133,7 +133,8 @@ def test_continuous_usage(gateway, path):
     events = streamed(getattr(gateway, path)(stream=True, stream_options=options))
     counts = [event["usage"]["completion_tokens"] for event in events]
     assert counts == sorted(counts)
-    assert counts[0] == 1
+    # The first chunk of a chat has a role and no token yet.
+    assert counts[:2] == ([0, 1] if path == "chat" else [1, 2])
 
 
 def test_stream_options_need_a_stream(gateway):

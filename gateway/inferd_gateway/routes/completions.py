@@ -8,10 +8,9 @@ from contextlib import aclosing
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from inferd.v1 import common_pb2
 from inferd.v1 import inference_pb2 as pb
 from inferd_gateway import convert
-from inferd_gateway.completion_reply import CompletionReply, Echo
+from inferd_gateway.completion_reply import CompletionReply
 from inferd_gateway.context import CurrentCall, new_id
 from inferd_gateway.directory import ServedModel
 from inferd_gateway.generation import PARALLEL_PROMPTS, Generator
@@ -55,7 +54,7 @@ class Completion:
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         requests = await self._requests()
-        reply = await self._reply(requests)
+        reply = self._reply(len(requests))
         # Nothing is shown before every prompt of the first batch was taken: a bad one is a status, not half a stream.
         waiting, held = set(range(min(len(requests), PARALLEL_PROMPTS))), b""
         async with aclosing(self._generator.run_all(requests)) as messages:
@@ -69,7 +68,7 @@ class Completion:
 
     async def whole(self) -> Response:
         requests = await self._requests()
-        reply = await self._reply(requests)
+        reply = self._reply(len(requests))
         async with aclosing(self._generator.run_all(requests)) as messages:
             return JSONResponse(reply.whole([item async for item in messages]))
 
@@ -90,6 +89,7 @@ class Completion:
         constraint = convert.constraint_of(body)
         if constraint is not None:
             request.constraint.CopyFrom(constraint)
+        request.output.prompt_text = bool(body.echo)
         if body.logprobs is not None:
             options = convert.logprob_options(body.logprobs, body)
             request.output.logprobs.CopyFrom(options)
@@ -99,17 +99,6 @@ class Completion:
                 request.output.prompt_logprobs.CopyFrom(options)
         return request
 
-    async def _reply(self, requests: list[pb.GenerateRequest]) -> CompletionReply:
-        echoes = [await self._echo(request.prompt) if self._body.echo else None for request in requests]
+    def _reply(self, prompts: int) -> CompletionReply:
         hidden = frozenset() if self._body.skip_special_tokens is False else frozenset(self._special)
-        return CompletionReply(self._head, self._body, echoes, hidden)
-
-    async def _echo(self, prompt: common_pb2.Prompt) -> Echo:
-        if prompt.HasField("text"):
-            pieces = (
-                (await self._generator.tokenize(prompt, pieces=True)).pieces if self._body.logprobs is not None else []
-            )
-            return Echo(prompt.text, pieces[0] if pieces else b"")
-        ids = list(prompt.token_ids.ids)
-        text, first = await self._generator.detokenize([ids, ids[:1]])
-        return Echo(text, first.encode())
+        return CompletionReply(self._head, self._body, prompts, hidden)

@@ -34,13 +34,12 @@ async def tokenize(body: TokenizeChatRequest | TokenizeTextRequest, call: Curren
             prompt = convert.segments_prompt(runs, body.add_special_tokens)
         else:
             prompt = convert.plain_prompt(body.prompt, body.add_special_tokens)
-        found = await generator.tokenize(prompt, pieces=bool(body.return_token_strs))
-        pieces = [piece.decode("utf-8", "replace") for piece in found.pieces]
+        found = await generator.tokenize(prompt, strings=bool(body.return_token_strs))
         return {
             "count": len(found.token_ids),
             "max_model_len": model.context_tokens,
             "tokens": list(found.token_ids),
-            "token_strs": pieces if body.return_token_strs else None,
+            "token_strs": list(found.vocabulary_strings) if body.return_token_strs else None,
         }
 
     return await until_disconnect(call.request, work())

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from inferd_gateway.schemas.common import Body, GenerationBody, UInt32
+from inferd_gateway.schemas.common import MAX_MESSAGES, Body, GenerationBody, Integer, UInt32
 from inferd_gateway.schemas.tools import Tool, ToolChoice
 
 
@@ -27,7 +27,7 @@ class ToolCall(Body):
     function: FunctionCall
     id: str | None = None
     type: Literal["function"] = "function"
-    index: int | None = None
+    index: Integer | None = None
 
 
 class Message(Body):
@@ -53,7 +53,7 @@ class Message(Body):
 class ChatFields(Body):
     """What shapes the prompt; /tokenize takes it too."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation, oldest first."""
     tools: list[Tool] | None = None
     """At most 128, each name once."""
@@ -73,7 +73,7 @@ class ChatRequest(ChatFields, GenerationBody):
     logprobs: bool | None = None
     """Log probabilities of the generated tokens."""
     top_logprobs: UInt32 | None = None
-    """The most probable tokens per position; with logprobs."""
+    """The most probable tokens per position. Only with logprobs true."""
     tool_choice: ToolChoice | None = None
     """auto where there are tools. required and a named function constrain the output."""
     parallel_tool_calls: bool | None = None

@@ -5,13 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from inferd_gateway.errors import invalid
 
-UInt32 = Annotated[int, Field(ge=0, le=2**32 - 1)]
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-Priority = Annotated[int, Field(ge=-(2**31 - 1), le=2**31)]  # the daemon's, which runs the other way
+
+def whole(value: Any) -> Any:
+    """5.0 is an integer to JSON Schema, and some clients have no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def whole_numbers(values: Any) -> Any:
+    return (
+        [whole(value) for value in values] if isinstance(values, list) and float in set(map(type, values)) else values
+    )
+
+
+Integer = Annotated[int, BeforeValidator(whole)]
+UInt32 = Annotated[Integer, Field(ge=0, le=2**32 - 1)]
+Positive = Annotated[Integer, Field(ge=1, le=2**32 - 1)]
+OrMinusOne = Annotated[Integer, Field(ge=-1, le=2**32 - 1)]
+Int64 = Annotated[Integer, Field(ge=-(2**63), le=2**63 - 1)]
+Priority = Annotated[Integer, Field(ge=-(2**31 - 1), le=2**31)]  # the daemon's, which runs the other way
+# Looked at as a list first: a prompt may have a hundred thousand of them.
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=2**32 - 1)]], BeforeValidator(whole_numbers)]
+
+# The limits of all routes that take a conversation. The bytes of a body bound all else.
+MAX_MESSAGES = 100_000
+FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 
 # Known fields that only these values are accepted for: the others would change what comes back, and are not built.
 ONLY: dict[str, tuple[Any, ...]] = {
@@ -110,7 +131,7 @@ class GenerationBody(Body):
     """0 to 2, 1; 0 is greedy. Unset sampling fields take the model's own defaults first."""
     top_p: float | None = None
     """Above 0, to 1. 1: all tokens."""
-    top_k: Annotated[int, Field(ge=-1, le=2**32 - 1)] | None = None
+    top_k: OrMinusOne | None = None
     """0 or -1: all tokens."""
     min_p: float | None = None
     """0 to 1, 0. Drops tokens less probable than min_p times the most probable."""
@@ -124,7 +145,7 @@ class GenerationBody(Body):
     """Same seed, prompt and parameters: same tokens, whatever else runs."""
     logit_bias: dict[str, float] | None = None
     """Token id, as text, to a value of -100 to 100 that is added to its logit."""
-    allowed_token_ids: list[UInt32] | None = None
+    allowed_token_ids: TokenIds | None = None
     """No other token is sampled."""
     bad_words: list[str] | None = None
     """Texts that are never completed."""
@@ -134,13 +155,13 @@ class GenerationBody(Body):
     """No end-of-text, stop token or stop string ends the choice before. 0."""
     stop: str | list[str] | None = None
     """Texts that end the choice; they are left out of it."""
-    stop_token_ids: list[UInt32] | None = None
+    stop_token_ids: TokenIds | None = None
     """Token ids that end the choice."""
     ignore_eos: bool | None = None
     """Generate on after end-of-text."""
     include_stop_str_in_output: bool | None = None
     """Keep the stop string."""
-    n: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
+    n: Positive | None = None
     """Choices. 1."""
     stream: bool | None = None
     """Server-sent events, ended by `data: [DONE]`."""
@@ -152,13 +173,13 @@ class GenerationBody(Body):
     """Let the tokenizer add its own. Completions: as the tokenizer does; chat: false, the template writes them."""
     prompt_logprobs: UInt32 | None = None
     """The most probable tokens at every position of the prompt; 0: only the prompt's own. Not with stream."""
-    logprob_token_ids: list[UInt32] | None = None
+    logprob_token_ids: TokenIds | None = None
     """Further token ids to report at every position; with logprobs."""
     return_tokens_as_token_ids: bool | None = None
     """Tokens of log probabilities are written `token_id:N`."""
     return_token_ids: bool | None = None
     """Add `token_ids` to choices and `prompt_token_ids` to the reply."""
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**32 - 1)] | None = None
+    truncate_prompt_tokens: OrMinusOne | None = None
     """Cut the prompt to this many tokens; -1: to what the context holds. Unset: too long a prompt is refused."""
     truncation_side: Literal["left", "right"] | None = None
     """Which end is cut. left."""

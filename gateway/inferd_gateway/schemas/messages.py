@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from inferd_gateway.schemas.common import Body
+from inferd_gateway.schemas.common import MAX_MESSAGES, Body, FunctionName, Positive, UInt32
+from inferd_gateway.schemas.tools import ToolBody
 
 
 class Block(Body):
@@ -28,12 +29,16 @@ class Block(Body):
 
 
 class InputMessage(Body):
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
-class InputTool(Body):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+class InputTool(ToolBody):
+    """A tool that the caller runs. Anthropic's own, which have types of their own, are refused."""
+
+    types: ClassVar[tuple[str, ...]] = ("custom",)
+
+    name: FunctionName
     input_schema: dict[str, Any]
     """JSON Schema of the arguments."""
     description: str | None = None
@@ -58,8 +63,21 @@ class Thinking(Body):
     """budget_tokens and display are read and not enforced: a model ends its reasoning by itself."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Field(ge=1)] | None = None
+    budget_tokens: Positive | None = None
     display: str | None = None
+
+
+class OutputFormat(Body):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+    """JSON Schema of the output. What cannot be enforced is refused."""
+
+
+class OutputConfig(Body):
+    format: OutputFormat | None = None
+    """The form of the output."""
+    effort: str | None = None
+    """Given to the template as reasoning_effort."""
 
 
 class CountTokensRequest(Body):
@@ -67,7 +85,7 @@ class CountTokensRequest(Body):
 
     model: str
     """A served name or alias."""
-    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=1024)]
+    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     """The conversation, oldest first; a last message of the assistant is continued."""
     system: str | list[Block] | None = None
     """The system message."""
@@ -77,11 +95,13 @@ class CountTokensRequest(Body):
     """auto where there are tools."""
     thinking: Thinking | None = None
     """Unset or disabled: the template's enable_thinking is false."""
+    output_config: OutputConfig | None = None
+    """The form of the output, and the effort."""
 
 
 class MessagesRequest(CountTokensRequest):
-    max_tokens: Annotated[int, Field(ge=1, le=2**32 - 1)]
-    """Most tokens to generate."""
+    max_tokens: Positive
+    """Most tokens to generate; where the context leaves room for fewer, those."""
     stop_sequences: list[str] | None = None
     """Texts that end the output."""
     stream: bool | None = None
@@ -90,7 +110,7 @@ class MessagesRequest(CountTokensRequest):
     """As for chat completions."""
     top_p: float | None = None
     """As for chat completions."""
-    top_k: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = None
+    top_k: UInt32 | None = None
     """0: all tokens."""
     # Accepted: they change nothing that comes back.
     metadata: dict[str, Any] | None = None

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from inferd_gateway.schemas.common import Body, Priority, UInt32
+from inferd_gateway.schemas.common import Body, Integer, OrMinusOne, Positive, Priority, TokenIds, UInt32
 
 MAX_INPUTS = 2048  # OpenAI's own limit
 
@@ -16,7 +16,7 @@ class PoolingBody(Body):
 
     model: str | None = None
     """A served name or alias."""
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=2**32 - 1)] | None = None
+    truncate_prompt_tokens: OrMinusOne | None = None
     """Cut longer inputs to this many tokens; -1: to what the model takes. Unset: too long an input is refused."""
     truncation_side: Literal["left", "right"] | None = None
     """Which end is cut. right."""
@@ -32,7 +32,7 @@ class PoolingBody(Body):
 
 
 class InputBody(PoolingBody):
-    input: str | Annotated[list[UInt32] | list[str] | list[list[UInt32]], Field(max_length=1 << 20)]
+    input: str | Annotated[TokenIds | list[str] | list[TokenIds], Field(max_length=1 << 20)]
     """Text, token ids, or a list of either; at most 2048 inputs."""
     add_special_tokens: bool | None = None
     """Let the tokenizer add its own. true."""
@@ -52,7 +52,7 @@ class VectorBody(InputBody):
 
 
 class EmbeddingRequest(VectorBody):
-    dimensions: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
+    dimensions: Positive | None = None
     """A smaller size that the model was trained to be cut to."""
 
 
@@ -84,9 +84,9 @@ class ScoreRequest(PoolingBody):
     data_2: Texts | None = None
     use_activation: bool | None = None
     """false gives logits. Unset: the checkpoint's own activation."""
-    max_tokens_per_query: Annotated[int, Field(ge=0, le=0)] | None = None
+    max_tokens_per_query: Annotated[Integer, Field(ge=0, le=0)] | None = None
     """0 alone: not supported."""
-    max_tokens_per_doc: Annotated[int, Field(ge=0, le=0)] | None = None
+    max_tokens_per_doc: Annotated[Integer, Field(ge=0, le=0)] | None = None
     """0 alone: not supported."""
 
 
@@ -105,9 +105,9 @@ class RerankRequest(PoolingBody):
     """Put the documents' text into the results. true."""
     use_activation: bool | None = None
     """false gives logits. Unset: the checkpoint's own activation."""
-    max_tokens_per_query: Annotated[int, Field(ge=0, le=0)] | None = None
+    max_tokens_per_query: Annotated[Integer, Field(ge=0, le=0)] | None = None
     """0 alone: not supported."""
-    max_tokens_per_doc: Annotated[int, Field(ge=0, le=0)] | None = None
+    max_tokens_per_doc: Annotated[Integer, Field(ge=0, le=0)] | None = None
     """0 alone: not supported."""
 
 

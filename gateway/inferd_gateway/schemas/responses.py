@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from inferd_gateway.schemas.common import Body, Int64, Priority, UInt32
+from inferd_gateway.schemas.common import (
+    MAX_MESSAGES,
+    Body,
+    FunctionName,
+    Int64,
+    Integer,
+    OrMinusOne,
+    Positive,
+    Priority,
+    UInt32,
+)
+from inferd_gateway.schemas.tools import ToolBody
 
 
 class Part(Body):
@@ -66,9 +77,9 @@ class ReasoningConfig(Body):
     """Accepted; changes nothing that comes back."""
 
 
-class FunctionTool(Body):
+class FunctionTool(ToolBody):
     type: Literal["function"]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    name: FunctionName
     description: str | None = None
     """Shown to the model."""
     parameters: dict[str, Any] | None = None
@@ -93,13 +104,13 @@ class AllowedFunctions(Body):
 class ResponsesRequest(Body):
     """OpenAI's fields, and the sampling fields that chat completions take beyond them."""
 
-    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=1024)]
+    input: str | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES)]
     """Text, or the items of a conversation, oldest first."""
     model: str | None = None
     """A served name or alias."""
     instructions: str | None = None
     """The system message."""
-    max_output_tokens: Annotated[int, Field(ge=1, le=2**32 - 1)] | None = None
+    max_output_tokens: Positive | None = None
     """Most tokens to generate. Unset: to the end of the context."""
     temperature: float | None = None
     """As for chat completions."""
@@ -124,7 +135,7 @@ class ResponsesRequest(Body):
     metadata: dict[str, Any] | None = None
     """Comes back in the response."""
     # vLLM's.
-    top_k: Annotated[int, Field(ge=-1, le=2**32 - 1)] | None = None
+    top_k: OrMinusOne | None = None
     """As for chat completions."""
     min_p: float | None = None
     """As for chat completions."""
@@ -161,7 +172,7 @@ class ResponsesRequest(Body):
     """Requests with one key go to the same daemon, where one of several can be chosen."""
     prompt_cache_retention: str | None = None
     """Accepted; changes nothing that comes back."""
-    max_tool_calls: int | None = None
+    max_tool_calls: Integer | None = None
     """Accepted; changes nothing that comes back."""
     stream_options: dict[str, Any] | None = None
     """Accepted; changes nothing that comes back."""

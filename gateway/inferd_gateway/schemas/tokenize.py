@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferd_gateway.schemas.chat import ChatFields
-from inferd_gateway.schemas.common import Body, UInt32
+from inferd_gateway.schemas.common import Body, TokenIds
 
 
 class TokenizeTextRequest(Body):
@@ -14,7 +14,7 @@ class TokenizeTextRequest(Body):
     add_special_tokens: bool | None = None
     """Let the tokenizer add its own. true."""
     return_token_strs: bool | None = None
-    """Add the text of each token."""
+    """Add each token as the vocabulary's file writes it."""
 
 
 class TokenizeChatRequest(ChatFields):
@@ -23,11 +23,11 @@ class TokenizeChatRequest(ChatFields):
     add_special_tokens: bool | None = None
     """Let the tokenizer add its own. false: the template writes them."""
     return_token_strs: bool | None = None
-    """Add the text of each token."""
+    """Add each token as the vocabulary's file writes it."""
 
 
 class DetokenizeRequest(Body):
-    tokens: list[UInt32]
+    tokens: TokenIds
     """Token ids."""
     model: str | None = None
     """A served name or alias."""

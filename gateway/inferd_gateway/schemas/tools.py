@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from inferd_gateway.schemas.common import Body
+from inferd_gateway.schemas.common import Body, FunctionName
 
-FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+class ToolBody(Body):
+    """A tool of one of `types`. Any other is refused by its name, whatever else it has or lacks."""
+
+    types: ClassVar[tuple[str, ...]] = ("function",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_type(cls, value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in cls.types:
+            known = " and ".join(cls.types)
+            raise PydanticCustomError(
+                "tool_type",
+                "tools of type {kind} are not supported, only those of type {known}, which the caller runs",
+                {"kind": repr(kind[:64]), "known": known, "field": "type"},
+            )
+        return value
 
 
 class Function(Body):
@@ -21,7 +39,7 @@ class Function(Body):
     """Accepted; changes nothing that comes back. Forced calls always match the schema."""
 
 
-class Tool(Body):
+class Tool(ToolBody):
     type: Literal["function"]
     function: Function
 
