@@ -163,7 +163,7 @@ def from_rpc(error: grpc.aio.AioRpcError, fields: Mapping[str, str], *, client_d
     if found.field_path:
         param = http_field(found.field_path, fields)
         message = PROTO_PATH.sub(lambda path: fields.get(path[0], path[0]), message.replace(found.field_path, param))
-    if found.reason == "CONTEXT_LENGTH_EXCEEDED" and found.metadata:
+    if found.reason == "CONTEXT_LENGTH_EXCEEDED" and {"prompt_tokens", "max_context_tokens"} <= found.metadata.keys():
         return ContextOverflow(found.metadata, param)
     headers = {}
     if row.retry:

@@ -99,7 +99,7 @@ def messages_of(message: InputMessage, param: str) -> list[Message]:
             found.append(tool_result(block, place))
         else:
             parts.append(text_part(block, place))
-    return [*found, Message(role="user", content=parts)] if parts or not found else found
+    return [*found, Message(role=message.role, content=parts)] if parts or not found else found
 
 
 def assistant_message(blocks: list[Block], param: str) -> Message:

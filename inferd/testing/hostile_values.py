@@ -89,7 +89,7 @@ def of_type(name: str, part: Mapping[str, Any], schemas: Mapping[str, Any]) -> I
     match part.get("type"):
         case "integer":
             for value in (*NUMBERS, *LIMITS.get(name, ())):
-                yield Hostile(value, typed=isinstance(value, int))
+                yield Hostile(value, typed=isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
         case "number":
             yield from (Hostile(value, typed=is_json(value)) for value in (*NUMBERS, *LIMITS.get(name, ())))
         case "string":

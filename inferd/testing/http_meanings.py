@@ -51,7 +51,7 @@ def sampling(name: str) -> Apply:
 def stopping(name: str) -> Apply:
     def apply(call: Call, value: Any) -> None:
         if name == "max_tokens":
-            call.request.stop.clamp = False
+            call.request.stop.clamp = call.names.chat  # of a conversation it is a bound, of a completion a number
         if isinstance(value, list):
             getattr(call.request.stop, name)[:] = value
         else:

@@ -23,7 +23,7 @@ from inferd.testing.http_fields import CHAT_PATH, COMPLETION_PATH, NAMED, TOOL
 from inferd.testing.http_meanings import SCHEMA
 from inferd.testing.parity import Entrances, events_of
 from inferd.testing.product import Product, wait_until
-from inferd.testing.tiny_chat import BOS_ID, CONTEXT, EOS_ID, VOCAB
+from inferd.testing.tiny_chat import BOS_ID, CONTEXT, END, EOS_ID, VOCAB
 
 ROOT = Path(__file__).resolve().parents[2]
 # Sentence -> the tests that show it with a daemon that does as they say.
@@ -314,10 +314,10 @@ class TestChatFields(Asking):
     def test_top_p_0_is_refused(self) -> None:
         self.refused(self.chat(top_p=0), "top_p")
 
-    @pytest.mark.parametrize("stop", ["x", ["a", "b", "c", "d"], None, []])
-    def test_stop_is_a_text_up_to_four_or_none(self, stop: Any) -> None:
+    @pytest.mark.parametrize("stop", ["x", ["a", "b", "c", "d"], [f"stop {n}" for n in range(64)], None, []])
+    def test_stop_is_a_text_many_or_none(self, stop: Any) -> None:
         assert self.chat(stop=stop).status_code == 200
-        self.refused(self.chat(stop=["a", "b", "c", "d", "e"]), "stop")
+        self.refused(self.chat(stop=[f"stop {n}" for n in range(65)]), "stop")
 
     @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
     def test_seeds_are_any_int64(self, seed: int) -> None:
@@ -447,6 +447,47 @@ class TestLogprobs(Asking):
         choice = self.complete("the prompt", echo=True, logprobs=1, max_tokens=0).json()["choices"][0]
         assert choice["text"] == "the prompt"
         assert None not in choice["logprobs"]["token_logprobs"][1:]
+
+    @pytest.mark.parametrize(
+        ("prompt", "text", "offsets"),
+        [
+            ("é", "é", [0, 0]),
+            (f"a{END}b", f"a{END}b", [0, 1, 1 + len(END)]),  # a control token is part of what was read
+            ([97, EOS_ID, 98], f"a{END}b", [0, 1, 1 + len(END)]),
+            ([0xA9, 97], "\ufffda", [0, 1]),  # begins inside a character
+            ([97, *"日".encode()], "a日", [0, 1, 1, 1]),
+            ([0xE6, 97], "\ufffda", [0, 1]),  # a character that is never finished
+        ],
+    )
+    def test_echo_is_what_was_read(self, prompt: Any, text: str, offsets: list[int]) -> None:
+        fields = {"echo": True, "logprobs": 0, **self.say("xy"), "add_special_tokens": False}
+        if isinstance(prompt, list):
+            del fields["add_special_tokens"]
+        choice = self.complete(prompt, **fields).json()["choices"][0]
+        assert choice["text"] == text + "xy"
+        told = choice["logprobs"]
+        assert told["text_offset"][: len(offsets) + 1] == [*offsets, len(text)]
+        for token, at in zip(told["tokens"], told["text_offset"], strict=True):
+            assert token.startswith("bytes:") or choice["text"].startswith(token, at)
+
+    def test_echo_finishes_a_character_once(self) -> None:
+        ids = [97, *"日".encode()[:2]]
+        fields = {"echo": True, "logprobs": 0, "max_tokens": 1, "allowed_token_ids": ["日".encode()[2]]}
+        choice = self.complete(ids, **fields).json()["choices"][0]
+        assert choice["text"] == "a日"
+        assert choice["logprobs"]["text_offset"] == [0, 1, 1, 1]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    @pytest.mark.parametrize("keep", [-1, 3])
+    def test_echo_of_a_truncated_prompt_is_what_was_left_of_it(self, keep: int, stream: bool) -> None:
+        fields = {"echo": True, "logprobs": 0, "truncate_prompt_tokens": keep, "stream": stream}
+        answer = self.complete("b" * 5000 + "cde", **fields, **self.say("xy"))
+        choices = deltas(chunks(answer)) if stream else answer.json()["choices"]
+        text = "".join(choice["text"] for choice in choices)
+        tokens = [token for choice in choices if choice["logprobs"] for token in choice["logprobs"]["tokens"]]
+        assert text.endswith("cdexy")
+        assert tokens == list(text)
+        assert len(text) == 5 if keep == 3 else len(text) < 5000
 
     def test_offsets_are_in_characters_and_rise_over_the_stream(self) -> None:
         fields = {"echo": True, "logprobs": 1, **self.say("üx日y")}

@@ -71,6 +71,8 @@ MESSAGES: Mapping[str, tuple[Any, Fields]] = {
     "tools": ([{"name": "f", "input_schema": SCHEMA}], {}),
     "tool_choice": ({"type": "none"}, {}),
     "thinking": ({"type": "disabled"}, {}),
+    "output_config": ({"format": {"type": "json_schema", "schema": SCHEMA}},
+                      {"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA, "strict": True}}}),
     "metadata": ({"user_id": "u"}, {}),
     "service_tier": ("auto", {}),
 }  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import re
 import socket
 import threading
 import time
@@ -28,6 +29,7 @@ from inferd.v1 import common_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from inferd.v1 import inference_pb2 as pb
 
 SPECIAL = {256: "<|im_start|>", 257: "<|im_end|>", 258: "<s>"}
+SPECIAL_IDS = {text: token_id for token_id, text in SPECIAL.items()}
 EOS, VOCAB, CONTEXT = 257, 300, 4096
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -52,11 +54,12 @@ def encode(prompt: Any) -> list[int]:
 
 
 def encode_run(text: str, trusted: bool) -> list[int]:
-    for token_id, special in SPECIAL.items():
-        if trusted and special in text:
-            left, _, right = text.partition(special)
-            return [*encode_run(left, True), token_id, *encode_run(right, True)]
-    return list(text.encode())
+    if not trusted:
+        return list(text.encode())
+    ids: list[int] = []
+    for part in re.split("(" + "|".join(map(re.escape, SPECIAL.values())) + ")", text):
+        ids += [SPECIAL_IDS[part]] if part in SPECIAL_IDS else part.encode()
+    return ids
 
 
 def told_prompt(given: Any, ids: list[int]) -> pb.PromptInfo:

@@ -127,3 +127,110 @@ def test_the_gateway_loads_no_model_library():
     code = "import sys, inferd_gateway.__main__; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert not {"torch", "transformers", "tokenizers", "numpy"} & set(loaded.stdout.split())
+
+
+HISTORY = (
+    "{% for message in messages %}{{ message.role }}:{{ message.content }}"
+    "{% for call in message.tool_calls %}({{ call.function.arguments | tojson }}){% endfor %};{% endfor %}"
+)
+
+
+def call(arguments) -> dict:
+    return {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+@pytest.mark.parametrize("arguments", ["", "  ", "{}", {}])
+def test_no_arguments_are_an_empty_object(start_gateway, daemon, tmp_path, arguments):
+    template = tmp_path / "t.jinja"
+    template.write_text(HISTORY)
+    gateway = start_gateway(chat_template=str(template))
+    messages = {"role": "user", "content": "x"}, {"role": "assistant", "content": [], "tool_calls": [call(arguments)]}
+    assert say(gateway, *messages).status_code == 200
+    assert prompt_of(daemon) == "user:x;assistant:({});"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "a\nb"), ([], ""), ("c", "c")],
+)
+def test_what_a_tool_gave_is_one_text(start_gateway, daemon, tmp_path, content, text):
+    """Also where the template reads the parts of users: few read those of tools."""
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for message in messages %}{% if message.role == 'user' and message.content is not string %}"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}"
+        "{% else %}{{ message.role }}:{{ message.content }};{% endif %}{% endfor %}"
+    )
+    gateway = start_gateway(chat_template=str(template))
+    result = {"role": "tool", "tool_call_id": "1", "content": content}
+    messages = {"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call("{}")]}, result
+    assert say(gateway, *messages).status_code == 200
+    assert prompt_of(daemon).endswith(f"tool:{text};")
+
+
+@pytest.mark.parametrize("arguments", ['{"a": 1e999}', '{"a": "\\ud800"}', '{"a": NaN}'])
+def test_arguments_that_are_no_json_stay_text(gateway, start_gateway, daemon, tmp_path, arguments):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages[0].tool_calls[0].function.arguments }}")
+    gateway = start_gateway(chat_template=str(template))
+    response = say(gateway, {"role": "assistant", "tool_calls": [call(arguments)]})
+    assert response.status_code == 200, response.text
+    assert prompt_of(daemon) == arguments
+
+
+@pytest.mark.parametrize("content", ["", " ", None, []])
+def test_an_empty_last_message_is_not_continued(gateway, daemon, content):
+    messages = {"role": "user", "content": "x"}, {"role": "assistant", "content": content}
+    response = say(gateway, *messages, continue_final_message=True)
+    assert response.status_code == 200, response.text
+    assert prompt_of(daemon) == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_deep_schemas_and_long_conversations_are_read(start_gateway, daemon, tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages | length }} {{ messages[0].content | length }}")
+    gateway = start_gateway(chat_template=str(template))
+    schema: dict = {"type": "string"}
+    for _ in range(10):
+        schema = {"type": "array", "items": {"type": "object", "properties": {"a": schema}}}
+    tool = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": schema}}},
+    }
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}] * 500}]
+    messages += [{"role": "user", "content": "b"}] * 2000
+    body = {"messages": messages, "tools": [tool], "tool_choice": {"type": "function", "function": {"name": "f"}}}
+    response = gateway.post("/v1/chat/completions", body)
+    assert response.status_code == 200, response.text
+    assert prompt_of(daemon) == "2001 999"
+
+
+def test_many_messages_become_more(gateway, daemon):
+    """One message of Anthropic's API becomes a message for each result in it."""
+    results = [{"type": "tool_result", "tool_use_id": "1", "content": ""}] * 40
+    messages = [{"role": "user", "content": results}] * 1000
+    response = gateway.post("/v1/messages", {"model": "toy", "max_tokens": 5, "messages": messages})
+    assert response.status_code == 400
+    assert "prompt is too long" in response.json()["error"]["message"]
+
+
+def test_overflow_is_told_as_openai_does(gateway, daemon):
+    error = gateway.chat("x" * 5000).json()["error"]
+    start = "This model's maximum context length is 4096 tokens. However, "
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert error["message"].startswith(start + "your messages resulted in 50")
+    error = gateway.complete("x" * 4000, max_tokens=100).json()["error"]
+    told = "you requested 4100 tokens (4000 in the prompt, 100 in the completion)."
+    assert error["message"].startswith(start + told)
+    assert error["code"] == "context_length_exceeded"
+
+
+def test_max_tokens_of_a_conversation_is_cut_to_what_fits(gateway, daemon):
+    for response in (
+        gateway.chat("x", max_tokens=32_000),
+        gateway.chat("x", max_completion_tokens=32_000, stream=True),
+        gateway.post("/v1/responses", {"input": "x", "max_output_tokens": 32_000}),
+    ):
+        assert response.status_code == 200, response.text
+        assert daemon.requests[-1].stop.clamp
+        assert daemon.requests[-1].stop.max_tokens == 32_000

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anthropic
 import pytest
 
@@ -186,3 +188,98 @@ def test_ready_and_load(gateway, daemon, start_gateway):
     assert gateway.get("/load").json() == {"server_load": 0}
     daemon.serving = False
     assert gateway.get("/ready").status_code == 503
+
+
+def test_system_messages_among_the_messages(gateway, daemon):
+    messages = [
+        {"role": "system", "content": "first"},
+        {"role": "user", "content": "hi"},
+        {"role": "system", "content": [{"type": "text", "text": "later"}]},
+        {"role": "user", "content": "go on"},
+    ]
+    body = {"model": "toy", "max_tokens": 5, "system": "zeroth", "messages": messages}
+    assert gateway.post("/v1/messages", body).status_code == 200
+    assert prompt_of(daemon).startswith(
+        "<|im_start|>system\nzeroth\nfirst<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>system\nlater<|im_end|>\n<|im_start|>user\ngo on<|im_end|>\n"
+    )
+
+
+def test_the_form_of_the_output(gateway, daemon):
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    wanted = {"format": {"type": "json_schema", "schema": schema}, "effort": "low"}
+    body = {"model": "toy", "max_tokens": 5, "messages": ASK, "output_config": wanted}
+    response = gateway.post("/v1/messages", body)
+    assert response.status_code == 200
+    assert "x-inferd-ignored-params" not in response.headers
+    constraint = daemon.requests[-1].constraint
+    assert json.loads(constraint.json_schema) == schema
+    assert not constraint.lenient
+
+
+@pytest.mark.parametrize(
+    ("tool", "words"),
+    [
+        ({"type": "web_search_20250305", "name": "web_search", "max_uses": 5}, "'web_search_20250305'"),
+        ({"type": "bash_20250124", "name": "bash"}, "'bash_20250124'"),
+        ({"name": "f"}, "tools[0].input_schema"),
+    ],
+)
+def test_tools_that_the_server_would_have_to_run_are_refused_by_name(gateway, tool, words):
+    body = {"model": "toy", "max_tokens": 5, "messages": ASK, "tools": [tool]}
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        response = gateway.post(path, body)
+        assert response.status_code == 400
+        assert words in response.json()["error"]["message"]
+
+
+def test_names_of_tools_have_up_to_128_characters(tool_gateway, daemon):
+    body = {"model": "toy", "max_tokens": 5, "messages": ASK, "tools": [TOOL | {"name": "n" * 128}]}
+    assert tool_gateway.post("/v1/messages", body).status_code == 200
+    assert "n" * 128 in prompt_of(daemon)
+    body["tools"][0]["name"] += "n"
+    assert tool_gateway.post("/v1/messages", body).status_code == 400
+
+
+@pytest.mark.parametrize("content", ["", "  \n", [], [{"type": "text", "text": ""}]])
+def test_an_empty_last_message_is_no_prefill(gateway, daemon, content):
+    messages = [*ASK, {"role": "assistant", "content": content}]
+    response = gateway.post("/v1/messages", {"model": "toy", "max_tokens": 5, "messages": messages})
+    assert response.status_code == 200, response.text
+    assert prompt_of(daemon) == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_more_stop_sequences_than_openai_takes(gateway, daemon):
+    stops = [f"stop {index}" for index in range(20)]
+    body = {"model": "toy", "max_tokens": 5, "messages": ASK, "stop_sequences": stops}
+    assert gateway.post("/v1/messages", body).status_code == 200
+    assert list(daemon.requests[-1].stop.stop_strings) == stops
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_max_tokens_is_cut_to_what_fits_and_too_long_a_prompt_told_in_its_words(gateway, daemon, stream):
+    body = {"model": "toy", "max_tokens": 32_000, "messages": ASK, "stream": stream}
+    assert gateway.post("/v1/messages", body).status_code == 200
+    stop = daemon.requests[-1].stop
+    assert (stop.max_tokens, stop.clamp) == (32_000, True)
+    body["messages"] = [{"role": "user", "content": "x" * 5000}]
+    response = gateway.post("/v1/messages", body)
+    error = response.json()["error"]
+    tokens = 5000 + len("1user\n1\n1assistant\n")  # a byte a token, and one for each control token
+    assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+    assert error["message"] == f"prompt is too long: {tokens} tokens > 4095 maximum"
+
+
+@pytest.mark.parametrize("arguments", ['{"x": 1e999}', '{"x": NaN}', '{"x": "\\ud800"}'])
+def test_arguments_that_are_no_json_to_others_do_not_break_the_answer(tool_gateway, daemon, arguments):
+    daemon.reply = f'<tool_call>\n{{"name": "weather", "arguments": {arguments}}}\n</tool_call>'
+    body = {"model": "toy", "max_tokens": 500, "messages": ASK, "tools": [TOOL]}
+    response = tool_gateway.post("/v1/messages", body)
+    assert response.status_code == 200, response.text
+    assert all(block.get("input", {}) == {} for block in response.json()["content"])
+
+
+def test_a_stream_begins_with_no_output_counted(gateway):
+    body = {"model": "toy", "max_tokens": 1, "messages": ASK, "stream": True}
+    first = next(line for line in gateway.post("/v1/messages", body).text.splitlines() if line.startswith("data:"))
+    assert json.loads(first[5:])["message"]["usage"]["output_tokens"] == 0

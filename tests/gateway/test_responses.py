@@ -151,3 +151,41 @@ def test_a_stream_that_breaks_ends_as_failed(gateway, daemon):
     daemon.break_after = 0
     with pytest.raises(openai.InternalServerError):
         gateway.sdk().responses.create(model="toy", input="hi")
+
+
+def test_the_items_of_a_turn_are_one_message(tool_gateway, daemon):
+    items = [
+        {"role": "user", "content": "hi"},
+        {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Hm."}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "1", "name": "weather", "arguments": ""},
+        {"type": "reasoning", "summary": [], "encrypted_content": "x"},
+        {"type": "message", "role": "assistant", "content": "And again."},
+        {"type": "function_call", "call_id": "2", "name": "weather", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "1", "output": "rain"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "So."}]},
+        {"type": "function_call", "call_id": "3", "name": "weather", "arguments": "{}"},
+    ]
+    response = tool_gateway.post("/v1/responses", {"input": items, "tools": [FUNCTION]})
+    assert response.status_code == 200, response.text
+    assert prompt_of(daemon).partition("]<")[2] == (
+        "|im_start|>user\nhi<|im_end|>\n"
+        "<|im_start|>assistant\n[Hm.]I look.\nAnd again.(weather)(weather)<|im_end|>\n"
+        "<|im_start|>tool\nrain<|im_end|>\n"
+        "<|im_start|>assistant\n[So.](weather)<|im_end|>\n"
+        "<|im_start|>assistant"
+    )
+
+
+def test_what_the_schema_takes_is_taken(gateway, daemon):
+    """As many items as the schema allows, and instructions, which become one message more."""
+    items = [{"role": "user" if index % 2 else "assistant", "content": "a"} for index in range(1500)]
+    for body in (
+        {"instructions": "i", "input": items[:1024]},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": "a"}] * 300}]},
+        {"input": items, "truncation": "auto"},
+    ):
+        response = gateway.post("/v1/responses", body)
+        error = response.json()["error"]
+        # The toy's context is small: too much for it is the only fault.
+        assert response.status_code == 200 or error["code"] == "context_length_exceeded", response.text
