@@ -234,3 +234,20 @@ def test_max_tokens_of_a_conversation_is_cut_to_what_fits(gateway, daemon):
         assert response.status_code == 200, response.text
         assert daemon.requests[-1].stop.clamp
         assert daemon.requests[-1].stop.max_tokens == 32_000
+
+
+@pytest.mark.parametrize("levels", [100, 10_000])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_deep_bodies_are_read_or_refused(gateway, path, levels):
+    """Never the server's fault: what is read can also be written, to the template's process and to the daemon."""
+    deep = '{"a":[' * (levels // 2) + "1" + "]}" * (levels // 2)
+    parts = {
+        "/v1/chat/completions": '"messages":[{"role":"user","content":"x"}],"tool_choice":"none","tools":[{"type":'
+        '"function","function":{"name":"f","parameters":%s}}]',
+        "/v1/responses": '"input":"x","tool_choice":"none","tools":[{"type":"function","name":"f","parameters":%s}]',
+        "/v1/messages": '"model":"toy","max_tokens":5,"messages":[{"role":"user","content":"x"}],"tool_choice":{"type":'
+        '"none"},"tools":[{"name":"f","input_schema":%s}]',
+    }[path]
+    body = "{" + parts.replace("%s", deep) + "}"
+    response = gateway.client.post(path, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == (200 if levels < 128 else 400), response.text
