@@ -1,9 +1,15 @@
-"""What a layer keeps of a sequence between steps. Frozen data, without torch: the memory itself belongs to the
-executor."""
+"""What a layer keeps of a sequence between steps, in pages of tokens: how much memory that is, and how it is
+allocated."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+    from inferd_kernels.ops import KVCache, LatentCache
 
 SCALE_BYTES = 4  # float32
 
@@ -23,3 +29,52 @@ class PagedNeed:
         """Keys and values of a page of tokens; those of one byte have a scale per token and head."""
         per_head = self.head_dim * itemsize + (SCALE_BYTES if itemsize == 1 else 0)
         return 2 * page * self.kv_heads * per_head
+
+    def allocate(
+        self,
+        pages: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        key_cache: Callable[..., torch.Tensor] | None = None,
+    ) -> KVCache:
+        """Of pages = (blocks, tokens per block). key_cache: `Ops.key_cache`. Memory is taken when it is first
+        written."""
+        import torch
+        from inferd_kernels.ops import KVCache
+
+        shape = (*pages, self.kv_heads, self.head_dim)
+        k = (key_cache or torch.empty)(shape, dtype=dtype, device=device)
+        v = torch.empty(shape, dtype=dtype, device=device)
+        if dtype.itemsize > 1:
+            return KVCache(k, v)
+        k_scale, v_scale = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
+        return KVCache(k, v, (k_scale, v_scale))
+
+
+@dataclass(frozen=True, slots=True)
+class LatentNeed:
+    """One vector of `size` values of every token, from which keys and values of all heads are made."""
+
+    size: int
+
+    def block_bytes(self, page: int, itemsize: int) -> int:
+        return page * self.size * itemsize
+
+    def allocate(
+        self,
+        pages: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        key_cache: Callable[..., torch.Tensor] | None = None,
+    ) -> LatentCache:
+        """As PagedNeed.allocate. Raises ValueError for values of 8 bits, which latents are not kept in."""
+        import torch
+        from inferd_kernels.ops import LatentCache
+
+        if dtype.itemsize == 1:
+            raise ValueError("a model with latent attention keeps its cache in 16 or 32 bits, not in 8")
+        return LatentCache(torch.empty((*pages, self.size), dtype=dtype, device=device))
+
+
+CacheNeed: TypeAlias = PagedNeed | LatentNeed
+Cache: TypeAlias = "KVCache | LatentCache"

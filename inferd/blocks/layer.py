@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from inferd.blocks.attention import Attention, AttentionSpec
 from inferd.blocks.experts import Experts, ExpertsSpec
 from inferd.blocks.feed_forward import FeedForward, FeedForwardSpec
+from inferd.blocks.latent_attention import LatentAttention, LatentAttentionSpec
 from inferd.blocks.norm import Norm, NormSpec
 from inferd.blocks.parameters import Parameter, Share
 
 if TYPE_CHECKING:
     import torch
-    from inferd_kernels.ops import DecoderLayer, KVCache, Ops, PagedBatch
+    from inferd_kernels.ops import DecoderLayer, Ops, PagedBatch
 
+    from inferd.blocks.caches import Cache
     from inferd.blocks.source import BlockSource
 
-MixerSpec: TypeAlias = AttentionSpec
-Mixer: TypeAlias = Attention
+MixerSpec: TypeAlias = AttentionSpec | LatentAttentionSpec
+Mixer: TypeAlias = Attention | LatentAttention
 FeedForwardBlockSpec: TypeAlias = FeedForwardSpec | ExpertsSpec
 FeedForwardBlock: TypeAlias = FeedForward | Experts
 NORMS = ("mixer_norm", "mixer_post_norm", "feed_forward_norm", "feed_forward_post_norm")
@@ -91,9 +93,10 @@ class Layer:
     residual_scale: float
 
     def __call__(
-        self, ops: Ops, stream: torch.Tensor, update: torch.Tensor | None, cache: KVCache | None, batch: PagedBatch
+        self, ops: Ops, stream: torch.Tensor, update: torch.Tensor | None, cache: Any, batch: PagedBatch
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(stream [T, E], update): the stream after a layer is their sum, which the next norm takes in one pass."""
+        """cache: what the mixer's cache_need allocated, None without one. (stream [T, E], update): the stream after a
+        layer is their sum, which the next norm takes in one pass."""
         if self.order == "post":
             return self._post(ops, stream, update, cache, batch), None
         normed, stream = _normed(ops, self.mixer_norm, stream, update)
@@ -107,7 +110,7 @@ class Layer:
         return stream, self._finished(ops, self.feed_forward(ops, normed), self.feed_forward_post_norm)
 
     def _post(
-        self, ops: Ops, stream: torch.Tensor, update: torch.Tensor | None, cache: KVCache | None, batch: PagedBatch
+        self, ops: Ops, stream: torch.Tensor, update: torch.Tensor | None, cache: Any, batch: PagedBatch
     ) -> torch.Tensor:
         assert self.mixer_norm is not None, "a post-norm layer has norms"
         assert self.feed_forward_norm is not None, "a post-norm layer has norms"
@@ -120,7 +123,7 @@ class Layer:
         output = output if norm is None else norm(ops, output)
         return output if self.residual_scale == 1.0 else output * self.residual_scale
 
-    def fused(self, cache: KVCache | None) -> DecoderLayer | None:
+    def fused(self, cache: Any) -> DecoderLayer | None:
         """The layer in the form of `Ops.decoder_stack`: pre-norm attention and a feed-forward gated by SiLU, in
         float32, on one rank. None for one that is not of this pattern."""
         from inferd_kernels.ops import DecoderLayer
@@ -178,7 +181,7 @@ def _normed(
 Stack: TypeAlias = "Callable[[torch.Tensor, PagedBatch], torch.Tensor]"
 
 
-def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[KVCache | None, ...]) -> Stack:
+def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None, ...]) -> Stack:
     """`layers` with their caches as one function: (residual stream [T, E], batch) -> residual stream [T, E].
 
     One call into the backend where it computes whole stacks of this pattern, else a loop over the layers.
@@ -193,7 +196,7 @@ def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[KVCache | Non
 
 
 def run_layers(
-    ops: Ops, layers: tuple[Layer, ...], caches: tuple[KVCache | None, ...], stream: torch.Tensor, batch: PagedBatch
+    ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None, ...], stream: torch.Tensor, batch: PagedBatch
 ) -> torch.Tensor:
     """The residual stream [T, E] after `layers`; caches[i] belongs to layers[i] and gets this step's keys and values.
 

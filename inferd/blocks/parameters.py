@@ -57,6 +57,7 @@ class Parameter:
     columns: range | None = None
     head_dim: int = 0
     rotary_dim: int = 0
+    rotary_start: int = 0
     experts: int = 0
 
     @property

@@ -32,6 +32,9 @@ class BlockSource(Protocol):
     def part(self, prefix: str) -> BlockSource:
         """The parameters whose names begin with `prefix` as well."""
 
+    def floats(self, name: str) -> torch.Tensor:
+        """A matrix as floats in the model's dtype, whatever the file keeps it in."""
+
     def vector(self, name: str) -> torch.Tensor:
         """A vector in the model's dtype."""
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import msgspec
 import torch
-from inferd_kernels.ops import KVCache, Ops, load_ops
+from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
-from inferd.blocks.caches import PagedNeed
+from inferd.blocks.caches import Cache, CacheNeed
 from inferd.blocks.parameters import WHOLE
 from inferd.checkpoint import Checkpoint
 from inferd.checkpoint.gguf_header import GGML_BLOCKS
@@ -68,7 +68,7 @@ class LoadedModel:
     bytes_read: int
 
     @property
-    def cache_needs(self) -> tuple[PagedNeed | None, ...]:
+    def cache_needs(self) -> tuple[CacheNeed | None, ...]:
         """Of this rank's layers."""
         share = self.shard.share
         return tuple(self.spec.layers[index].mixer.cache_need(share) for index in self.shard.layers)
@@ -276,35 +276,21 @@ def dominant_format(checkpoint: Checkpoint) -> str:
 
 
 def allocate_caches(
-    needs: Sequence[PagedNeed | None],
+    needs: Sequence[CacheNeed | None],
     pages: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
     key_cache: Callable[..., torch.Tensor] | None = None,
-) -> tuple[KVCache | None, ...]:
+) -> tuple[Cache | None, ...]:
     """The cache of each layer, `pages` (blocks, tokens per block) of them, with scales where values have 8 bits;
     memory is taken when first written. key_cache: `Ops.key_cache`."""
     try:
-        return tuple(
-            None
-            if need is None
-            else _allocate_cache((*pages, need.kv_heads, need.head_dim), dtype, device, key_cache or torch.empty)
-            for need in needs
-        )
+        return tuple(None if need is None else need.allocate(pages, dtype, device, key_cache) for need in needs)
+    except ValueError as error:
+        raise StartupError(f"kv-cache-dtype: {error}") from None
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"the KV cache of {pages[0]} blocks cannot be allocated: {reason}") from None
-
-
-def _allocate_cache(
-    shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, key_cache: Callable[..., torch.Tensor]
-) -> KVCache:
-    k = key_cache(shape, dtype=dtype, device=device)
-    v = torch.empty(shape, dtype=dtype, device=device)
-    if dtype.itemsize > 1:
-        return KVCache(k, v)
-    k_scale, v_scale = (torch.empty(shape[:3], dtype=torch.float32, device=device) for _ in range(2))
-    return KVCache(k, v, (k_scale, v_scale))
 
 
 def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, looks_ahead: bool = False) -> ExecutorInfo:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from inferd.blocks.caches import PagedNeed
+from inferd.blocks.caches import CacheNeed
 from inferd.config import CacheConfig, EngineConfig
 from inferd.errors import StartupError
 from inferd.models.spec import ModelSpec
@@ -36,7 +36,7 @@ class KVPlan:
         return self.num_blocks * self.block_bytes
 
 
-def block_bytes(needs: Iterable[PagedNeed | None], block_size: int, itemsize: int) -> int:
+def block_bytes(needs: Iterable[CacheNeed | None], block_size: int, itemsize: int) -> int:
     """A block of all layers with these needs."""
     return sum(need.block_bytes(block_size, itemsize) for need in needs if need is not None)
 

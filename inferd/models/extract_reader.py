@@ -83,13 +83,14 @@ def _every(weight: CheckpointWeight, rows: range | None, columns: range | None) 
 def _in_order(extract: Extract, weight: CheckpointWeight) -> CheckpointWeight:
     if not extract.rotary_dim:
         return weight
-    order = half_split_order(weight.shape[0], extract.head_dim, extract.rotary_dim)
+    order = half_split_order(weight.shape[0], extract.head_dim, extract.rotary_dim, extract.rotary_start)
     return weight.rows(order) if isinstance(weight, QuantizedWeight) else weight[order]
 
 
-def half_split_order(rows: int, head_dim: int, rotary_dim: int) -> torch.Tensor:
+def half_split_order(rows: int, head_dim: int, rotary_dim: int, start: int = 0) -> torch.Tensor:
     """Row order that turns interleaved rotary pairs (0, 1), (2, 3), .. of the first R = rotary_dim rows of each head
     into the halves form: new row h * D + half * R/2 + i is old row h * D + 2 i + half. The rest stays."""
     heads = torch.arange(rows).view(-1, head_dim)
-    turned = heads[:, :rotary_dim].view(-1, rotary_dim // 2, 2).transpose(1, 2).flatten(1)
-    return torch.cat((turned, heads[:, rotary_dim:]), dim=1).flatten()
+    end = start + rotary_dim
+    turned = heads[:, start:end].reshape(-1, rotary_dim // 2, 2).transpose(1, 2).flatten(1)
+    return torch.cat((heads[:, :start], turned, heads[:, end:]), dim=1).flatten()

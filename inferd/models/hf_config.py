@@ -269,9 +269,9 @@ def yarn_scaling(parameters: Config, original: int, stated_context: int) -> Yarn
     if attention is None:
         numerator = parameters.get("mscale") or 0
         denominator = parameters.get("mscale_all_dim") or 0
-        attention = _temperature(factor, 1.0)
+        attention = yarn_temperature(factor, 1.0)
         if numerator and denominator:
-            attention = _temperature(factor, numerator) / _temperature(factor, denominator)
+            attention = yarn_temperature(factor, numerator) / yarn_temperature(factor, denominator)
     return YarnScaling(
         factor=factor,
         original_context=original,
@@ -282,6 +282,6 @@ def yarn_scaling(parameters: Config, original: int, stated_context: int) -> Yarn
     )
 
 
-def _temperature(factor: float, scale: float) -> float:
+def yarn_temperature(factor: float, scale: float) -> float:
     """0.1 * scale * ln(factor) + 1 (Peng et al. 2023, section 3.4)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0

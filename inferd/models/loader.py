@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from inferd_kernels.ops import Ops, Rope
+from inferd_kernels.reference import dequantize
 from inferd_kernels.weights import Weight
 
 from inferd.blocks.linear import Linear
@@ -127,6 +128,17 @@ class Loader:
         self._bytes_held += sum(part.nbytes for part in loaded)
         return loaded
 
+    def floats(self, part: Extract) -> torch.Tensor:
+        """A matrix, dequantized, in the model's dtype."""
+        weight = self._reader.read(part)
+        try:
+            matrix = weight if isinstance(weight, torch.Tensor) else dequantize(weight)
+        except ValueError as error:
+            raise StartupError(f"{part.record.file}: tensor {part.record.name}: {error}") from None
+        matrix = matrix.to(self.dtype)
+        self._bytes_held += matrix.nbytes
+        return matrix.to(self.device)
+
     def vector(self, parts: list[Extract]) -> torch.Tensor:
         """A norm weight, a (fused) bias or a table in the model's dtype."""
         read = [self._reader.read(part) for part in parts]
@@ -183,6 +195,9 @@ class ParameterSource:
     def matrix(self, name: str) -> Weight:
         (weight,) = self.loader.matrix([self._extract(name)], self.layer is None)
         return weight
+
+    def floats(self, name: str) -> torch.Tensor:
+        return self.loader.floats(self._extract(name))
 
     def vector(self, name: str) -> torch.Tensor:
         return self.loader.vector([self._extract(name)])

@@ -6,9 +6,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from inferd_kernels.ops import KVCache, Ops, PagedBatch
+from inferd_kernels.ops import Ops, PagedBatch
 from inferd_kernels.weights import Weight
 
+from inferd.blocks.caches import Cache
 from inferd.blocks.layer import Layer, layer_stack
 from inferd.blocks.linear import Linear
 from inferd.blocks.norm import Norm
@@ -45,7 +46,7 @@ class Model:
         self,
         spec: ModelSpec,
         weights: ModelWeights,
-        caches: tuple[KVCache | None, ...],
+        caches: tuple[Cache | None, ...],
         ops: Ops,
         dtype: torch.dtype,
         group: TensorGroup | None = None,

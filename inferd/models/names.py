@@ -34,7 +34,7 @@ Names: TypeAlias = Mapping[str, str | Stored]
 
 def find_name(names: Names, parameter: str) -> Stored:
     """Where `parameter` ("mixer.q.weight") is stored. Raises KeyError for one that the table lacks."""
-    if parameter in names:
+    if parameter in names and "." in parameter:
         return _stored(names[parameter])
     module, _, ending = parameter.rpartition(".")
     stored = _stored(names[module])

@@ -30,6 +30,7 @@ class Extract:
     is_transposed: bool
     head_dim: int
     rotary_dim: int
+    rotary_start: int
     shape: tuple[int, ...]
 
 
@@ -133,6 +134,7 @@ def extract(
         is_transposed,
         parameter.head_dim,
         parameter.rotary_dim,
+        parameter.rotary_start,
         parameter.held_shape,
     )
 

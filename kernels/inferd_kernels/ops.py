@@ -88,6 +88,17 @@ class KVCache:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentCache:
+    """What latent attention keeps of one layer: [blocks, page, size]."""
+
+    latents: torch.Tensor
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return (self.latents,)
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingBatch:
     """Per-row sampling parameters, each [S]. temperature 0: greedy (lowest index wins ties).
 
@@ -182,13 +193,16 @@ class Ops:
     add_layer_norm: Callable[..., torch.Tensor]
     activate: Callable[..., torch.Tensor]
     self_attention: Callable[..., torch.Tensor]
+    rotate: Callable[..., torch.Tensor]
+    write_latents: Callable[..., None]
+    latent_attention: Callable[..., torch.Tensor]
     decoder_stack: Callable[..., Callable[..., torch.Tensor]] | None = None
     pack_rows: Callable[..., Weight] | None = None
     key_cache: Callable[..., torch.Tensor] | None = None
 
 
-# Of encoders; torch computes them on every backend.
-ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention")
+# Torch computes these on every backend.
+ENCODER_OP_NAMES = ("add_layer_norm", "activate", "self_attention", "rotate", "write_latents", "latent_attention")
 # Edits of a whole step's logits at once; a sampler on the CPU edits row by row.
 LOGITS_OP_NAMES = ("penalize", "mask_tokens")
 NO_OPS = (

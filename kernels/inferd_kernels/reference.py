@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from inferd_kernels.ops import AttentionShape
 from inferd_kernels.weights import Fp8Weight, QuantizedWeight, Weight
 
 if TYPE_CHECKING:
-    from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
+    from inferd_kernels.ops import LatentCache, PagedBatch, QkNorm, Rope, SamplingBatch
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -213,6 +214,30 @@ def _attend_softcap(
     scores = shape.softcap * torch.tanh(scores / shape.softcap)
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)
     return (weights @ values)[0].transpose(0, 1)
+
+
+def write_latents(rows: torch.Tensor, cache: LatentCache, batch: PagedBatch) -> None:
+    """Rows [T, size] into `cache` at batch.slots; -1 writes nothing."""
+    kept = batch.slots >= 0
+    slots, page = batch.slots[kept], cache.latents.shape[1]
+    cache.latents[slots // page, slots % page] = rows[kept].to(cache.latents.dtype)
+
+
+def latent_attention(q: torch.Tensor, cache: LatentCache, batch: PagedBatch, rank: int, scale: float) -> torch.Tensor:
+    """Causal attention of q [T,H,D] over the cached vectors [D] of each sequence, which are one key for all heads and
+    whose first `rank` values are its value (multi-query form of DeepSeek-V2's latent attention, 2024) -> [T,H,rank]."""
+    out = q.new_empty((*q.shape[:2], rank))
+    shape = AttentionShape(q.shape[1], 1, q.shape[2], scale)
+    starts, page = batch.cu_seqlens.tolist(), cache.latents.shape[1]
+    for index, seq_len in enumerate(batch.seq_lens.tolist()):
+        rows = slice(starts[index], starts[index + 1])
+        if seq_len == 0:  # a padded row of a decode batch
+            out[rows] = 0
+        elif rows.start < rows.stop:
+            blocks = batch.block_tables[index, : -(-seq_len // page)].long()
+            keys = cache.latents[blocks].flatten(0, 1)[:seq_len].unsqueeze(1).to(q.dtype)
+            out[rows] = _attend(q[rows], keys, keys[..., :rank], seq_len, shape)
+    return out
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,8 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -51,6 +53,22 @@ YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_
 TOKENS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2}
 PHI3: dict[str, Any] = TOKENS | {"pad_token_id": 0}
 QWEN3_MOE: dict[str, Any] = {"head_dim": 12, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 24}
+LATENT: dict[str, Any] = {
+    "num_key_value_heads": 6,
+    "q_lora_rank": 20,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
 LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1000.0,
@@ -92,6 +110,10 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "mixtral": (MixtralConfig, {"num_local_experts": 5}),
     "qwen3-moe": (Qwen3MoeConfig, QWEN3_MOE | {"norm_topk_prob": True}),
     "qwen3-moe-some-layers": (Qwen3MoeConfig, QWEN3_MOE | {"decoder_sparse_step": 2, "mlp_only_layers": [2]}),
+    "deepseek-v2": (DeepseekV2Config, LATENT | {"q_lora_rank": None, "topk_method": "greedy"}),
+    "deepseek-v2-groups": (DeepseekV2Config, LATENT | {"topk_method": "group_limited_greedy"}),
+    "deepseek-v3": (DeepseekV3Config, LATENT),
+    "deepseek-v3-yarn": (DeepseekV3Config, LATENT | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}}),
     "gpt2": (GPT2Config, TOKENS),
     "gpt2-untied-inner": (
         GPT2Config,

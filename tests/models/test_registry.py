@@ -34,7 +34,8 @@ CONFIG: dict[str, Any] = {
     [
         (
             {"architectures": ["MambaForCausalLM"]},
-            "MambaForCausalLM is not supported; supported: BertForSequenceClassification, BertModel, GPT2LMHeadModel, ",
+            "MambaForCausalLM is not supported; supported: BertForSequenceClassification, BertModel,
+            DeepseekV2ForCausalLM, ",
         ),
         ({"architectures": None}, "none named is not supported"),
         ({"architectures": None, "model_type": "t5"}, "t5 is not supported"),
