@@ -34,8 +34,7 @@ CONFIG: dict[str, Any] = {
     [
         (
             {"architectures": ["MambaForCausalLM"]},
-            "MambaForCausalLM is not supported; supported: BertForSequenceClassification, BertModel,
-            DeepseekV2ForCausalLM, ",
+            "MambaForCausalLM is not supported; supported: BertForSequenceClassification, BertModel, Deepseek",
         ),
         ({"architectures": None}, "none named is not supported"),
         ({"architectures": None, "model_type": "t5"}, "t5 is not supported"),
