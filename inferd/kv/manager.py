@@ -29,6 +29,7 @@ class KVManager:
         self.block_size = block_size
         self.prefix_queries = 0  # tokens looked up at first admissions
         self.prefix_hits = 0  # tokens found there
+        self._sources: set[int] = set()  # of the copies in the plan that is being made
         self._prefix_caching = prefix_caching
         self._hasher = BlockHasher(block_size, hash_key)
 
@@ -62,7 +63,7 @@ class KVManager:
         is_new = index == len(blocks)
         assert is_new or offset, f"sequence {sequence.seq_id} would write a block that it did not fill so far"
         growth = Growth([], None)
-        if is_new or self.pool.refs(blocks[index]) > 1:
+        if is_new or self._is_shared(blocks[index]):
             if not self.pool.num_available:
                 return None
             fresh = self.pool.allocate()
@@ -71,10 +72,16 @@ class KVManager:
                 growth = Growth([fresh], None)
             else:
                 growth = Growth([], BlockCopy(sequence.seq_id, index, blocks[index], fresh))
-                self.pool.release(blocks[index])
+                self._give_up_source(blocks[index])
                 blocks[index] = fresh
         sequence.num_slots = len(blocks) * self.block_size
         return growth
+
+    def end_plan(self) -> None:
+        """The plan is made: what its copies read may be reused by the next one, which runs after it."""
+        for block in self._sources:
+            self.pool.release(block)
+        self._sources.clear()
 
     def stretch(self, sequence: Sequence, count: int, headroom: int) -> list[int]:
         """Fresh blocks for `count` positions after the known tokens, as far as headroom blocks stay available."""
@@ -126,6 +133,19 @@ class KVManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Audit the allocator against all live sequences. Raises AuditError."""
         self.pool.check(sequence.block_ids for sequence in sequences)
+
+    def _is_shared(self, block: int) -> bool:
+        """Whether several sequences hold a block."""
+        return self.pool.refs(block) - (block in self._sources) > 1
+
+    def _give_up_source(self, block: int) -> None:
+        """A sequence copies a block and leaves it. Until the plan is made the block keeps one such reference: else
+        the other sequences might leave it too, and it would become the destination of another copy, while all copies
+        of a plan are made at the same time."""
+        if block in self._sources:
+            self.pool.release(block)
+        else:
+            self._sources.add(block)
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks of the longest cached prefix, the last token left out: its logits are needed."""

@@ -45,6 +45,7 @@ class Planner:
         self._admit_waiting(draft, now)
         if self._limits.speculative is not None and not draft.longer and not looks_ahead:
             add_guesses(draft, self._roster, self._limits.speculative)
+        self._roster.kv.end_plan()
         items = draft.single + draft.longer
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"

@@ -131,7 +131,8 @@ class Roster:
 
     def _vacate(self, sequence: Sequence) -> None:
         """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
-        write the blocks again, because the executor runs plans in their order."""
+        write the blocks again, because the executor runs plans in their order; so may the plan that is being made,
+        but for the sources of its copies, which the KV manager keeps until it is made."""
         self.running.remove(sequence)
         self.kv.free(sequence)
         sequence.in_flight = sequence.ahead = sequence.plain_until = 0
