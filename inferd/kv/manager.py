@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from inferd.kv.eviction import Eviction
 from inferd.kv.pool import BlockPool
 from inferd.kv.prefix import BlockHasher
 from inferd.sequence import NEVER, Sequence
@@ -42,12 +43,11 @@ class KVManager:
         False, and nothing changed, when that would leave less than headroom blocks available.
         """
         hits = self._cached_prefix(sequence)
-        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
-        num_idle = sum(1 for block in hits if self.pool.refs(block) == 0)
-        if num_fresh + num_idle + headroom > self.pool.num_available:
+        if self._num_taken(sequence, hits) + headroom > self.pool.num_available:
             return False
         for block in hits:
             self.pool.take(block)
+        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
         sequence.block_ids = hits + [self.pool.allocate() for _ in range(num_fresh)]
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         sequence.num_computed_tokens = len(hits) * self.block_size
@@ -55,6 +55,22 @@ class KVManager:
         if sequence.num_preemptions == 0:
             self._count_first_admission(sequence)
         return True
+
+    def shortage(self, sequence: Sequence, headroom: int) -> tuple[int, Eviction]:
+        """How many blocks admit() lacks, and an eviction that counts towards them."""
+        hits = self._cached_prefix(sequence)
+        lacking = self._num_taken(sequence, hits) + headroom - self.pool.num_available
+        return lacking, Eviction(self.pool, set(hits))
+
+    def eviction(self) -> Eviction:
+        return Eviction(self.pool)
+
+    def can_grow(self, sequence: Sequence, position: int, eviction: Eviction) -> bool:
+        """Whether grow() would make the position writable after an eviction."""
+        if self.pool.num_available + eviction.num_freed:
+            return True
+        index = position // self.block_size
+        return index < len(sequence.block_ids) and not self._is_shared(sequence.block_ids[index], eviction)
 
     def grow(self, sequence: Sequence, position: int) -> Growth | None:
         """Make the first position without a slot writable. None, and nothing changed, when no block is available."""
@@ -134,9 +150,14 @@ class KVManager:
         """Audit the allocator against all live sequences. Raises AuditError."""
         self.pool.check(sequence.block_ids for sequence in sequences)
 
-    def _is_shared(self, block: int) -> bool:
+    def _num_taken(self, sequence: Sequence, hits: list[int]) -> int:
+        """How many available blocks a newcomer with this cached prefix takes: fresh ones, and idle ones of the prefix."""
+        return self.blocks_for(sequence.num_tokens) - sum(1 for block in hits if self.pool.refs(block))
+
+    def _is_shared(self, block: int, eviction: Eviction | None = None) -> bool:
         """Whether several sequences hold a block."""
-        return self.pool.refs(block) - (block in self._sources) > 1
+        refs = self.pool.refs(block) if eviction is None else eviction.refs(block)
+        return refs - (block in self._sources) > 1
 
     def _give_up_source(self, block: int) -> None:
         """A sequence copies a block and leaves it. Until the plan is made the block keeps one such reference: else
