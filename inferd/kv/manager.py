@@ -151,7 +151,7 @@ class KVManager:
         self.pool.check(sequence.block_ids for sequence in sequences)
 
     def _num_taken(self, sequence: Sequence, hits: list[int]) -> int:
-        """How many available blocks a newcomer with this cached prefix takes: fresh ones, and idle ones of the prefix."""
+        """How many available blocks a newcomer of this cached prefix takes: fresh ones, and its idle ones."""
         return self.blocks_for(sequence.num_tokens) - sum(1 for block in hits if self.pool.refs(block))
 
     def _is_shared(self, block: int, eviction: Eviction | None = None) -> bool:

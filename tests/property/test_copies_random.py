@@ -40,7 +40,9 @@ def play(seed: int) -> tuple[int, int]:
         for choice in range(request.num_choices):
             expected = solo_tokens(request.prompt_token_ids, 0, choice, request.stop.max_tokens, VOCAB)
             assert drive.choice(request.key, choice).token_ids == expected
-    return sum(len(plan.copies) for plan in drive.plans), sum(bool(plan.copies and plan.dropped) for plan in drive.plans)
+    return sum(len(plan.copies) for plan in drive.plans), sum(
+        bool(plan.copies and plan.dropped) for plan in drive.plans
+    )
 
 
 def test_no_plan_reads_and_writes_a_block_by_copies() -> None:
