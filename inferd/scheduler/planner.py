@@ -19,7 +19,7 @@ import sys
 from inferd.scheduler.draft import NO_BLOCKS, Draft
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
-from inferd.scheduler.speculation import add_guesses
+from inferd.scheduler.speculation import add_guesses, read_tokens
 from inferd.sequence import Sequence
 from inferd.step import PENDING, PlanItem, StepPlan
 
@@ -43,8 +43,10 @@ class Planner:
         self._seat_urgent(now)
         self._advance_running(draft, looks_ahead)
         self._admit_waiting(draft, now)
-        if self._limits.speculative is not None and not draft.longer and not looks_ahead:
-            add_guesses(draft, self._roster, self._limits.speculative)
+        if self._limits.speculative is not None:
+            read_tokens(draft, self._roster, self._limits.speculative)
+            if not draft.longer and not looks_ahead:
+                add_guesses(draft, self._roster, self._limits.speculative)
         self._roster.kv.end_plan()
         items = draft.single + draft.longer
         if not items:
