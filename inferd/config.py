@@ -92,6 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     scheduler: SchedulerConfig = SchedulerConfig()
     parallel: ParallelConfig = ParallelConfig()
     device: DeviceConfig = DeviceConfig()
+    load_timeout_s: Seconds = 600.0  # a core that loads and reports no progress for so long hangs
     log_level: LogLevel = "info"
     log_format: Literal["text", "json"] = "text"
 
