@@ -94,9 +94,7 @@ class FrontChannel:
         """A dump that fails, or fits no frame, costs its sections and says why: this thread must go on reading."""
         try:
             self.send(StateDump(question.token, self.describe(question.include_tokens)))
-        except FrontGone:
-            raise
-        except Exception as error:
+        except (ValueError, RuntimeError, LookupError) as error:  # too large, or changed under the eyes of this thread
             logger.exception("the state dump failed")
             reason = msgspec.json.encode(f"the state dump failed: {error}")
             self.send(StateDump(question.token, {"core_error": reason}))

@@ -16,7 +16,7 @@ from __future__ import annotations
 from inferd.config import SpeculativeConfig
 from inferd.scheduler.draft import Draft
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence
+from inferd.sequence import Sequence, Speculator
 from inferd.step import PlanItem
 
 FREE_ROWS = 4  # rows that take as long as reading the weights: an estimate for CPUs
@@ -26,7 +26,7 @@ FIRST_REST, LONGEST_REST = 16, 512  # tokens
 CATCH_UP = 512  # tokens: less than a millisecond
 
 
-class Speculator:
+class PromptLookup:
     """One sequence's guesses, and whether they pay. It must read() what it is to guess from, each token once."""
 
     def __init__(self, config: SpeculativeConfig) -> None:
@@ -127,5 +127,5 @@ def speculator_of(sequence: Sequence, config: SpeculativeConfig) -> Speculator |
     if sequence.matcher is not None or sequence.request.sampling.needs_history:
         return None
     if sequence.speculator is None:
-        sequence.speculator = Speculator(config)
+        sequence.speculator = PromptLookup(config)
     return sequence.speculator

@@ -8,7 +8,7 @@ import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
-from inferd.scheduler.speculation import CATCH_UP, FREE_ROWS, Speculator
+from inferd.scheduler.speculation import CATCH_UP, FREE_ROWS, PromptLookup
 from inferd.step import StepPlan
 from inferd.testing.fake_executor import Behaviour, FakeExecutor, fake_info, fake_logprobs
 from inferd.testing.requests import Driver, make_request
@@ -142,27 +142,27 @@ def test_logits_that_are_not_finite_fail_the_request_alone() -> None:
     assert drive.choice(2).token_ids == cycle(20)
 
 
-def guess(speculator: Speculator, tokens: list[int], most: int, num_sequences: int) -> list[int]:
+def guess(speculator: PromptLookup, tokens: list[int], most: int, num_sequences: int) -> list[int]:
     speculator.read(tokens, len(tokens))
     return speculator.guess(tokens, most, num_sequences)
 
 
 def test_the_longest_run_that_occurred_is_continued() -> None:
-    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=3))
+    speculator = PromptLookup(SpeculativeConfig(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=3))
     tokens = [1, 2, 3, 50, 51, 9, 2, 3, 60, 61, 1, 2, 3]
     assert guess(speculator, tokens, 8, 1) == [50, 51]  # 1 2 3 rather than the later 2 3
     assert guess(speculator, [7, 8, 9], 8, 1) == []
 
 
 def test_a_run_that_reaches_to_the_end_goes_on() -> None:
-    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8))
+    speculator = PromptLookup(SpeculativeConfig(num_speculative_tokens=8))
     assert guess(speculator, [4, 5, 4, 5, 4, 5], 2, 1) == [4, 5]
     speculator.note(2, 2)
     assert guess(speculator, [4, 5, 4, 5, 4, 5, 4, 5, 4], 8, 1) == [5, 4, 5, 4]
 
 
 def test_wrong_guesses_end_guessing_for_a_while_and_then_for_longer() -> None:
-    speculator = Speculator(ON)
+    speculator = PromptLookup(ON)
     tokens = [1, 2] * 4
     rests = []
     for _ in range(400):
@@ -179,8 +179,8 @@ def test_wrong_guesses_end_guessing_for_a_while_and_then_for_longer() -> None:
 
 def test_what_pays_for_one_sequence_does_not_pay_among_many() -> None:
     tokens = [1, 2, 1, 2, 1, 2]
-    assert guess(Speculator(ON), tokens, 8, 1)
-    assert not guess(Speculator(ON), tokens, 8, 4 * FREE_ROWS)
+    assert guess(PromptLookup(ON), tokens, 8, 1)
+    assert not guess(PromptLookup(ON), tokens, 8, 4 * FREE_ROWS)
 
 
 def num_read(drive: Driver) -> int:
