@@ -6,7 +6,7 @@ A frame is a 4-byte big-endian length and that many bytes of msgpack, one messag
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -16,6 +16,18 @@ from inferd.step import RankTimings, TokenLogprobs
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024
 HEADER = struct.Struct(">I")
+
+# Why a choice failed in the core; the front has an error of inferd.errors for each.
+Failure = Literal[
+    "INVALID_PARAMETER",
+    "CONTEXT_LENGTH_EXCEEDED",
+    "INVALID_CONSTRAINT",
+    "CONSTRAINT_FAILED",
+    "QUEUE_TIMEOUT",
+    "DEADLINE_EXCEEDED",
+    "NUMERIC_ERROR",
+    "INTERNAL",
+]
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag="add"):
@@ -95,14 +107,14 @@ class PromptOutput(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ChoiceOutput(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What one step gave one choice. error is a reason of inferd.errors when the choice failed."""
+    """What one step gave one choice."""
 
     key: int
     choice: int
     token_ids: list[int]
     logprobs: list[TokenLogprobs]
     finish: FinishReason | None = None
-    error: str | None = None
+    error: Failure | None = None
     prompt: PromptOutput | None = None
     prefilled: int = 0  # prompt tokens computed so far, where the request asked; then there is nothing else
     guessed: int = 0  # tokens that the step checked

@@ -31,7 +31,10 @@ class Matcher(Protocol):
 
 
 class Speculator(Protocol):
-    """Guesses what follows a sequence."""
+    """Guesses what follows a sequence, once it has read it."""
+
+    def read(self, tokens: list[int], most: int) -> int:
+        """Take in at most `most` of the tokens that were not read yet; returns how many."""
 
     def guess(self, tokens: list[int], most: int, num_sequences: int) -> list[int]:
         """At most `most` guesses of what follows tokens, in a step of num_sequences."""
@@ -75,7 +78,7 @@ class Sequence:
     matcher: Matcher | None = None  # at the end of token_ids
     in_flight: int = 0  # the step of the uncommitted plan it is in; 0: none
     ahead: int = 0  # the step of a second one, which computes the token that the first draws; 0: none
-    speculator: Speculator | None = None  # once it was asked
+    speculator: Speculator | None = None  # once its prompt is computed, where there are guesses
     num_preemptions: int = 0
     first_scheduled: float | None = None
     key: int = field(init=False)  # the request's

@@ -56,7 +56,7 @@ class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
     """Copy-on-write: sequence seq_id gets `destination` in place of the shared block `source`, copied before the step.
 
-    Copies count as done one after another: a later one may write the source of an earlier one.
+    All copies of a plan are made at the same time: none writes a block that another one reads or writes.
     """
 
     seq_id: int

@@ -19,8 +19,12 @@ class SettingsError(Exception):
     """An option that cannot be used; one readable line that names it."""
 
 
-def option(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+MAX_SECONDS = 30 * 86400.0
+
+
+def option(default: Any, help_text: str, bounds: tuple[float, float] | None = None) -> Any:
+    """bounds: of a number, both included."""
+    return field(default=default, metadata={"help": help_text, "bounds": bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Settings:
 
     backend: tuple[str, ...] = option(("127.0.0.1:50051",), "daemon address HOST:PORT or unix:PATH; repeatable")
     host: str = option("127.0.0.1", "address to listen on")
-    port: int = option(8000, "port to listen on")
+    port: int = option(8000, "port to listen on; 0: the system chooses", (0, 65535))
     api_key: tuple[str, ...] = option((), "key that callers must send as a bearer token; repeatable")
     api_key_file: str | None = option(
         None, "file of keys, one a line: KEY or SCOPE:KEY, SCOPE being infer, admin or observe; '#' starts a comment"
@@ -63,10 +67,12 @@ class Settings:
     model_alias: tuple[str, ...] = option((), "ALIAS=MODEL: another name for a served model; repeatable")
     strict_params: bool = option(False, "refuse unknown body fields instead of reporting them")
     allowed_origins: tuple[str, ...] = option((), "origins that browsers may call from; '*' for any")
-    max_body_bytes: int = option(4 * 2**20, "largest request body")
-    request_timeout: float = option(600.0, "seconds one request may take, when the caller sets no limit")
-    sse_keepalive: float = option(15.0, "seconds of silence after which a stream gets a comment")
-    shutdown_timeout: float = option(30.0, "seconds that running requests get after SIGTERM")
+    max_body_bytes: int = option(4 * 2**20, "largest request body", (1, 2**31 - 1))
+    request_timeout: float = option(
+        600.0, "seconds one request may take, when the caller sets no limit", (0.1, MAX_SECONDS)
+    )
+    sse_keepalive: float = option(15.0, "seconds of silence after which a stream gets a comment", (0.01, MAX_SECONDS))
+    shutdown_timeout: float = option(30.0, "seconds that running requests get after SIGTERM", (0, MAX_SECONDS))
     uvicorn_log_level: Literal["critical", "error", "warning", "info", "debug", "trace"] = option("info", "log level")
     log_format: Literal["text", "json"] = option("text", "shape of a log line")
     access_log: bool = option(True, "log one line per request")
@@ -74,6 +80,7 @@ class Settings:
 
 def check(settings: Settings) -> None:
     """Refuse what cannot be meant. Raises SettingsError."""
+    check_numbers(settings)
     if bool(settings.ssl_certfile) != bool(settings.ssl_keyfile):
         raise SettingsError("ssl-certfile and ssl-keyfile come together")
     if settings.ssl_ca_certs and not settings.ssl_certfile:
@@ -97,6 +104,15 @@ def check(settings: Settings) -> None:
             f"host: {settings.host} is reachable from other machines: give --api-key, --api-key-file or "
             "--ssl-ca-certs, or --insecure to mean it"
         )
+
+
+def check_numbers(settings: Settings) -> None:
+    """Every number against its bounds, which infinity and what is no number (NaN) are outside of."""
+    for item in FIELDS.values():
+        if item.metadata["bounds"] is not None:
+            (low, high), value = item.metadata["bounds"], getattr(settings, item.name)
+            if not low <= value <= high:
+                raise SettingsError(f"{item.name.replace('_', '-')}: must be {low:.10g} to {high:.10g}, got {value}")
 
 
 def is_loopback(host: str) -> bool:
@@ -191,7 +207,7 @@ def check_choice(name: str, value: Any, source: str) -> Any:
 def from_file(path: Path) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path}: {str(error).splitlines()[0]}") from None
     if not isinstance(loaded, dict):
         raise SettingsError(f"{path}: expected a map of long flags to values")

@@ -13,6 +13,7 @@ from pathlib import Path
 from inferd.bench.clients import Client, GrpcClient, HttpClient
 from inferd.bench.report import summarize, table, write_json, write_plot
 from inferd.bench.workload import Lengths, Workload
+from inferd.config import Count, Positive, Rate, Seed, Share, Temperature, Threads, Timeout, number
 
 
 def add_commands(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def add_commands(parser: argparse.ArgumentParser) -> None:
     _add_ops(commands.add_parser("ops", help="time every native CPU op against this machine's limits"))
     startup = commands.add_parser("startup", help="time from exec to SERVING")
     startup.add_argument("model")
-    startup.add_argument("--runs", type=int, default=5)
+    startup.add_argument("--runs", type=number(Positive), default=5)
     startup.add_argument("serve_flags", nargs=argparse.REMAINDER, help="further flags of `inferd serve`")
     startup.set_defaults(run=run_startup)
 
@@ -33,29 +34,29 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add("--target", help="HOST:PORT (grpc) or URL (http); default 127.0.0.1:50051 or http://127.0.0.1:8000")
     add("--model", default="", help="served name; grpc may leave it out")
     add("--api-key")
-    add("--num-requests", type=int, default=32)
-    add("--concurrency", type=int, default=1, help="callers of a closed loop")
-    add("--rate", type=float, help="open loop: arrivals per second (Poisson)")
+    add("--num-requests", type=number(Positive), default=32)
+    add("--concurrency", type=number(Positive), default=1, help="callers of a closed loop")
+    add("--rate", type=number(Rate), help="open loop: arrivals per second (Poisson)")
     add("--prompt-words", type=Lengths.parse, default=Lengths(128, 128), help="N or N-M")
     add("--output-tokens", type=Lengths.parse, default=Lengths(128, 128), help="N or N-M")
-    add("--prefix-words", type=int, default=0, help="words all prompts share")
-    add("--cancel-fraction", type=float, default=0.0)
-    add("--slow-fraction", type=float, default=0.0, help="callers that pause between reads")
-    add("--temperature", type=float, default=0.0)
-    add("--seed", type=int, default=0)
-    add("--warmup", type=int, default=1)
-    add("--ttft-slo-ms", type=float, default=1000.0, help="objective for goodput")
-    add("--itl-slo-ms", type=float, default=100.0, help="objective for goodput, median per request")
+    add("--prefix-words", type=number(Count), default=0, help="words all prompts share")
+    add("--cancel-fraction", type=number(Share), default=0.0)
+    add("--slow-fraction", type=number(Share), default=0.0, help="callers that pause between reads")
+    add("--temperature", type=number(Temperature), default=0.0)
+    add("--seed", type=number(Seed), default=0)
+    add("--warmup", type=number(Count), default=1)
+    add("--ttft-slo-ms", type=number(Rate), default=1000.0, help="objective for goodput")
+    add("--itl-slo-ms", type=number(Rate), default=100.0, help="objective for goodput, median per request")
     add("--json", type=Path, help="write the figures here")
     add("--plot", type=Path, help="draw the distributions here (png, svg, pdf)")
     parser.set_defaults(run=run_serve)
 
 
 def _add_ops(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, help="default: the processors this process may use")
+    parser.add_argument("--threads", type=number(Threads), help="default: the processors this process may use")
     parser.add_argument("--isa", default="", help="avx512, avx2 or baseline; default: the best this processor has")
     parser.add_argument("--match", default="", help="only ops whose name contains this")
-    parser.add_argument("--seconds", type=float, default=0.2, help="time spent on each op")
+    parser.add_argument("--seconds", type=number(Timeout), default=0.2, help="time spent on each op")
     parser.add_argument("--json", type=Path, help="write the figures here")
     parser.set_defaults(run=run_ops)
 
@@ -115,7 +116,7 @@ def run_startup(arguments: argparse.Namespace) -> int:
     from inferd.bench.startup import measure_startup
 
     ours = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # --runs behind the model is not the daemon's
-    ours.add_argument("--runs", type=int, default=arguments.runs)
+    ours.add_argument("--runs", type=number(Positive), default=arguments.runs)
     own, serve_flags = ours.parse_known_args(arguments.serve_flags)
     runs = [asyncio.run(measure_startup([arguments.model, *serve_flags])) for _ in range(own.runs)]
     median = sorted(runs, key=lambda run: run.serving_s)[len(runs) // 2]

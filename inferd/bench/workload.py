@@ -37,6 +37,9 @@ perhaps period person phrase picture piece pitch place plain plan plane planet p
 """
 
 
+MAX_LENGTH = 2**31 - 1
+
+
 class Lengths(msgspec.Struct, frozen=True):
     """A uniform length, low to high inclusive: `128` or `64-256`."""
 
@@ -45,11 +48,11 @@ class Lengths(msgspec.Struct, frozen=True):
 
     @classmethod
     def parse(cls, text: str) -> Lengths:
-        """Raises ValueError when `text` is neither N nor N-M with 1 <= N <= M."""
+        """Raises ValueError when `text` is neither N nor N-M with 1 <= N <= M <= MAX_LENGTH."""
         low, _, high = text.partition("-")
         lengths = cls(int(low), int(high or low))
-        if not 1 <= lengths.low <= lengths.high:
-            raise ValueError(f"length {text!r} is not N or N-M with 1 <= N <= M")
+        if not 1 <= lengths.low <= lengths.high <= MAX_LENGTH:
+            raise ValueError(f"length {text!r} is not N or N-M with 1 <= N <= M <= {MAX_LENGTH}")
         return lengths
 
     def draw(self, source: random.Random) -> int:

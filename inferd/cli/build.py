@@ -43,6 +43,8 @@ def check_nodes(parallel: ParallelConfig) -> None:
     """Refuse a node that cannot be part of the group. Raises StartupError."""
     if parallel.node_rank >= parallel.nnodes:
         raise StartupError(f"--node-rank {parallel.node_rank} must be below --nnodes {parallel.nnodes}")
+    if parallel.nnodes > 1 and not parallel.master_port:
+        raise StartupError("--nnodes above 1 needs a --master-port above 0: every machine must know it")
     if parallel.nnodes > 1 and is_loopback(parallel.master_addr):
         raise StartupError("--nnodes above 1 needs --master-addr, an address of node 0 that the other machines reach")
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from inferd.cli.arguments import Parser
+from inferd.config import Count, FixedPort, number
 from inferd.errors import StartupError
 
 RAY_PORT = 6379
@@ -32,9 +33,13 @@ def cluster_parser() -> Parser:
     role = start.add_mutually_exclusive_group(required=True)
     role.add_argument("--head", action="store_true", help="the first machine")
     role.add_argument("--address", metavar="HOST:PORT", help="join the cluster of that first machine")
-    start.add_argument("--port", type=int, default=RAY_PORT, help=f"where the first one listens (default: {RAY_PORT})")
+    start.add_argument(
+        "--port", type=number(FixedPort), default=RAY_PORT, help=f"where the first one listens (default: {RAY_PORT})"
+    )
     start.add_argument("--node-ip-address", metavar="IP", help="this machine's address, where it has several")
-    start.add_argument("--num-cpus", type=int, help="workers it may run without accelerators (default: its cores)")
+    start.add_argument(
+        "--num-cpus", type=number(Count), help="workers it may run without accelerators (default: its cores)"
+    )
     start.add_argument("--block", action="store_true", help="stay in the foreground, for containers")
     actions.add_parser("stop", help="leave the cluster; ends the workers here")
     return parser

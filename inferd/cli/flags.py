@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from inferd.config import InferdConfig, Port, Seconds
+from inferd.config import InferdConfig, Port, Timeout
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,7 +263,7 @@ HEALTH_FLAGS = (
         default="inferd.v1.InferenceService",
         help="health service to ask for; '' asks only whether the process lives",
     ),
-    Flag(name="timeout", type=Seconds, default=5.0, help="seconds to wait for an answer"),
+    Flag(name="timeout", type=Timeout, default=5.0, help="seconds to wait for an answer"),
 )
 
 # Flags of inferd-gateway that `inferd up` hands on.
@@ -306,7 +306,7 @@ GATEWAY_FLAGS = (
         default=True,
         help="accepted: tools may always be called where a parser is known",
     ),
-    Flag(name="request-timeout", type=Seconds, default=600.0, help="seconds one HTTP request may take"),
+    Flag(name="request-timeout", type=Timeout, default=600.0, help="seconds one HTTP request may take"),
     Flag(name="access-log", type=bool, default=True, help="log one line per HTTP request"),
 )
 

@@ -9,6 +9,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,7 @@ def parse_size(text: str) -> int:
     if prefix:
         decimal = unit in ("b", "B") or (not unit and prefix in DECIMAL)
         scale = DECIMAL[prefix.lower()] if decimal else BINARY[prefix.upper()]
-    value = float(number) * scale
+    value = Decimal(number) * scale
     if value != int(value):
         raise ValueError("not a whole number")
     return int(value)
@@ -98,7 +99,7 @@ def from_file(path: str, flags: Sequence[Flag], no_effect: Iterable[str]) -> tup
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a number or date that Python cannot hold
         raise UsageError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}, []

@@ -86,9 +86,18 @@ class FrontChannel:
 
     def _dispatch(self, message: object) -> None:
         if isinstance(message, DumpState):
-            self.send(StateDump(message.token, self.describe(message.include_tokens)))
+            self._answer(message)
         else:
             self.inbox.put(message)  # type: ignore[arg-type]  # the decoder yields nothing but ToCore
+
+    def _answer(self, question: DumpState) -> None:
+        """A dump that fails, or fits no frame, costs its sections and says why: this thread must go on reading."""
+        try:
+            self.send(StateDump(question.token, self.describe(question.include_tokens)))
+        except (ValueError, RuntimeError, LookupError) as error:  # too large, or changed under the eyes of this thread
+            logger.exception("the state dump failed")
+            reason = msgspec.json.encode(f"the state dump failed: {error}")
+            self.send(StateDump(question.token, {"core_error": reason}))
 
 
 def receive_config(sock: socket.socket) -> EngineConfig:

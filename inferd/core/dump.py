@@ -12,20 +12,26 @@ import msgspec
 from inferd.scheduler.scheduler import Scheduler
 from inferd.sequence import Sequence
 
+# A dump is one frame of at most 64 MiB. What is beyond these bounds is counted, not described.
+MAX_SEQUENCES = 50_000
+MAX_TOKENS = 4_000_000
+
 
 def describe(scheduler: Scheduler | None, include_tokens: bool) -> dict[str, bytes]:
     """Sections scheduler, sequences, blocks (once there is a scheduler) and threads."""
     sections: dict[str, object] = {"threads": describe_threads()}
     if scheduler is not None:
         stats = msgspec.structs.asdict(scheduler.stats())
+        sequences = scheduler.sequences()
+        sections["sequences"] = describe_sequences(sequences[:MAX_SEQUENCES], MAX_TOKENS if include_tokens else 0)
         limits = scheduler.limits
         sections["scheduler"] = stats | {
             "token_budget": limits.token_budget,
             "seats": limits.seats,
             "chunked_prefill": limits.chunked_prefill,
             "max_context": limits.max_context,
+            "sequences_left_out": max(len(sequences) - MAX_SEQUENCES, 0),
         }
-        sections["sequences"] = [describe_sequence(each, include_tokens) for each in scheduler.sequences()]
         sections["blocks"] = {
             "total": stats["blocks_total"],
             "used": stats["blocks_used"],
@@ -34,9 +40,21 @@ def describe(scheduler: Scheduler | None, include_tokens: bool) -> dict[str, byt
     return {name: msgspec.json.encode(section) for name, section in sections.items()}
 
 
-def describe_sequence(sequence: Sequence, include_tokens: bool) -> dict[str, object]:
+def describe_sequences(sequences: list[Sequence], max_tokens: int) -> list[dict[str, object]]:
+    """Each sequence; with its tokens as long as all of them together are at most max_tokens."""
+    described = []
+    for sequence in sequences:
+        fields = describe_sequence(sequence)
+        if sequence.num_tokens <= max_tokens:
+            fields["token_ids"] = token_ids = list(sequence.token_ids)
+            max_tokens -= len(token_ids)
+        described.append(fields)
+    return described
+
+
+def describe_sequence(sequence: Sequence) -> dict[str, object]:
     request = sequence.request
-    fields: dict[str, object] = {
+    return {
         "seq_id": sequence.seq_id,
         "key": request.key,
         "request_id": request.request_id,
@@ -52,7 +70,6 @@ def describe_sequence(sequence: Sequence, include_tokens: bool) -> dict[str, obj
         "blocks": len(sequence.block_ids),
         "preemptions": sequence.num_preemptions,
     }
-    return fields | {"token_ids": list(sequence.token_ids)} if include_tokens else fields
 
 
 def describe_threads() -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ from inferd.messages import (
 
 logger = logging.getLogger("inferd.engine")
 
-MAX_DEATHS, DEATH_WINDOW_S = 5, 60.0
+MAX_DEATHS, MIN_SERVED_S = 5, 60.0  # so many cores must have served so long together
 BACKOFF_S = (0.0, 0.25, 0.5, 1.0)
 GROUP_GRACE_S = 5.0
 SHUTDOWN_GRACE_S = 3.0
@@ -84,6 +84,7 @@ class EngineClient:
         self._stopping = asyncio.Event()
         self._failure: str | None = None
         self._last_progress = time.monotonic()
+        self._serving_since: float | None = None  # of the core of the moment
         self.state = EngineState.STARTING
         self.phase = Phase(name="spawn", fraction=0.0, elapsed_s=0.0)
         self.ready: Ready | None = None
@@ -108,25 +109,25 @@ class EngineClient:
 
     async def supervise(self) -> None:
         """Keep a core running until stop(). Raises StartupError when the first one cannot start, EngineDead when
-        too many die in a short time."""
-        deaths: deque[float] = deque(maxlen=MAX_DEATHS)
+        too many die that served for a short time only; how long they took to load does not count."""
+        served: deque[float] = deque(maxlen=MAX_DEATHS)
         while True:
             reason = await self._outlive()
             if self._stopping.is_set():
                 return
-            deaths.append(time.monotonic())
+            served.append(0.0 if self._serving_since is None else time.monotonic() - self._serving_since)
             if self.ready is None:
                 self.state = EngineState.DEAD
                 raise StartupError(self._failure or f"the engine core {reason} during start-up ({self.phase.name})")
-            if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < DEATH_WINDOW_S:
+            if len(served) == MAX_DEATHS and sum(served) < MIN_SERVED_S:
                 self.state = EngineState.DEAD
-                gone = f"the engine core died {MAX_DEATHS} times in {DEATH_WINDOW_S:.0f} s; it last {reason}"
+                gone = f"the engine core died {MAX_DEATHS} times in {sum(served):.0f} s of service; it last {reason}"
                 self._listener.on_dead(gone)
                 raise EngineDead(gone)
             logger.error("the engine core %s, restarting it", reason)
             self._listener.on_lost(reason, may_resume=self._config.parallel.world_size == 1)
             with suppress(TimeoutError):
-                async with asyncio.timeout(BACKOFF_S[min(len(deaths), len(BACKOFF_S)) - 1]):
+                async with asyncio.timeout(BACKOFF_S[min(len(served), len(BACKOFF_S)) - 1]):
                     await self._stopping.wait()
                     return
             await self._spawn()
@@ -146,11 +147,12 @@ class EngineClient:
         await self._link_gone.wait()
 
     async def _spawn(self) -> None:
-        self.state, self._failure = EngineState.STARTING, None
+        self.state, self._failure, self._serving_since = EngineState.STARTING, None, None
         link, self._spawned = self._spawned, None
         if link is None:
             link = CoreLink()
             await link.spawn(self._command)
+        self._last_progress = time.monotonic()
         link.begin(self._config, self._on_message)
         self._link = link
         self._link_gone.clear()
@@ -172,16 +174,25 @@ class EngineClient:
             self._link_gone.set()
 
     async def _watch(self, link: CoreLink) -> None:
-        """Kill a core that owes output and has said nothing for step_timeout_s. One with several workers watches them
-        itself, and gets some time to say where they hang."""
-        parallel = self._config.parallel
-        limit = parallel.step_timeout_s + (GROUP_GRACE_S if parallel.world_size > 1 else 0.0)
+        """Kill a core that has said nothing for longer than it may."""
+        shortest = min(self._config.parallel.step_timeout_s, self._config.load_timeout_s)
         while True:
-            await asyncio.sleep(min(1.0, limit / 4))
-            if not (self.serving.is_set() and self._listener.busy):
+            await asyncio.sleep(min(1.0, shortest / 4))
+            limit = self._allowed_silence()
+            if limit is None:
                 self._last_progress = time.monotonic()
             elif time.monotonic() - self._last_progress > limit:
                 link.kill(f"made no progress for {limit:g} s")
+
+    def _allowed_silence(self) -> float | None:
+        """For how long the core may say nothing now; None: for ever, because it owes nothing. One with several workers
+        watches them itself, and gets some time to say where they hang."""
+        if not self.serving.is_set():
+            return self._config.load_timeout_s
+        if not self._listener.busy:
+            return None
+        parallel = self._config.parallel
+        return parallel.step_timeout_s + (GROUP_GRACE_S if parallel.world_size > 1 else 0.0)
 
     def _on_message(self, message: ToFront) -> None:
         self._last_progress = time.monotonic()
@@ -192,6 +203,7 @@ class EngineClient:
                 self.phase = message
             case Ready():
                 self.ready, self.state = message, EngineState.SERVING
+                self._serving_since = time.monotonic()
                 self._listener.on_ready(message)
                 self.serving.set()
             case PrefixCacheCleared() | StateDump():

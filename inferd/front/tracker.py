@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from inferd import errors
 from inferd.errors import EngineDead, InferdError
 from inferd.front.accumulator import Accumulator
 from inferd.front.metrics import FrontMetrics
 from inferd.front.resume import Replay, continue_single
-from inferd.messages import AbortChoice, AddRequest, ChoiceOutput, PromptOutput, ToCore
+from inferd.messages import AbortChoice, AddRequest, ChoiceOutput, Failure, PromptOutput, ToCore
 from inferd.request import FinishReason, Request
 
 MAX_RESUMES = 2  # a request that was there each time the core died may be why
-REASONS: dict[str, tuple[type[InferdError], str]] = {
-    "QUEUE_FULL": (errors.QueueFull, "the engine's waiting queue is full"),
-    "QUEUE_TIMEOUT": (errors.QueueTimeout, "the request waited longer than its queue_timeout"),
-    "DEADLINE_EXCEEDED": (errors.DeadlineExceeded, "the deadline passed before the generation ended"),
-    "NUMERIC_ERROR": (errors.NumericError, "the model's output for this request was not finite"),
-    "INVALID_CONSTRAINT": (errors.InvalidConstraint, "the engine could not compile the constraint"),
-    "CONSTRAINT_FAILED": (errors.ConstraintFailed, "no token was left that the request's constraint allows"),
-    "INVALID_PARAMETER": (errors.InvalidParameter, "the engine cannot take this request"),
-    "ADMIN_ABORT": (errors.RequestAborted, "the request was aborted by an administrator"),
-}
+ERRORS: Mapping[Failure, tuple[type[InferdError], str]] = MappingProxyType(
+    {
+        "INVALID_PARAMETER": (errors.InvalidParameter, "the engine cannot take this request"),
+        "CONTEXT_LENGTH_EXCEEDED": (
+            errors.ContextLengthExceeded,
+            "the prompt is longer than the context that the engine has memory for since it started again",
+        ),
+        "INVALID_CONSTRAINT": (errors.InvalidConstraint, "the engine could not compile the constraint"),
+        "CONSTRAINT_FAILED": (errors.ConstraintFailed, "no token was left that the request's constraint allows"),
+        "QUEUE_TIMEOUT": (errors.QueueTimeout, "the request waited longer than its queue_timeout"),
+        "DEADLINE_EXCEEDED": (errors.DeadlineExceeded, "the deadline passed before the generation ended"),
+        "NUMERIC_ERROR": (errors.NumericError, "the model's output for this request was not finite"),
+        "INTERNAL": (errors.InternalError, "the engine failed this request"),
+    }
+)
 
 
 class TokenClock:
@@ -163,7 +169,7 @@ class Tracker:
             self._ended = [True] * len(self._ended)
             self._send(AbortChoice(self.request.key))
 
-    def _error_of(self, reason: str) -> InferdError:
-        cls, message = REASONS.get(reason, (errors.InternalError, f"the engine failed this request: {reason}"))
-        retry = self._retry_after() if cls in (errors.QueueFull, errors.QueueTimeout) else None
+    def _error_of(self, failure: Failure) -> InferdError:
+        cls, message = ERRORS[failure]
+        retry = self._retry_after() if cls is errors.QueueTimeout else None
         return cls(message, retry_after_s=retry)

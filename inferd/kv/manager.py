@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from inferd.kv.eviction import Eviction
 from inferd.kv.pool import BlockPool
 from inferd.kv.prefix import BlockHasher
 from inferd.sequence import NEVER, Sequence
@@ -29,6 +30,7 @@ class KVManager:
         self.block_size = block_size
         self.prefix_queries = 0  # tokens looked up at first admissions
         self.prefix_hits = 0  # tokens found there
+        self._sources: set[int] = set()  # of the copies in the plan that is being made
         self._prefix_caching = prefix_caching
         self._hasher = BlockHasher(block_size, hash_key)
 
@@ -41,12 +43,11 @@ class KVManager:
         False, and nothing changed, when that would leave less than headroom blocks available.
         """
         hits = self._cached_prefix(sequence)
-        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
-        num_idle = sum(1 for block in hits if self.pool.refs(block) == 0)
-        if num_fresh + num_idle + headroom > self.pool.num_available:
+        if self._num_taken(sequence, hits) + headroom > self.pool.num_available:
             return False
         for block in hits:
             self.pool.take(block)
+        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
         sequence.block_ids = hits + [self.pool.allocate() for _ in range(num_fresh)]
         sequence.num_slots = len(sequence.block_ids) * self.block_size
         sequence.num_computed_tokens = len(hits) * self.block_size
@@ -55,6 +56,22 @@ class KVManager:
             self._count_first_admission(sequence)
         return True
 
+    def shortage(self, sequence: Sequence, headroom: int) -> tuple[int, Eviction]:
+        """How many blocks admit() lacks, and an eviction that counts towards them."""
+        hits = self._cached_prefix(sequence)
+        lacking = self._num_taken(sequence, hits) + headroom - self.pool.num_available
+        return lacking, Eviction(self.pool, set(hits))
+
+    def eviction(self) -> Eviction:
+        return Eviction(self.pool)
+
+    def can_grow(self, sequence: Sequence, position: int, eviction: Eviction) -> bool:
+        """Whether grow() would make the position writable after an eviction."""
+        if self.pool.num_available + eviction.num_freed:
+            return True
+        index = position // self.block_size
+        return index < len(sequence.block_ids) and not self._is_shared(sequence.block_ids[index], eviction)
+
     def grow(self, sequence: Sequence, position: int) -> Growth | None:
         """Make the first position without a slot writable. None, and nothing changed, when no block is available."""
         index, offset = divmod(position, self.block_size)
@@ -62,7 +79,7 @@ class KVManager:
         is_new = index == len(blocks)
         assert is_new or offset, f"sequence {sequence.seq_id} would write a block that it did not fill so far"
         growth = Growth([], None)
-        if is_new or self.pool.refs(blocks[index]) > 1:
+        if is_new or self._is_shared(blocks[index]):
             if not self.pool.num_available:
                 return None
             fresh = self.pool.allocate()
@@ -71,10 +88,16 @@ class KVManager:
                 growth = Growth([fresh], None)
             else:
                 growth = Growth([], BlockCopy(sequence.seq_id, index, blocks[index], fresh))
-                self.pool.release(blocks[index])
+                self._give_up_source(blocks[index])
                 blocks[index] = fresh
         sequence.num_slots = len(blocks) * self.block_size
         return growth
+
+    def end_plan(self) -> None:
+        """The plan is made: what its copies read may be reused by the next one, which runs after it."""
+        for block in self._sources:
+            self.pool.release(block)
+        self._sources.clear()
 
     def stretch(self, sequence: Sequence, count: int, headroom: int) -> list[int]:
         """Fresh blocks for `count` positions after the known tokens, as far as headroom blocks stay available."""
@@ -126,6 +149,24 @@ class KVManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Audit the allocator against all live sequences. Raises AuditError."""
         self.pool.check(sequence.block_ids for sequence in sequences)
+
+    def _num_taken(self, sequence: Sequence, hits: list[int]) -> int:
+        """How many available blocks a newcomer of this cached prefix takes: fresh ones, and its idle ones."""
+        return self.blocks_for(sequence.num_tokens) - sum(1 for block in hits if self.pool.refs(block))
+
+    def _is_shared(self, block: int, eviction: Eviction | None = None) -> bool:
+        """Whether several sequences hold a block."""
+        refs = self.pool.refs(block) if eviction is None else eviction.refs(block)
+        return refs - (block in self._sources) > 1
+
+    def _give_up_source(self, block: int) -> None:
+        """A sequence copies a block and leaves it. Until the plan is made the block keeps one such reference: else
+        the other sequences might leave it too, and it would become the destination of another copy, while all copies
+        of a plan are made at the same time."""
+        if block in self._sources:
+            self.pool.release(block)
+        else:
+            self._sources.add(block)
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
         """Blocks of the longest cached prefix, the last token left out: its logits are needed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inferd.messages import ChoiceOutput, PromptOutput
+from inferd.messages import ChoiceOutput, Failure, PromptOutput
 from inferd.request import FinishReason
 from inferd.scheduler.registry import Registry
 from inferd.scheduler.requests import ending, finish_reason, length_reason, progress, prompt_output
@@ -78,8 +78,8 @@ class Committer:
             return
         prompt = prompt_output(live, sequence, now)
         if not samples:
-            failed = live.request.pooling is not None and not live.vector
-            finish, error = (None, "NUMERIC_ERROR") if failed else (length_reason(sequence), None)
+            error: Failure | None = "NUMERIC_ERROR" if live.request.pooling is not None and not live.vector else None
+            finish = length_reason(sequence) if error is None else None
             for choice in list(live.choices):
                 outputs.append(ending(live, choice, finish, error, prompt))
                 self._registry.end(live, choice)
@@ -175,7 +175,7 @@ def append_sample(sequence: Sequence, sample: SampledToken) -> None:
         sequence.matcher.advance(sample.token_id)
 
 
-def without_token(sequence: Sequence, sample: SampledToken) -> tuple[FinishReason | None, str | None]:
+def without_token(sequence: Sequence, sample: SampledToken) -> tuple[FinishReason | None, Failure | None]:
     """How a choice ends for which no token could be drawn: (finish, error)."""
     if sample.token_id == NOT_FINITE:
         return None, "NUMERIC_ERROR"

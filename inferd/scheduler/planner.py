@@ -19,7 +19,7 @@ import sys
 from inferd.scheduler.draft import NO_BLOCKS, Draft
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.roster import Roster
-from inferd.scheduler.speculation import add_guesses
+from inferd.scheduler.speculation import add_guesses, read_tokens
 from inferd.sequence import Sequence
 from inferd.step import PENDING, PlanItem, StepPlan
 
@@ -43,8 +43,11 @@ class Planner:
         self._seat_urgent(now)
         self._advance_running(draft, looks_ahead)
         self._admit_waiting(draft, now)
-        if self._limits.speculative is not None and not draft.longer and not looks_ahead:
-            add_guesses(draft, self._roster, self._limits.speculative)
+        if self._limits.speculative is not None:
+            read_tokens(draft, self._roster, self._limits.speculative)
+            if not draft.longer and not looks_ahead:
+                add_guesses(draft, self._roster, self._limits.speculative)
+        self._roster.kv.end_plan()
         items = draft.single + draft.longer
         if not items:
             assert in_flight or not self._roster.sequences, "sequences are left, and none of them can go on"
@@ -184,20 +187,24 @@ class Planner:
                 return
             for victim in victims:
                 roster.preempt(victim)
-            if not roster.admit(urgent, now):
-                return
+            admitted = roster.admit(urgent, now)
+            assert admitted, "the victims' blocks and seats were counted"
 
     def _victims(self, urgent: Sequence) -> list[Sequence]:
-        """The fewest of the worst sequences of lower priority that make room; none when all of them would not."""
-        roster = self._roster
-        running = roster.running
-        blocks = roster.kv.blocks_for(urgent.num_tokens) + len(running) - roster.kv.pool.num_available
+        """The fewest of the worst sequences of lower priority that make room; none when all of them would not.
+
+        Each that leaves gives back what it shares with nobody else, and the block that was kept for it to grow into.
+        """
+        running = self._roster.running
+        blocks, eviction = self._roster.kv.shortage(urgent, headroom=len(running))
         seats = running.seats_for(urgent) - running.free_seats
         victims: list[Sequence] = []
         for sequence in reversed(running.sequences):
-            if (blocks <= 0 and seats <= 0) or sequence.request.priority >= urgent.request.priority:
+            if sequence.request.priority >= urgent.request.priority:
                 break
             victims.append(sequence)
-            blocks -= len(sequence.block_ids) + 1
+            eviction.add(sequence)
             seats -= running.seats_for(sequence)
-        return victims if blocks <= 0 and seats <= 0 else []
+            if eviction.num_freed + len(victims) >= blocks and seats <= 0:
+                return victims
+        return []

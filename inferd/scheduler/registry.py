@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inferd.messages import ChoiceOutput
+from inferd.messages import ChoiceOutput, Failure
 from inferd.request import FinishReason, Request
 from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.requests import LiveRequest, ending, first_sequence, prompt_output, rejection
@@ -41,7 +41,7 @@ class Registry:
         self._timers.start(request)
         self._roster.enqueue(sequence)
 
-    def refuse(self, request: Request, reason: str) -> None:
+    def refuse(self, request: Request, reason: Failure) -> None:
         """Have a request reported that cannot run."""
         choices = range(max(request.num_choices, 1))
         self._unreported += [ChoiceOutput(request.key, choice, [], [], error=reason) for choice in choices]
@@ -79,7 +79,7 @@ class Registry:
                 prompt = prompt_output(live, sequence, now)
                 outputs.append(ending(live, choice, FinishReason.TIME_LIMIT, prompt=prompt))
             else:
-                reason = "QUEUE_TIMEOUT" if kind is TimerKind.QUEUE_DEADLINE else "DEADLINE_EXCEEDED"
+                reason: Failure = "QUEUE_TIMEOUT" if kind is TimerKind.QUEUE_DEADLINE else "DEADLINE_EXCEEDED"
                 outputs.append(ending(live, choice, error=reason))
             self.end(live, choice)
         return outputs

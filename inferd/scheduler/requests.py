@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inferd.messages import ChoiceOutput, PromptOutput
+from inferd.messages import ChoiceOutput, Failure, PromptOutput
 from inferd.request import FinishReason, Request
 from inferd.scheduler.limits import StepLimits
 from inferd.sequence import Matcher, Sequence
@@ -30,7 +30,7 @@ class LiveRequest:
         return any(sequence.first_scheduled is not None for sequence in self.choices.values())
 
 
-def rejection(request: Request, limits: StepLimits) -> str | None:
+def rejection(request: Request, limits: StepLimits) -> Failure | None:
     """The reason why a request can never run. The front has checked all this: a second line, so that the core lives."""
     prompt = request.prompt_token_ids
     if not prompt or request.num_choices < 1 or not 0 <= request.resumed_tokens < len(prompt):
@@ -130,7 +130,7 @@ def ending(
     live: LiveRequest,
     choice: int,
     finish: FinishReason | None = None,
-    error: str | None = None,
+    error: Failure | None = None,
     prompt: PromptOutput | None = None,
 ) -> ChoiceOutput:
     """The last output of a choice, without a token."""

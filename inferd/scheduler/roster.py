@@ -58,13 +58,18 @@ class Roster:
     def grow(self, sequence: Sequence, position: int) -> Growth | None:
         """Make the next position of a running sequence writable, preempting the worst ones while blocks are short.
 
-        None when the sequence itself was the worst. The best one always gets its block: alone it fits the pool.
+        None, and nobody is preempted, when those behind it hold no block that would help: it keeps its blocks and waits
+        for a later step. The best one always gets its block: alone it fits the pool.
         """
-        while (growth := self.kv.grow(sequence, position)) is None:
-            worst = self.running.sequences[-1]
-            self.preempt(worst)
-            if worst is sequence:
+        growth = self.kv.grow(sequence, position)
+        if growth is None:
+            victims = self._victims_of_growth(sequence, position)
+            if not victims:
                 return None
+            for victim in victims:
+                self.preempt(victim)
+            growth = self.kv.grow(sequence, position)
+            assert growth is not None, "the victims' blocks were counted"
         if not sequence.announced:
             self._announce(sequence)
             return Growth([], growth.copy)
@@ -123,6 +128,19 @@ class Roster:
         self._new, self._dropped = [], []
         return news
 
+    def _victims_of_growth(self, sequence: Sequence, position: int) -> list[Sequence]:
+        """The fewest of the worst sequences whose blocks let this one grow; none when not even all behind it do."""
+        eviction = self.kv.eviction()
+        victims: list[Sequence] = []
+        for worst in reversed(self.running.sequences):
+            if worst is sequence:
+                break
+            victims.append(worst)
+            eviction.add(worst)
+            if self.kv.can_grow(sequence, position, eviction):
+                return victims
+        return []
+
     def _announce(self, sequence: Sequence) -> None:
         self._new.append(announcement(sequence))
         sequence.announced = True
@@ -131,7 +149,8 @@ class Roster:
 
     def _vacate(self, sequence: Sequence) -> None:
         """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
-        write the blocks again, because the executor runs plans in their order."""
+        write the blocks again, because the executor runs plans in their order; so may the plan that is being made,
+        but for the sources of its copies, which the KV manager keeps until it is made."""
         self.running.remove(sequence)
         self.kv.free(sequence)
         sequence.in_flight = sequence.ahead = sequence.plain_until = 0

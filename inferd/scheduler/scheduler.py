@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from inferd.config import CacheConfig, SchedulerConfig
 from inferd.kv.manager import KVManager
-from inferd.messages import ChoiceOutput, EngineStats
+from inferd.messages import ChoiceOutput, EngineStats, Failure
 from inferd.request import Request
 from inferd.scheduler.committer import Committer
 from inferd.scheduler.limits import Capacity, step_limits
@@ -47,7 +47,7 @@ class Scheduler:
         """
         self._registry.add(request, matcher)
 
-    def refuse(self, request: Request, reason: str) -> None:
+    def refuse(self, request: Request, reason: Failure) -> None:
         """End a request that was never added with an error, in the next expired()."""
         self._registry.refuse(request, reason)
 

@@ -6,6 +6,9 @@ draw depends on logits and position alone, the output is what it would have been
 
 A guess's row is not free: a step with n sequences takes about as long as n + FREE_ROWS rows, so a guess must be
 right more often than n / (n + FREE_ROWS) to pay. Each sequence keeps its own rate, and rests while it is below.
+
+A prompt is read as it is computed: a step reads as many tokens as it computes and CATCH_UP more, for those that were
+found in the prefix cache. Until all of a sequence is read, nothing is guessed.
 """
 
 from __future__ import annotations
@@ -13,17 +16,18 @@ from __future__ import annotations
 from inferd.config import SpeculativeConfig
 from inferd.scheduler.draft import Draft
 from inferd.scheduler.roster import Roster
-from inferd.sequence import Sequence
+from inferd.sequence import Sequence, Speculator
 from inferd.step import PlanItem
 
 FREE_ROWS = 4  # rows that take as long as reading the weights: an estimate for CPUs
 FIRST_ACCEPTANCE = 0.6  # of a sequence that nothing is known of
 SMOOTHING = 0.25  # weight of the newest step
 FIRST_REST, LONGEST_REST = 16, 512  # tokens
+CATCH_UP = 512  # tokens: less than a millisecond
 
 
-class Speculator:
-    """One sequence's guesses, and whether they pay. Reads each token of the sequence once."""
+class PromptLookup:
+    """One sequence's guesses, and whether they pay. It must read() what it is to guess from, each token once."""
 
     def __init__(self, config: SpeculativeConfig) -> None:
         self._config = config
@@ -43,8 +47,7 @@ class Speculator:
             self._rest = min(2 * self._rest, LONGEST_REST)
             self._acceptance, self._length = FIRST_ACCEPTANCE, 1
             return []
-        self._read(tokens)
-        start = self._find(tokens)
+        start = self._find(tokens) if self._num_read == len(tokens) else None
         if start is None:
             return []
         period, guesses = len(tokens) - start, tokens[start : start + min(self._length, most)]
@@ -61,14 +64,16 @@ class Speculator:
         else:
             self._length = max(accepted, 1)
 
-    def _read(self, tokens: list[int]) -> None:
-        """Take in the runs that end before the last token; that one's is what is looked up."""
+    def read(self, tokens: list[int], most: int) -> int:
+        """Take in the runs that end before the last token, which is what is looked up, but `most` tokens at a time.
+        Returns how many it took."""
         sizes = range(self._config.prompt_lookup_min, self._config.prompt_lookup_max + 1)
-        for end in range(max(self._num_read, 1), len(tokens)):
+        first, self._num_read = self._num_read, min(len(tokens), self._num_read + most)
+        for end in range(max(first, 1), self._num_read):
             for size in sizes:
                 if size <= end:
                     self._follows[tuple(tokens[end - size : end])] = end
-        self._num_read = len(tokens)
+        return self._num_read - first
 
     def _find(self, tokens: list[int]) -> int | None:
         """The position after an earlier occurrence of the longest run at the end of tokens."""
@@ -99,11 +104,28 @@ def add_guesses(draft: Draft, roster: Roster, config: SpeculativeConfig) -> None
     draft.single = plain
 
 
+def read_tokens(draft: Draft, roster: Roster, config: SpeculativeConfig) -> None:
+    """Have the sequences of a step read, as far as its share goes: those with most to read come last."""
+    items = draft.single + draft.longer
+    left = CATCH_UP + sum([len(item.token_ids) for item in items])
+    for item in items:
+        sequence = roster.sequences[item.seq_id]
+        if (speculator := speculator_of(sequence, config)) is not None:
+            left -= speculator.read(sequence.token_ids, left)
+
+
 def guesses_for(sequence: Sequence, most: int, num_sequences: int, config: SpeculativeConfig) -> list[int]:
-    """None for a prompt, nor where the next draw depends on the tokens before it in another way than by the logits."""
-    is_prompt = sequence.num_computed_tokens < sequence.num_prompt_tokens
-    if is_prompt or sequence.matcher is not None or sequence.request.sampling.needs_history:
+    """None for a prompt."""
+    if sequence.num_computed_tokens < sequence.num_prompt_tokens:
         return []
+    speculator = speculator_of(sequence, config)
+    return [] if speculator is None else speculator.guess(sequence.token_ids, most, num_sequences)
+
+
+def speculator_of(sequence: Sequence, config: SpeculativeConfig) -> Speculator | None:
+    """None where the next draw depends on the tokens before it in another way than by the logits."""
+    if sequence.matcher is not None or sequence.request.sampling.needs_history:
+        return None
     if sequence.speculator is None:
-        sequence.speculator = Speculator(config)
-    return sequence.speculator.guess(sequence.token_ids, most, num_sequences)
+        sequence.speculator = PromptLookup(config)
+    return sequence.speculator

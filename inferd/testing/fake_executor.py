@@ -147,6 +147,7 @@ class FakeExecutor:
             _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
             state = self._states[new.seq_id] = _State(new)
             self._users.update(state.table)
+        check_copies(plan.copies)
         for copy in plan.copies:
             self._copy(copy)
         results = [self._compute(item, plan.masks.get(item.seq_id)) for item in plan.items]
@@ -238,6 +239,14 @@ class FakeExecutor:
         if new.logprobs is None:
             return SampledToken(token_id)
         return SampledToken(token_id, fake_logprobs(token_id, new.logprobs, self.info.vocab_size))
+
+
+def check_copies(copies: Sequence[BlockCopy]) -> None:
+    """Kernels make the copies of a plan at the same time."""
+    sources = {copy.source for copy in copies}
+    destinations = [copy.destination for copy in copies]
+    _require(not sources.intersection(destinations), f"a block is read by one copy and written by another: {copies}")
+    _require(len(set(destinations)) == len(destinations), f"a block is written by two copies: {copies}")
 
 
 def prompt_logprobs(new: NewSequence, item: PlanItem, vocab_size: int) -> list[TokenLogprobs]:

@@ -159,7 +159,7 @@ class Ops:
                     kv_scales: two [blocks,P,Hk] float32, K's and V's, of caches in fp8 e4m3 or int8
     silu_mul        (gate_up [T,2I]) -> [T,I]
     sample          (logits [S,V], batch) -> ids [S] int64
-    copy_blocks     (cache, sources, destinations) copies whole KV blocks in place
+    copy_blocks     (cache, sources, destinations) copies whole KV blocks in place, all at the same time
     penalize        (logits [S,V], rows [R], tokens [R,L], counts [R,L], repetition [R], presence [R], frequency [R])
                     edits rows in place
     mask_tokens     (logits [S,V], rows [R], bits [R, ceil(V/32)] int32) sets refused tokens of rows to -inf in place

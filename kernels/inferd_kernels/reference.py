@@ -280,7 +280,10 @@ def self_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: Attention
 
 
 def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
-    """cache[destinations[i]] = cache[sources[i]]; no block is both a source and a destination."""
+    """cache[destinations[i]] = cache[sources[i]], all at the same time.
+
+    No destination is a source or a second time a destination; a block may be the source of several copies.
+    """
     cache = _bytes(cache) if cache.element_size() == 1 else cache
     cache[destinations] = cache[sources]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from inferd_gateway.__main__ import main
 from inferd_gateway.log import LineFormatter
-from inferd_gateway.settings import Settings, SettingsError, load
+from inferd_gateway.settings import FIELDS, TYPES, Settings, SettingsError, check, load
 
 
 def test_defaults():
@@ -96,3 +96,28 @@ def test_log_lines_cannot_be_forged():
     for log_format in ("text", "json"):
         line = LineFormatter(log_format).format(record)
         assert line.isprintable()
+
+
+MAY_BE_ZERO = {"port", "shutdown_timeout"}
+
+
+@pytest.mark.parametrize("name", [name for name in FIELDS if TYPES[name] in (int, float)])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "0", "1" + "0" * 19, "9" * 5000])
+def test_numbers_that_cannot_work_are_refused(name, value):
+    if value == "0" and name in MAY_BE_ZERO:
+        check(load([], {f"INFERD_GATEWAY_{name.upper()}": value}))
+        return
+    with pytest.raises(SettingsError, match=f"(?i){name.replace('_', '[-_]')}"):
+        check(load([], {f"INFERD_GATEWAY_{name.upper()}": value}))
+
+
+def test_every_number_has_bounds():
+    assert all(FIELDS[name].metadata["bounds"] for name in FIELDS if TYPES[name] in (int, float))
+
+
+def test_a_number_in_a_file_that_python_cannot_hold(tmp_path):
+    file = tmp_path / "gateway.yaml"
+    for text in ("9" * 5000, ".inf", ".nan", "2001-13-45"):
+        file.write_text(f"request-timeout: {text}\n")
+        with pytest.raises(SettingsError):
+            check(load(["--config", str(file)], {}))

@@ -11,7 +11,7 @@ BLOCK = 2048
 
 @triton.jit
 def copy(cache_ptr, sources_ptr, destinations_ptr, words, BLOCK: tl.constexpr):
-    """Grid (pairs, pieces of a block). No block may be both a source and a destination."""
+    """Grid (pairs, pieces of a block): all copies are made at the same time."""
     pair = tl.program_id(0)
     source = tl.load(sources_ptr + pair).to(tl.int64) * words
     destination = tl.load(destinations_ptr + pair).to(tl.int64) * words
@@ -21,7 +21,10 @@ def copy(cache_ptr, sources_ptr, destinations_ptr, words, BLOCK: tl.constexpr):
 
 
 def launch(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
-    """cache[destinations[i]] = cache[sources[i]]; cache [blocks, ...] contiguous, any element type."""
+    """cache[destinations[i]] = cache[sources[i]], all at the same time; cache [blocks, ...] contiguous, any element type.
+
+    No destination is a source or a second time a destination.
+    """
     raw = cache.view(cache.shape[0], -1).view(torch.uint8)
     raw = raw.view(torch.int32) if raw.shape[1] % 4 == 0 else raw
     words = raw.shape[1]

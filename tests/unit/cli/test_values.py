@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from inferd.cli.arguments import Parsed, parse
 from inferd.cli.build import build_config
 from inferd.cli.flags import SERVE_FLAGS
-from inferd.cli.main import COMMANDS
+from inferd.cli.main import COMMANDS, main
 from inferd.cli.values import UsageError, from_environment, parse_size
-from inferd.config import SpeculativeConfig
+from inferd.config import InferdConfig, SpeculativeConfig
 
 
 def serve(*argv: str) -> Parsed:
@@ -191,3 +192,78 @@ def test_a_bad_environment_value_is_fatal_and_named() -> None:
     given = from_environment({"INFERD_API_KEY": "a,b", "INFERD_UNRELATED": "1", "INFERD_HOST": ""}, SERVE_FLAGS)
     assert {name: value.raw for name, value in given.items()} == {"api-key": ["a", "b"]}
     assert from_environment({"INFERD_PORT": "tcp://10.0.0.1:50051"}, SERVE_FLAGS) == {}  # Kubernetes injects it
+
+
+def numeric_flags() -> list[tuple[str, str]]:
+    """(command, flag) of every flag that takes a number."""
+    found = []
+    for name, command in COMMANDS.items():
+        for flag in command.all_flags:
+            kinds = msgspec.inspect.type_info(flag.value_type)
+            members = kinds.types if isinstance(kinds, msgspec.inspect.UnionType) else (kinds,)
+            if any(isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType) for kind in members):
+                found.append((name, flag.name))
+    return found
+
+
+MAY_BE_ZERO = {"port", "grpc-port", "metrics-port", "master-port", "node-rank", "max-logprobs", "seed", "drain-timeout"}
+
+
+@pytest.mark.parametrize(("command", "flag"), numeric_flags())
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "-2", "0", "1" + "0" * 19, "9" * 400, "9" * 5000])
+def test_numbers_that_cannot_work_are_refused(command: str, flag: str, value: str) -> None:
+    arguments = ("demo",) if COMMANDS[command].takes_model else ()
+    if value == "0" and flag in MAY_BE_ZERO:
+        parse(COMMANDS[command], (*arguments, f"--{flag}=0"))
+        return
+    with pytest.raises(UsageError, match=f"^--{flag}: "):
+        parse(COMMANDS[command], (*arguments, f"--{flag}={value}"))
+
+
+def test_every_number_of_the_configuration_has_two_bounds() -> None:
+    unbounded = []
+
+    def visit(path: str, kind: msgspec.inspect.Type) -> None:
+        if isinstance(kind, msgspec.inspect.UnionType):
+            for member in kind.types:
+                visit(path, member)
+        elif isinstance(kind, msgspec.inspect.StructType):
+            for field in kind.fields:
+                visit(f"{path}.{field.name}", field.type)
+        elif isinstance(kind, msgspec.inspect.IntType | msgspec.inspect.FloatType) and (
+            (kind.ge is None and kind.gt is None) or (kind.le is None and kind.lt is None)
+        ):
+            unbounded.append(path)
+
+    visit("config", msgspec.inspect.type_info(InferdConfig))
+    assert unbounded == []
+
+
+def test_a_number_in_a_file_that_python_cannot_hold(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    for text in ("9" * 5000, ".inf", ".nan", "2001-13-45"):
+        file.write_text(f"step-timeout: {text}\n")
+        with pytest.raises(UsageError, match=r"config\.yaml"):
+            serve("demo", "--config", str(file))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "1" + "0" * 19])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            ("bench", "serve", f"--{flag}")
+            for flag in ("num-requests", "concurrency", "rate", "cancel-fraction", "warmup")
+        ),
+        *(("bench", "serve", f"--{flag}") for flag in ("temperature", "seed", "ttft-slo-ms", "prompt-words")),
+        *(("bench", "ops", f"--{flag}") for flag in ("threads", "seconds")),
+        *(("cluster", "start", "--head", f"--{flag}") for flag in ("port", "num-cpus")),
+    ],
+    ids=" ".join,
+)
+def test_numbers_of_the_other_commands(
+    arguments: tuple[str, ...], value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *command, flag = arguments
+    assert main([*command, f"{flag}={value}"]) == 2
+    assert flag in capsys.readouterr().err

@@ -12,11 +12,12 @@ from functools import partial
 import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig
-from inferd.core.channel import FrontChannel, FrontGone
-from inferd.core.dump import describe
+from inferd.core.channel import Describe, FrontChannel, FrontGone
+from inferd.core.dump import MAX_SEQUENCES, MAX_TOKENS, describe
 from inferd.core.loop import EngineLoop
 from inferd.executor.base import ExecutorDead
 from inferd.messages import (
+    MAX_FRAME_BYTES,
     AbortChoice,
     AddRequest,
     ChoiceOutput,
@@ -34,7 +35,7 @@ from inferd.messages import (
 from inferd.request import FinishReason
 from inferd.scheduler.scheduler import Scheduler
 from inferd.testing.fake_executor import Behaviour, FakeExecutor, fake_info, solo_tokens
-from inferd.testing.requests import capacity, make_request
+from inferd.testing.requests import Driver, capacity, make_request
 
 
 class Front:
@@ -256,6 +257,45 @@ def test_a_dump_is_answered_while_a_step_hangs():
             assert (sections["scheduler"]["running"], sections["blocks"]["used"]) == (1, 2)
         release.set()
         core.front.receive_until_end(1)
+
+
+def huge(include_tokens: bool) -> dict[str, bytes]:
+    return {"sequences": bytes(MAX_FRAME_BYTES)}
+
+
+def broken(include_tokens: bool) -> dict[str, bytes]:
+    raise RuntimeError("dictionary changed size during iteration")
+
+
+@pytest.mark.parametrize(("describe_badly", "reason"), [(huge, "at most 67108864"), (broken, "changed size")])
+def test_a_dump_that_cannot_be_sent_says_why_and_ends_nothing(describe_badly: Describe, reason: str):
+    with engine() as core:
+        core.channel.describe = describe_badly
+        core.front.send(DumpState(token=5, include_tokens=True), AddRequest(make_request(1, range(5), max_tokens=1)))
+        dump = core.front.receive()
+        assert isinstance(dump, StateDump)
+        assert reason in json.loads(dump.sections["core_error"])
+        assert core.front.receive_until_end(1)[-1].finish is FinishReason.MAX_TOKENS
+
+
+def test_a_dump_describes_no_more_than_a_frame_holds(monkeypatch):
+    monkeypatch.setattr("inferd.core.dump.MAX_SEQUENCES", 3)
+    monkeypatch.setattr("inferd.core.dump.MAX_TOKENS", 15)
+    drive = Driver()
+    drive.add(*[make_request(key, range(7)) for key in range(5)])
+    sections = {name: json.loads(data) for name, data in describe(drive.scheduler, True).items()}
+    assert sections["scheduler"]["sequences_left_out"] == 2
+    assert [len(sequence.get("token_ids", [])) for sequence in sections["sequences"]] == [7, 7, 0]
+
+
+def test_the_bounds_of_a_dump_fit_a_frame():
+    drive = Driver(fake_info(vocab_size=1 << 20, max_context_tokens=1 << 20))
+    request = make_request(1 << 40, [(1 << 20) - 1] * 200, request_id="x" * 128, arrival=1e9 / 3, deadline=1e10 / 3)
+    drive.add(request)
+    with_tokens = len(describe(drive.scheduler, True)["sequences"])
+    without = len(describe(drive.scheduler, False)["sequences"])
+    per_token = (with_tokens - without) / 200
+    assert MAX_SEQUENCES * 1.2 * without + MAX_TOKENS * per_token < MAX_FRAME_BYTES
 
 
 class NarrowChannel:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from inferd.config import EngineConfig, ModelConfig, SchedulerConfig
-from inferd.errors import Draining, DuplicateRequest, EngineDead, InferdError, NotReady, NumericError, QueueFull
+from inferd.errors import (
+    ContextLengthExceeded,
+    Draining,
+    DuplicateRequest,
+    EngineDead,
+    InferdError,
+    NotReady,
+    NumericError,
+    QueueFull,
+    QueueTimeout,
+)
 from inferd.front.engine import FrontEngine
 from inferd.front.exporter import FrontCollector
 from inferd.front.generation import Generation
@@ -19,6 +29,7 @@ from inferd.messages import (
     AddRequest,
     ChoiceOutput,
     EngineStats,
+    Failure,
     PromptOutput,
     Ready,
     StepOutputs,
@@ -28,6 +39,8 @@ from inferd.messages import (
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
 from inferd.step import RankTimings
 from inferd.testing.byte_tokenizer import byte_tokenizer
+from inferd.testing.fake_executor import fake_info
+from inferd.testing.requests import Driver
 
 TOKENIZER = byte_tokenizer()
 PROMPT = PromptOutput(num_cached_tokens=0, queue_s=0.0, prefill_s=0.0, prompt_logprobs=[])
@@ -133,9 +146,7 @@ def test_a_stop_string_aborts_the_choice_and_late_output_is_dropped() -> None:
     assert front.sent[1:] == [AbortChoice(1, 0)]
 
 
-@pytest.mark.parametrize(
-    ("reason", "error"), [("NUMERIC_ERROR", NumericError), ("QUEUE_FULL", QueueFull), ("WHO_KNOWS", InferdError)]
-)
+@pytest.mark.parametrize(("reason", "error"), [("NUMERIC_ERROR", NumericError), ("QUEUE_TIMEOUT", QueueTimeout)])
 def test_an_error_comes_after_what_was_received_before(reason: str, error: type[InferdError]) -> None:
     front = Front()
     generation = front.generate()
@@ -292,3 +303,27 @@ def test_every_core_hears_of_the_vocabulary_before_any_request() -> None:
     front.engine.on_ready(READY)
     assert front.sent[0] == vocabulary
     assert isinstance(front.sent[1], AddRequest)
+
+
+@pytest.mark.parametrize("failure", get_args(Failure))
+def test_every_failure_of_the_core_has_an_error_of_its_own(failure: Failure) -> None:
+    front = Front()
+    generation = front.generate()
+    front.step(out(b"", error=failure))
+    with pytest.raises(InferdError) as error:
+        read(generation)
+    assert error.value.reason == failure
+    assert failure not in error.value.message
+
+
+def test_a_prompt_that_a_new_core_has_no_memory_for_is_too_long() -> None:
+    """The request was checked against the old core's context, and came to the new one."""
+    front = Front()
+    generation = front.generate()
+    (add,) = front.sent
+    assert isinstance(add, AddRequest)
+    core = Driver(fake_info(num_blocks=1, block_size=2, vocab_size=256))
+    core.add(add.request)
+    front.step(*core.scheduler.expired(core.now))
+    with pytest.raises(ContextLengthExceeded, match="longer than the context"):
+        read(generation)

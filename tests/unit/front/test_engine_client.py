@@ -50,11 +50,17 @@ class Listener:
         self.events.append(f"dead: {reason}")
 
 
-def make_client(tmp_path: Path, body: str, **parallel: Any) -> tuple[EngineClient, Listener]:
+def make_client(
+    tmp_path: Path, body: str, load_timeout_s: float = 20.0, **parallel: Any
+) -> tuple[EngineClient, Listener]:
     script = tmp_path / "core.py"
     script.write_text(SCRIPT.format(root=str(ROOT), body=body))
     listener = Listener()
-    config = EngineConfig(model=ModelConfig(source="x", path="x"), parallel=ParallelConfig(**parallel))
+    config = EngineConfig(
+        model=ModelConfig(source="x", path="x"),
+        parallel=ParallelConfig(**parallel),
+        load_timeout_s=load_timeout_s,
+    )
     return EngineClient(config, listener, command=(sys.executable, str(script))), listener
 
 
@@ -91,6 +97,57 @@ def test_a_core_that_dies_again_and_again(tmp_path: Path, monkeypatch: pytest.Mo
         outlive(client)
     assert listener.events[:-1] == ["ready", "lost: exited with code 3"] * 4 + ["ready"]
     assert listener.events[-1].startswith("dead: ")
+
+
+def test_long_loading_does_not_hide_that_cores_die_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each core takes longer to load than all of them would have had to live before."""
+    monkeypatch.setattr(engine_client, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr(engine_client, "MIN_SERVED_S", 0.5)
+    client, _ = make_client(tmp_path, "time.sleep(0.6); ready(); sys.exit(3)")
+    with pytest.raises(EngineDead, match="died 5 times in 0 s of service; it last exited with code 3"):
+        outlive(client)
+
+
+def test_cores_that_served_long_enough_are_replaced_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_client, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr(engine_client, "MIN_SERVED_S", 0.1)
+    client, listener = make_client(tmp_path, "ready(); time.sleep(0.2); sys.exit(3)")
+
+    async def scenario() -> None:
+        async with asyncio.timeout(30):
+            await client.start()
+            supervisor = asyncio.create_task(client.supervise())
+            while listener.events.count("ready") < 7:
+                await asyncio.sleep(0.01)
+            await client.stop()
+            await supervisor
+
+    asyncio.run(scenario())
+
+
+def test_a_core_that_hangs_while_it_loads_is_killed(tmp_path: Path) -> None:
+    body = "say(Phase('weights', 0.5, 1.0)); time.sleep(60)"
+    client, _ = make_client(tmp_path, body, load_timeout_s=2.0)
+    with pytest.raises(StartupError, match=r"made no progress for 2 s during start-up \(weights\)"):
+        outlive(client)
+
+
+def test_a_core_that_loads_for_long_and_says_so_is_not_killed(tmp_path: Path) -> None:
+    body = "for i in range(15): say(Phase('weights', i / 15, 1.0)); time.sleep(0.2)\nready(); sys.exit(3)"
+    client, listener = make_client(tmp_path, body, load_timeout_s=2.0)
+
+    async def scenario() -> None:
+        async with asyncio.timeout(30):
+            await client.start()
+            supervisor = asyncio.create_task(client.supervise())
+            await client.serving.wait()
+            await client.stop()
+            await supervisor
+
+    asyncio.run(scenario())
+    assert listener.events == ["ready"]
 
 
 @pytest.mark.parametrize(

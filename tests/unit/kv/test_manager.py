@@ -170,7 +170,22 @@ def test_a_shared_partial_block_is_copied_before_the_first_write_and_the_last_ow
     growth = kv.grow(child, child.num_computed_tokens)
     assert growth == ([], None)
     assert child.block_ids[1] == shared
+    kv.end_plan()
     kv.check([parent, child])
+
+
+def test_the_source_of_a_copy_is_not_reused_while_the_plan_is_made():
+    kv = KVManager(3, 4)
+    parent = computed(kv, 1, range(2))
+    child = fork(kv, parent, 2)
+    (shared,) = child.block_ids
+    kv.grow(parent, 2)
+    kv.free(child)
+    taken = [kv.pool.allocate() for _ in range(kv.pool.num_available)]
+    assert len(taken) == 1
+    assert shared not in taken
+    kv.end_plan()
+    assert kv.pool.allocate() == shared
 
 
 def test_forks_of_whole_blocks_share_them_for_good():

@@ -83,6 +83,51 @@ def test_nobody_is_preempted_for_one_who_would_not_fit_even_then():
     assert {item.seq_id for item in plan.items} == {1, 2}
 
 
+def test_blocks_that_others_share_do_not_count_as_room():
+    """Two of lower priority stand on the prompt of one of higher: of their blocks most would stay taken."""
+    drive = driver(num_blocks=12)
+    drive.add(make_request(1, range(24), max_tokens=20, priority=5))
+    drive.step()
+    drive.add(*[make_request(key, [*range(24), 100 + key], max_tokens=2) for key in (2, 3)])
+    drive.step()
+    drive.add(make_request(4, range(200, 220), max_tokens=1, priority=1))
+    plan = drive.step()
+    assert plan is not None
+    assert plan.dropped == []
+    assert [item.seq_id for item in plan.items] == [1, 2, 3]
+    drive.run()
+    assert drive.choice(4).token_ids == solo_tokens(range(200, 220), 0, 0, 1, VOCAB)
+
+
+def test_a_prefix_that_others_hold_needs_no_room():
+    drive = driver(num_blocks=10, max_num_seqs=2)
+    drive.add(make_request(1, range(20), max_tokens=20, priority=5))
+    drive.step()
+    drive.add(make_request(2, [90, 91], max_tokens=9))
+    drive.step()
+    drive.add(make_request(3, [*range(20), 7], max_tokens=1, priority=1))
+    plan = drive.step()
+    assert plan is not None
+    assert plan.dropped == [2]
+    assert {item.seq_id for item in plan.items} == {1, 3}
+
+
+def test_nobody_is_preempted_for_one_who_cannot_grow_even_then():
+    """The fork behind the one that grows holds nothing that the first fork does not hold as well."""
+    drive = driver(num_blocks=5)
+    drive.add(make_request(1, range(12), max_tokens=5, num_choices=2, arrival=1.0))
+    drive.add(make_request(2, range(50, 54), max_tokens=5, arrival=1.0))
+    drive.step()
+    plan = drive.step()
+    assert plan is not None
+    assert plan.dropped == []
+    assert {item.seq_id for item in plan.items} == {1}
+    drive.run()
+    assert drive.scheduler.stats().preemptions == 0
+    for key, choice, prompt in ((1, 0, range(12)), (1, 1, range(12)), (2, 0, range(50, 54))):
+        assert drive.choice(key, choice).token_ids == solo_tokens(prompt, 0, choice, 5, VOCAB)
+
+
 def test_preempted_in_the_middle_of_its_prompt():
     drive = driver(num_blocks=6, max_num_batched_tokens=4)
     params = LogprobParams(top_n=1)

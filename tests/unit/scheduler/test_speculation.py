@@ -8,7 +8,7 @@ import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
 from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
-from inferd.scheduler.speculation import FREE_ROWS, Speculator
+from inferd.scheduler.speculation import CATCH_UP, FREE_ROWS, PromptLookup
 from inferd.step import StepPlan
 from inferd.testing.fake_executor import Behaviour, FakeExecutor, fake_info, fake_logprobs
 from inferd.testing.requests import Driver, make_request
@@ -142,26 +142,31 @@ def test_logits_that_are_not_finite_fail_the_request_alone() -> None:
     assert drive.choice(2).token_ids == cycle(20)
 
 
+def guess(speculator: PromptLookup, tokens: list[int], most: int, num_sequences: int) -> list[int]:
+    speculator.read(tokens, len(tokens))
+    return speculator.guess(tokens, most, num_sequences)
+
+
 def test_the_longest_run_that_occurred_is_continued() -> None:
-    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=3))
+    speculator = PromptLookup(SpeculativeConfig(num_speculative_tokens=8, prompt_lookup_min=2, prompt_lookup_max=3))
     tokens = [1, 2, 3, 50, 51, 9, 2, 3, 60, 61, 1, 2, 3]
-    assert speculator.guess(tokens, 8, 1) == [50, 51]  # 1 2 3 rather than the later 2 3
-    assert speculator.guess([7, 8, 9], 8, 1) == []
+    assert guess(speculator, tokens, 8, 1) == [50, 51]  # 1 2 3 rather than the later 2 3
+    assert guess(speculator, [7, 8, 9], 8, 1) == []
 
 
 def test_a_run_that_reaches_to_the_end_goes_on() -> None:
-    speculator = Speculator(SpeculativeConfig(num_speculative_tokens=8))
-    assert speculator.guess([4, 5, 4, 5, 4, 5], 2, 1) == [4, 5]
+    speculator = PromptLookup(SpeculativeConfig(num_speculative_tokens=8))
+    assert guess(speculator, [4, 5, 4, 5, 4, 5], 2, 1) == [4, 5]
     speculator.note(2, 2)
-    assert speculator.guess([4, 5, 4, 5, 4, 5, 4, 5, 4], 8, 1) == [5, 4, 5, 4]
+    assert guess(speculator, [4, 5, 4, 5, 4, 5, 4, 5, 4], 8, 1) == [5, 4, 5, 4]
 
 
 def test_wrong_guesses_end_guessing_for_a_while_and_then_for_longer() -> None:
-    speculator = Speculator(ON)
+    speculator = PromptLookup(ON)
     tokens = [1, 2] * 4
     rests = []
     for _ in range(400):
-        guesses = speculator.guess(tokens, 8, 1)
+        guesses = guess(speculator, tokens, 8, 1)
         if guesses:
             speculator.note(len(guesses), 0)
             rests.append(len(tokens))
@@ -174,5 +179,35 @@ def test_wrong_guesses_end_guessing_for_a_while_and_then_for_longer() -> None:
 
 def test_what_pays_for_one_sequence_does_not_pay_among_many() -> None:
     tokens = [1, 2, 1, 2, 1, 2]
-    assert Speculator(ON).guess(tokens, 8, 1)
-    assert not Speculator(ON).guess(tokens, 8, 4 * FREE_ROWS)
+    assert guess(PromptLookup(ON), tokens, 8, 1)
+    assert not guess(PromptLookup(ON), tokens, 8, 4 * FREE_ROWS)
+
+
+def num_read(drive: Driver) -> int:
+    """Entries that the only sequence's speculator has made of what it read."""
+    (sequence,) = drive.scheduler.sequences()
+    return len(sequence.speculator._follows) if sequence.speculator is not None else 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["computed", "found in the cache"])
+def test_no_step_reads_a_long_prompt_at_once(is_cached: bool) -> None:
+    prompt, budget = list(range(2400)), 400
+    executor = FakeExecutor(fake_info(2000, max_context_tokens=3000, vocab_size=3000), Behaviour(script=prompt[:600]))
+    config = SchedulerConfig(speculative=ON, max_num_batched_tokens=budget)
+    drive = Driver(config=config, executor=executor)
+    if is_cached:
+        drive.add(make_request(1, prompt, max_tokens=1))
+        drive.run()
+    drive.add(make_request(2, prompt, max_tokens=40))
+    drive.plans.clear()
+    before, sizes = 0, 3  # runs of two, three and four tokens
+    while drive.scheduler.has_work:
+        plan = drive.step()
+        assert plan is not None
+        if drive.scheduler.has_work:
+            assert num_read(drive) - before <= sizes * (plan.num_tokens + CATCH_UP)
+            before = num_read(drive)
+    assert drive.choice(2).token_ids == prompt[:40]
+    assert num_guesses(drive.plans) > 0
+    first = next(index for index, plan in enumerate(drive.plans) if any(item.guesses for item in plan.items))
+    assert first <= 2400 // CATCH_UP + 5

@@ -122,6 +122,7 @@ struct SampleArgs {
     int64_t vocab;
 };
 
+// All copies are made at the same time: no destination is a source or a second time a destination.
 struct CopyArgs {
     uint8_t* cache;
     const int64_t* sources;
