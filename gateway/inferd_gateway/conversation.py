@@ -39,13 +39,26 @@ def conversation(
     wanted = body.add_generation_prompt
     if continued and wanted:
         raise invalid("continue_final_message", "continue_final_message and add_generation_prompt exclude each other.")
+    messages = [template_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)]
     return Conversation(
-        messages=[template_message(message, f"messages[{index}]") for index, message in enumerate(body.messages)],
+        messages=named_results(messages),
         kwargs={**(kwargs or {}), **checked_kwargs(body.chat_template_kwargs or {})},
         tools=tools,
         add_generation_prompt=not continued if wanted is None else wanted,
         continue_final_message=continued,
     )
+
+
+def named_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the name of its tool in each result that names only its call; templates show it."""
+    names: dict[str, str] = {}
+    named = []
+    for message in messages:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ()) if "id" in call}
+        name = names.get(message.get("tool_call_id", ""))
+        found = name is not None and message["role"] == "tool" and "name" not in message
+        named.append({**message, "name": name} if found else message)
+    return named
 
 
 def checked_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -97,7 +110,7 @@ def part_text(part: ContentPart, param: str) -> str:
 
 
 def template_tool_call(call: ToolCall) -> dict[str, Any]:
-    """Templates want the arguments as an object; text that is none stays text."""
+    """The arguments as an object; text that is none stays text. Templates that want text are given text."""
     arguments = call.function.arguments
     if isinstance(arguments, str):
         try:
