@@ -21,7 +21,7 @@ PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/exam
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers speed \
-        clients lm-eval embeddings-check constraints-check contract-full conformance docker-lint wheel clean
+        clients lm-eval embeddings-check constraints-check templates-check contract-full conformance docker-lint wheel clean
 
 help:
 	@echo "make run          set up, fetch the demo model, serve it: REST on :$(PORT), gRPC on :$(GRPC_PORT)"
@@ -35,6 +35,7 @@ help:
 	@echo "make clients      other people's clients against the product; make lm-eval embeddings-check: other people's figures"
 	@echo "make constraints-check    2,000 constraints, hostile ones among them, against one daemon"
 	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
+	@echo "make templates-check      public chat templates, rendered by the gateway and by transformers"
 	@echo "make contract-full    both protocols against each other, the whole matrix of hostile values"
 	@echo "make conformance      Schemathesis on /openapi.json (OPENAI_SPEC=file: and on OpenAI's)"
 	@echo "make bench        figures of a running server; make wheel        build the wheel and list it"
@@ -127,6 +128,10 @@ embeddings-check: $(VENV)/.dev.stamp
 # 2,000 of them against one daemon; a few minutes.
 constraints-check: $(VENV)/.dev.stamp
 	$(BIN)/python -m tools.check_constraints
+
+# The templates come from source distributions of llama-cpp-python and vLLM, fetched once.
+templates-check: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.check_templates
 
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow

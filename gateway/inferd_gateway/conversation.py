@@ -48,7 +48,7 @@ def conversation(
         continued, wanted = False, True
         messages = without_empty_end(messages)
     return Conversation(
-        messages=messages,
+        messages=named_results(messages),
         kwargs={**(kwargs or {}), **checked_kwargs(body.chat_template_kwargs or {})},
         tools=tools,
         add_generation_prompt=not continued if wanted is None else wanted,
@@ -65,6 +65,18 @@ def without_empty_end(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages without a last one that has neither text, reasoning nor calls, unless there is no other."""
     empty = not (messages[-1].keys() & {"reasoning_content", "tool_calls"})
     return messages[:-1] if empty and len(messages) > 1 else messages
+
+
+def named_results(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the name of its tool in each result that names only its call; templates show it."""
+    names: dict[str, str] = {}
+    named = []
+    for message in messages:
+        names |= {call["id"]: call["function"]["name"] for call in message.get("tool_calls", ()) if "id" in call}
+        name = names.get(message.get("tool_call_id", ""))
+        found = name is not None and message["role"] == "tool" and "name" not in message
+        named.append({**message, "name": name} if found else message)
+    return named
 
 
 def checked_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -119,7 +131,8 @@ def part_text(part: ContentPart, param: str) -> str:
 
 
 def template_tool_call(call: ToolCall) -> dict[str, Any]:
-    """Templates want the arguments as an object: none at all are an empty one, text that is no object stays text."""
+    """The arguments as an object: none at all are an empty one, text that is no object stays text. Templates that want
+    text are given text."""
     arguments = call.function.arguments
     if isinstance(arguments, str):
         try:

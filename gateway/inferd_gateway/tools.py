@@ -99,13 +99,13 @@ def calls_constraint(plan: ToolPlan, frame: Frame) -> pb.Constraint:
 
 
 def call_tag(tool: Tool, frame: Frame) -> dict[str, Any]:
-    name = tool.function.name
+    pieces = frame.begin.split("NAME")
     # Within JSON the name is a string; names hold nothing that would have to be escaped.
-    begin = frame.begin.replace(": NAME,", f': "{name}",').replace("NAME", name)
+    name = f'"{tool.function.name}"' if pieces[0].endswith(": ") else tool.function.name
     schema = tool.function.parameters or {"type": "object"}
     return {
         "type": "tag",
-        "begin": begin,
+        "begin": name.join(pieces),
         "content": {"type": "json_schema", "json_schema": {"type": "object", **schema}},
         "end": frame.end,
     }

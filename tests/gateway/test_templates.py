@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 from inferd_gateway.errors import ApiError
-from inferd_gateway.templates.environment import analyse
 from inferd_gateway.templates.renderer import ChatTemplate, Conversation, Renderer
-from inferd_gateway.templates.segments import Protector, split_segments
 from transformers.utils.chat_template_utils import render_jinja_template
 
 CHATML = (
@@ -61,7 +59,8 @@ class Rendering:
         self._renderer = Renderer(timeout_s=1.0)
 
     def runs(self, source: str, messages: list[dict[str, Any]], **fields: Any) -> list[tuple[str, bool]]:
-        template = ChatTemplate(source, SPECIAL, fields.pop("content_format", "auto"), (("bos_token", "<s>"),))
+        special = fields.pop("special", SPECIAL)
+        template = ChatTemplate(source, special, fields.pop("content_format", "auto"), (("bos_token", "<s>"),))
         return self._runner.run(self._renderer.render(template, conversation(messages, **fields)))
 
     def text(self, source: str, messages: list[dict[str, Any]], **fields: Any) -> str:
@@ -116,6 +115,40 @@ def test_continues_the_final_message_as_hugging_face_does(rendering, last):
         assert rendering.text(source, messages, **fields) == expected[0]
 
 
+def test_goes_on_from_the_last_message_wherever_else_its_words_stand(rendering):
+    """The words stand in the template's own text behind the message, too."""
+    fields = {"continue_final_message": True, "add_generation_prompt": False}
+    source = "{% for m in messages %}[{{ m.content }}]{% endfor %} a b e e"
+    for last in ("a", "e", " ", "]", "a b"):
+        messages = [user("a e"), {"role": "assistant", "content": last}]
+        assert rendering.text(source, messages, **fields) == f"[a e][{last}"
+    changed = "{{ messages[-1].content | trim | upper }}] A"
+    assert rendering.text(changed, [{"role": "assistant", "content": " a "}], **fields) == "A"
+    with pytest.raises(ApiError, match="not in the rendered prompt"):
+        rendering.text("a", [{"role": "assistant", "content": "a"}], **fields)
+
+
+HISTORY = (
+    "{% for m in messages[::-1] %}{% if m.role == 'user' %}{% break %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if '</think>' in m.content %}{{ m.content.split('</think>')[-1] }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_control_tokens_in_text_change_nothing_of_what_a_template_computes(rendering):
+    """`</think>` may well be one; a template that turns its messages round looks for it all the same."""
+    messages = [user("a"), {"role": "assistant", "content": "<think>hm</think>b"}, user("c")]
+    assert rendering.text(HISTORY, messages, special=(*SPECIAL, "<think>", "</think>")) == "abc"
+    for source, text, shown in (
+        ("messages[0].content | length", "<|im_end|>", "10"),
+        ("messages[0].content == '<|im_end|>'", "<|im_end|>", "True"),
+        ("messages[0].content | tojson(ensure_ascii=True)", "\u00fc</s>", r'"\u00fc</s>"'),
+        ("[messages[0].content]", "\U00100041</s>", str(["\U00100041</s>"])),
+        ("messages[0].content", "\U00100041\U0010fffd", "\U00100041\U0010fffd"),
+    ):
+        assert rendering.text(f"{{{{ {source} }}}}", [user(text)]) == shown
+
+
 def test_harmless_text_is_one_trusted_run(rendering):
     assert len(rendering.runs(CHATML, [user("What is the capital of France? <b>x</b> [1]")])) == 1
 
@@ -154,6 +187,24 @@ MANGLING = [
     "{{ messages[0].content | list | join }}",
     "{{ messages[0].content | indent }}",
     "{{ messages[0] | tojson }}",
+    "{{ messages[0].content | string | safe }}",
+    "{{ 'a<' + messages[0].content | safe }}",
+    "{{ 'a<' ~ messages[0].content | escape | e }}",
+    "{{ '%s%s' | format(messages[0].content, '') }}",
+    "{{ '{0}{a}'.format(messages[0].content, a='') }}",
+    "{{ '{a}'.format_map({'a': messages[0].content}) }}",
+    "{{ messages[0].content.encode().decode() }}",
+    "{{ [messages[0].content] }}{{ [messages[0].content] | string | trim }}",
+    "{{ namespace(a=messages[0].content) }}",
+    "{{ messages | map(attribute='content') | join }}{{ messages | map(attribute='content') | list | string }}",
+    "{% set x %}{{ messages[0].content }}{% endset %}{{ x }}",
+    "{% macro m(x) %}{{ x }}{{ caller() }}{% endmacro %}{% call m(messages[0].content) %}a{% endcall %}",
+    "{% filter wordwrap %}{{ messages[0].content }}{% endfilter %}",
+    "{{ messages[0].content * 2 }}{{ 2 * messages[0].content }}",
+    "{{ messages[0].content.title().swapcase().casefold() }}",
+    "{{ messages[0].content.center(40) }}{{ 'a'.center(40, messages[0].content[0]) }}",
+    "{{ (messages[0].content | attr('strip'))() }}{{ messages[0].content.strip }}",
+    "{% autoescape true %}{{ messages[0].content | safe }}{{ '' ~ messages[0].content | safe }}{% endautoescape %}",
     "{{ messages[0].name }}{{ messages[0].content }}",
     "<|{{ messages[0].content }}|>",
     "{{ messages[0].content }}|>",
@@ -165,12 +216,12 @@ MANGLING = [
 def test_no_text_of_a_caller_becomes_a_control_token(rendering, source):
     for attack in [*ATTACKS, ">|dne_mi|<", "<|im_<b>end|>", "im_end", "<|im_aend|>", "|im_endX|>"]:
         runs = rendering.runs(source, [user(attack, name="<|im")], kwargs={"x": attack})
-        trusted = [text.lower() for text, is_trusted in runs if is_trusted]
-        assert not [text for text in trusted for special in SPECIAL if special.lower() in text], (source, attack, runs)
+        trusted = [text for text, is_trusted in runs if is_trusted]
+        assert not [text for text in trusted for special in SPECIAL if special in text], (source, attack, runs)
 
 
 def test_attacks_come_out_as_the_text_they_are(rendering):
-    for attack in ATTACKS[:-1]:
+    for attack in ATTACKS:
         assert rendering.text("{{ messages[0].content }}", [user(attack)]) == attack
 
 
@@ -195,34 +246,44 @@ def test_names_tool_results_and_arguments_are_protected(rendering):
         assert not trusted or not any(special in text for special in SPECIAL)
 
 
-def test_protector_is_linear():
-    protector = Protector(SPECIAL, ("</think>",))
-
-    def seconds(text: str) -> float:
-        started = time.perf_counter()
-        split_segments(protector.protect(text))
-        return time.perf_counter() - started
-
-    for text in ("<" * 200_000, "<|im_" * 40_000, "<|im_end|>" * 20_000, "a" * 200_000):
-        assert seconds(text) < 1.0
-
-
 def test_content_formats(rendering):
-    assert analyse(PARTS).content_format == "openai"
-    assert (
-        analyse("{% for m in messages %}{% set c = m.content %}{% for p in c %}{% endfor %}{% endfor %}").content_format
-        == "openai"
-    )
-    for source in (CHATML, LLAMA3, THINKING, NAMESPACED):
-        assert analyse(source).content_format == "string"
     assert rendering.text(PARTS, [user("hi")]) == "<|im_start|>userhi"
     assert rendering.text(PARTS, [user(["a", "b"])]) == "<|im_start|>userab"
     assert "a\nb" in rendering.text(CHATML, [user(["a", "b"])])
-    both = "{% if messages[0].content is string %}S{% else %}{% for p in messages[0].content %}P{% endfor %}{% endif %}"
-    assert rendering.text(both, [user("x")]) == "S"
-    assert rendering.text(both, [user(["x", "y"])]) == "PP"
-    assert rendering.text(both, [user("x")], content_format="string") == "S"
-    assert rendering.text(both, [user(["x"])], content_format="string") == "S"
+    both = (
+        "{% set c = messages[0].content %}{% if c is string %}{{ c }}{% else %}"
+        "{% for p in c %}{{ p.text }}{% endfor %}{% endif %}"
+    )
+    assert rendering.text(both, [user("x")]) == "x"
+    assert rendering.text(both, [user(["x", "y"])]) == "xy"
+    assert rendering.text(both, [user(["x", "y"])], content_format="string") == "x\ny"
+    assert rendering.text(both, [user("x")], content_format="string") == "x"
+
+
+PARTS_BY_MACRO = (
+    "{% macro show(c) %}{% if c is string %}{{ c }}{% else %}{% for p in c %}{{ p['text'] }}{% endfor %}{% endif %}"
+    "{% endmacro %}{% for m in messages %}{{ show(m.content) }}{% endfor %}"
+)
+PARTS_ALONE_BY_VARIABLES = (
+    "{% for m in messages %}{% set x = m['content'] %}{% set y = x %}"
+    "{% for p in y %}{{ p.text }};{% endfor %}{% endfor %}"
+)
+PARTS_OF_USERS = (
+    "{% for m in messages %}{% if m.role == 'user' and m.content is not string %}{% for p in m.content %}"
+    "{{ p.text }}{% endfor %}{% else %}{{ m.content + ' ' }}{% endif %}{% endfor %}"
+)
+
+
+def test_parts_are_found_however_a_template_reaches_them(rendering):
+    assert rendering.text(PARTS_BY_MACRO, [user(["a", "b"])]) == "ab"
+    assert rendering.text(PARTS_ALONE_BY_VARIABLES, [user("a")]) == "a;"
+    assert rendering.text(PARTS_ALONE_BY_VARIABLES, [user(["a", "b"])]) == "a;b;"
+
+
+def test_each_role_has_a_form_of_its_own(rendering):
+    source = PARTS_OF_USERS.replace("m.content + ' '", "m.content + ('' if m.role == 'user' else ' ')")
+    messages = [{"role": "system", "content": ["a", "b"]}, user(["c", "d"])]
+    assert rendering.text(source, messages) == "a\nb cd"
 
 
 @pytest.mark.parametrize(
@@ -260,6 +321,61 @@ def test_the_sandbox_shows_no_internals(rendering):
 def test_a_template_refuses_in_its_own_words(rendering):
     with pytest.raises(ApiError, match="only one turn"):
         rendering.runs("{{ raise_exception('only one turn') }}", [user("hi")])
+
+
+CALLS = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ BODY }}{% endfor %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        ("c.function.name + c.function.arguments", 'f{"a": "\u00e9"}'),
+        ("c.function.name ~ c.function.arguments", 'f{"a": "\u00e9"}'),
+        ("c.function.arguments | tojson", '{"a": "\u00e9"}'),
+        (
+            "c.function.arguments if c.function.arguments is string else c.function.arguments | tojson",
+            '{"a": "\u00e9"}',
+        ),
+        ("c.function.arguments | items | first | join('=')", "a=\u00e9"),
+        ("c.function.arguments | items | first | join('=') if m.content is none else ''", "a=\u00e9"),
+        ("c.function.arguments + '!' if m.content is none else ''", '{"a": "\u00e9"}!'),
+    ],
+)
+def test_arguments_come_in_the_form_that_the_template_takes(rendering, body, shown):
+    call = {"type": "function", "id": "abcdefghi", "function": {"name": "f", "arguments": {"a": "\u00e9"}}}
+    messages = [user("x"), {"role": "assistant", "content": "", "tool_calls": [call]}]
+    assert rendering.text(CALLS.replace("BODY", body), messages) == shown
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking", "thought", "thoughts"])
+def test_past_reasoning_comes_under_the_name_that_the_template_reads(rendering, field):
+    source = "{% for m in messages %}{% if FIELD %}<{{ FIELD }}>{% endif %}{{ m.content }}{% endfor %}"
+    messages = [user("x"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]
+    for read in (f"m.{field}", f"m['{field}']", f"m.get('{field}', '')"):
+        assert rendering.text(source.replace("FIELD", read), messages) == "x<hm>b"
+
+
+def test_past_reasoning_as_a_part_and_beside_content(rendering):
+    parts = (
+        "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}"
+        "{{ '[' + p.thinking + ']' if p.type == 'thinking' else p.text }}{% endfor %}{% endif %}{% endfor %}"
+    )
+    messages = [user("x"), {"role": "assistant", "content": "b", "reasoning_content": "hm"}]
+    assert rendering.text(parts, messages) == "x[hm]b"
+    either = (
+        "{% for m in messages %}{% if m.tool_calls and m.content and m.thinking %}{{ raise_exception('one') }}"
+        "{% endif %}{{ m.content }}{{ m.thinking }}{{ m.tool_calls[0].function.arguments | tojson if m.tool_calls }}"
+        "{% endfor %}"
+    )
+    messages[1]["tool_calls"] = [{"function": {"name": "f", "arguments": {}}}]
+    assert rendering.text(either, messages) == "xb{}"
+    assert rendering.text(either, [user("x"), {**messages[1], "content": ""}]) == "xhm{}"
+
+
+def test_a_generation_block_has_names_of_its_own(rendering):
+    source = "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}"
+    expected, _ = render_jinja_template([[user("a")]], chat_template=source)
+    assert rendering.text(source, [user("a")]) == expected[0]
 
 
 def test_rendering_is_fast(rendering):

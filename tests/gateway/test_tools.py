@@ -107,6 +107,16 @@ def test_required_and_named_calls_are_constrained(tool_gateway, daemon):
     )
 
 
+@pytest.mark.parametrize("name", ["GET_NAME", "NAME", "NAMES_NAME"])
+def test_a_forced_call_has_the_name_of_its_tool_whatever_it_is(start_gateway, daemon, name):
+    for parser, begin in (("hermes", '<tool_call>\n{"name": "%s", "arguments": '), ("deepseek_v3", "%s\n```json\n")):
+        gateway = start_gateway(tool_call_parser=parser)
+        gateway.chat(tools=[{"type": "function", "function": {"name": name}}], tool_choice="required")
+        tag = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"]
+        (call,) = next(element for element in tag if "tags" in element)["tags"]
+        assert call["begin"].endswith(begin % name)
+
+
 def test_a_model_without_a_parser_can_be_forced(gateway, daemon):
     daemon.reply = '[{"name": "weather", "parameters": {"city": "Rome"}}]'
     message = gateway.chat(tools=TOOLS, tool_choice="required").json()["choices"][0]["message"]

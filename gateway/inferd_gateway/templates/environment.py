@@ -1,33 +1,34 @@
-"""The Jinja environment of chat templates, and what a template's syntax tree tells about it."""
+"""The Jinja environment of chat templates: transformers' own, in a sandbox, in which text keeps its origin."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal, NoReturn
+from functools import wraps
+from types import BuiltinMethodType, MethodType
+from typing import Any, NoReturn
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_environment
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.environment import Environment
 from jinja2.exceptions import TemplateError
 from jinja2.ext import Extension, LoopControlExtension
+from jinja2.filters import make_attrgetter
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context, Macro, markup_join
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from markupsafe import Markup
 
-ContentFormat = Literal["string", "openai"]
+from inferd_gateway.templates.text import TextMarkup, concat, escaped, lifted, marked, owned, spans_of, written
 
-# What these make of a text can only form a control token that segments.Protector has already seen.
-_FILTERS = """
-trim tojson length count string default d join first last list items dictsort selectattr rejectattr safe upper lower
-capitalize title int float abs round sort unique min max indent
+# What these answer are their arguments, parts of them in which methods of Text cut, numbers, or Markup.
+_PASSING = """
+abs attr batch count d default dictsort first float groupby int items last length list map max min random reject
+rejectattr round select selectattr slice sort sum unique wordcount
 """
-_METHODS = """
-strip lstrip rstrip startswith endswith split rsplit partition rpartition items keys values get append update lower
-upper title capitalize index find count isdigit
-"""
-SAFE_FILTERS = frozenset(_FILTERS.split())
-SAFE_METHODS = frozenset(_METHODS.split())
-CUTTING = frozenset({"split", "rsplit", "partition", "rpartition", "replace"})
+PASSING_FILTERS = frozenset(_PASSING.split())
+METHOD_FILTERS = {"trim": "strip", "lower": "lower", "upper": "upper", "capitalize": "capitalize"}
 
 
 class RaisedByTemplate(TemplateError):
@@ -39,18 +40,142 @@ class GenerationTag(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
 
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
+
+    def body(self, caller: Macro) -> str:
+        written: str = caller()
+        return written
 
 
-def make_environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationTag]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    return environment
+class TextCodeGenerator(CodeGenerator):
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        """`a ~ b`, which Jinja compiles to a function that nobody can replace."""
+        escapes = frame.eval_ctx.volatile or frame.eval_ctx.autoescape
+        self.write("environment.joined_markup((" if escapes else "environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class TextFormatter(SandboxedFormatter):
+    """str.format, piece by piece."""
+
+    def formatted(self, template: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        fields = list(self.parse(template))
+        if spans_of(template) or any("{" in (spec or "") for _, _, spec, _ in fields):
+            return owned(self.vformat(template, args, kwargs), template, args, kwargs)
+        return concat(self._pieces(fields, args, kwargs))
+
+    def _pieces(
+        self, fields: Iterable[tuple[str, str | None, str | None, str | None]], args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Iterator[str]:  # fmt: skip
+        numbered = 0
+        for literal, name, spec, conversion in fields:
+            yield literal
+            if name is None:
+                continue
+            if not name:
+                name, numbered = str(numbered), numbered + 1
+            value = self.convert_field(self.get_field(name, args, kwargs)[0], conversion)
+            yield owned(self.format_field(value, spec or ""), value)
+
+
+class TextEnvironment(ImmutableSandboxedEnvironment):
+    """Whatever builds a string in a template builds a Text where the caller's text is part of it."""
+
+    code_generator_class = TextCodeGenerator
+    concat = staticmethod(concat)
+    intercepted_binops = frozenset({"%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, GenerationTag], finalize=written
+        )
+        self.filters = {name: owning_filter(name, function) for name, function in self.filters.items()}
+        self.filters |= {
+            "string": written,
+            "replace": replace,
+            "join": join,
+            "tojson": tojson,
+            "safe": safe,
+            "e": escaped,
+        }
+        self.filters["escape"] = escaped
+        self.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+
+    def joined(self, values: Iterable[Any]) -> str:
+        return concat(map(written, values))
+
+    def joined_markup(self, values: Iterable[Any]) -> str:
+        """Within {% autoescape %}, which no chat template needs."""
+        return TextMarkup(markup_join(values))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        result = super().call_binop(context, operator, left, right)
+        return owned(result, left, right) if isinstance(result, str) and not isinstance(left, Markup) else result
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        owner = getattr(__obj, "__self__", None)
+        if type(owner) is str:
+            __obj = getattr(lifted(owner), __obj.__name__)
+        result = super().call(__context, __obj, *args, **kwargs)
+        # Bytes do not know whose they are, and Markup does not either.
+        return owned(result, object()) if type(result) is str and isinstance(owner, bytes | Markup) else result
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None or isinstance(value.__self__, Markup):
+            return wrapped
+        assert isinstance(value, MethodType | BuiltinMethodType)
+        template, mapped = str(value.__self__), value.__name__ == "format_map"
+        formatter = TextFormatter(self)
+
+        def formatted(*args: Any, **kwargs: Any) -> str:
+            if mapped:
+                (kwargs,), args = args, ()
+            return formatter.formatted(template, args, kwargs)
+
+        return formatted
+
+
+def owning_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The filter, of which a string that it makes of the caller's text is the caller's."""
+    if name in PASSING_FILTERS:
+        return function
+    method = METHOD_FILTERS.get(name)
+
+    @wraps(function)  # which keeps what Jinja is to pass besides the value
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        if method is not None and not isinstance(args[0], Markup):
+            return getattr(lifted(written(args[0])), method)(*args[1:], **kwargs)
+        result = function(*args, **kwargs)
+        made_text = isinstance(result, str) and not isinstance(result, Markup)
+        values = [value for value in args if not isinstance(value, Context | Environment | nodes.EvalContext)]
+        return owned(result, values, kwargs) if made_text else result
+
+    return filtered
+
+
+def replace(value: Any, old: Any, new: Any, count: int | None = None) -> str:
+    return lifted(written(value)).replace(written(old), written(new), -1 if count is None else count)
+
+
+@pass_environment
+def join(
+    environment: Environment, value: Iterable[Any], d: Any = "", attribute: str | int | None = None
+) -> str:  # fmt: skip
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return lifted(written(d)).join(map(written, value))
+
+
+def safe(value: Any) -> TextMarkup:
+    return marked(written(value))
 
 
 def tojson(
@@ -61,7 +186,8 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """Plain JSON. Jinja's own filter would escape for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return owned(text, value)
 
 
 def raise_exception(message: str) -> NoReturn:
@@ -69,88 +195,4 @@ def raise_exception(message: str) -> NoReturn:
 
 
 def strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
-@dataclass(frozen=True)
-class TemplateTraits:
-    """content_format: what the template wants as message content. wrap_strings: it takes lists only.
-    cuts, pieces, strict: see segments.Protector."""
-
-    content_format: ContentFormat
-    wrap_strings: bool
-    cuts: tuple[str, ...]
-    pieces: tuple[str, ...]
-    strict: bool
-
-
-def analyse(source: str) -> TemplateTraits:
-    """Raises jinja2.TemplateSyntaxError."""
-    tree = make_environment().parse(source)
-    tests_string = any(test.name == "string" for test in tree.find_all(nodes.Test))
-    return TemplateTraits(
-        content_format="openai" if iterates_content(tree) else "string",
-        wrap_strings=not tests_string,
-        cuts=tuple(dict.fromkeys(cut_texts(tree))),
-        pieces=tuple(dict.fromkeys(own_texts(tree))),
-        strict=not all(is_safe(node) for node in tree.find_all((nodes.Filter, nodes.Call)))
-        or any(node.step is not None for node in tree.find_all(nodes.Slice)),
-    )
-
-
-def iterates_content(tree: nodes.Template) -> bool:
-    """Whether a loop runs over a message's content, or over a variable that was set from it."""
-    names = {
-        assign.target.name
-        for assign in tree.find_all(nodes.Assign)
-        if isinstance(assign.target, nodes.Name) and is_content(assign.node)
-    }
-    loops = (unfiltered(loop.iter) for loop in tree.find_all(nodes.For))
-    return any(is_content(item) or (isinstance(item, nodes.Name) and item.name in names) for item in loops)
-
-
-def is_content(node: nodes.Node | None) -> bool:
-    node = unfiltered(node)
-    if isinstance(node, nodes.Getattr):
-        return node.attr == "content"
-    return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
-
-
-def unfiltered(node: nodes.Node | None) -> nodes.Node | None:
-    while isinstance(node, nodes.Filter):
-        node = node.node
-    return node
-
-
-def called_name(node: nodes.Expr) -> str | None:
-    if isinstance(node, nodes.Filter):
-        return node.name
-    callee = node.node if isinstance(node, nodes.Call) else None
-    return callee.attr if isinstance(callee, nodes.Getattr) else None
-
-
-def cut_texts(tree: nodes.Template) -> Iterator[str]:
-    for node in tree.find_all((nodes.Filter, nodes.Call)):
-        assert isinstance(node, nodes.Filter | nodes.Call)
-        if called_name(node) in CUTTING:
-            yield from (
-                arg.value for arg in node.args[:1] if isinstance(arg, nodes.Const) and isinstance(arg.value, str)
-            )
-
-
-def own_texts(tree: nodes.Template) -> Iterator[str]:
-    yield from (data.data for data in tree.find_all(nodes.TemplateData))
-    yield from (const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str))
-
-
-def is_safe(node: nodes.Expr) -> bool:
-    assert isinstance(node, nodes.Filter | nodes.Call)
-    name = called_name(node)
-    if name is None:
-        return True  # a macro, range, namespace, raise_exception
-    if name == "replace":
-        new = node.args[1] if len(node.args) > 1 else None
-        return isinstance(node.args[0], nodes.Const) and isinstance(new, nodes.Const) and new.value == ""
-    if name == "map":
-        return not node.args
-    return name in (SAFE_FILTERS if isinstance(node, nodes.Filter) else SAFE_METHODS)
+    return owned(datetime.now().strftime(pattern), pattern)

@@ -31,13 +31,24 @@ class ChatTemplate:
 
     @cached_property
     def key(self) -> str:
-        parts = json.dumps([self.source, self.special_tokens, self.content_format])
-        return hashlib.sha256(parts.encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.job).encode()).hexdigest()
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What a worker loads it from."""
+        return {
+            "source": self.source,
+            "special": self.special_tokens,
+            "content_format": self.content_format,
+            "variables": dict(self.variables),
+            "max_chars": MAX_CHARS,
+        }
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a template renders. Each message: role, content (one string, or the texts of its parts), further keys."""
+    """What a template renders. Each message: role, content (one string, or the texts of its parts), reasoning_content,
+    further keys; traits.TemplateTraits gives it the template's own form."""
 
     messages: list[dict[str, Any]]
     kwargs: dict[str, Any]
@@ -105,8 +116,7 @@ class Renderer:
 
     async def render(self, template: ChatTemplate, conversation: Conversation) -> list[tuple[str, bool]]:
         """(text, trusted) runs of the prompt. Raises a 400 ApiError when the template refuses or fails."""
-        job = {**vars(conversation), "variables": dict(template.variables), "max_chars": MAX_CHARS}
-        reply = await self._ask(template, job)
+        reply = await self._ask(template, vars(conversation))
         if "error" in reply:
             raise template_error(reply["error"])
         return [(text, trusted) for text, trusted in reply["segments"]]
@@ -118,11 +128,7 @@ class Renderer:
                 worker = await Worker.start()
             message: dict[str, Any] = {"key": template.key, **job}
             if template.key not in worker.loaded:
-                message |= {
-                    "source": template.source,
-                    "special": template.special_tokens,
-                    "content_format": template.content_format,
-                }
+                message["template"] = template.job
             async with asyncio.timeout(self._timeout_s):
                 reply = await worker.ask(message)
             if "error" not in reply:

@@ -10,12 +10,15 @@ import json
 import resource
 import struct
 import sys
+from dataclasses import replace
 from typing import Any, BinaryIO
 
 from jinja2 import Template
 
-from inferd_gateway.templates.environment import RaisedByTemplate, TemplateTraits, analyse, make_environment
-from inferd_gateway.templates.segments import Protector, split_segments
+from inferd_gateway.templates.environment import RaisedByTemplate, TextEnvironment
+from inferd_gateway.templates.segments import ControlTokens
+from inferd_gateway.templates.text import CALLER, LAST_MESSAGE, concat, own, spans_of
+from inferd_gateway.templates.traits import ROLES, TemplateTraits, found_traits
 
 MEMORY_BYTES = 512 * 2**20
 HEADER = struct.Struct("!I")
@@ -26,69 +29,77 @@ class OutputTooLarge(Exception):
 
 
 class LoadedTemplate:
-    """A compiled template, what it wants, and the control tokens it must be protected against."""
+    """A compiled template, what it wants, and the control tokens that no caller may write."""
 
-    def __init__(self, source: str, special: list[str], content_format: str) -> None:
-        self.traits: TemplateTraits = analyse(source)
-        self._template: Template = make_environment().from_string(source)
-        self._format = self.traits.content_format if content_format == "auto" else content_format
-        self._protector = Protector(special, self.traits.cuts, self.traits.pieces, strict=self.traits.strict)
+    def __init__(
+        self, source: str, special: list[str], content_format: str, variables: dict[str, str], max_chars: int
+    ) -> None:
+        self._template: Template = TextEnvironment().from_string(source)
+        self._control = ControlTokens(special)
+        self._variables = variables
+        self._max_chars = max_chars
+        self.traits = in_format(found_traits(source, self._probe), content_format)
 
     def render(self, job: dict[str, Any]) -> list[tuple[str, bool]]:
-        """(text, trusted) runs. job: messages, variables, kwargs, tools, add_generation_prompt, continue_final_message,
-        max_chars."""
-        protect = self._protector.protect_all
-        messages: Any = [
-            {key: value if key == "role" else protect(value) for key, value in message.items()}
-            for message in job["messages"]
-        ]
-        for message in messages:
-            message["content"] = self._content(message["content"])
-        variables = {
-            **job["variables"],
-            **{name: protect(value) for name, value in job["kwargs"].items()},
-            "messages": messages,
-            "tools": protect(job["tools"]),
-            "documents": None,
-            "add_generation_prompt": job["add_generation_prompt"],
-        }
-        text = self._generate(variables, job["max_chars"])
+        """(text, trusted) runs. job: messages, kwargs, tools, add_generation_prompt, continue_final_message."""
+        messages = [owned_message(self.traits.shaped(message)) for message in job["messages"]]
         if job["continue_final_message"]:
-            text = cut_after(text, messages[-1]["content"])
-        return split_segments(text)
+            shaped = self.traits.shaped(job["messages"][-1])
+            messages[-1] = owned_message(shaped) | {"content": own(shaped["content"], LAST_MESSAGE)}
+        text = self._generate(
+            {
+                **self._variables,
+                **own(job["kwargs"]),
+                "messages": messages,
+                "tools": own(job["tools"]),
+                "documents": None,
+                "add_generation_prompt": job["add_generation_prompt"],
+            }
+        )
+        return self._control.runs(up_to_last_message(text) if job["continue_final_message"] else text)
 
-    def _content(self, content: str | list[str]) -> Any:
-        """`content` is one string or the texts of its parts."""
-        if self._format == "string":
-            return content if isinstance(content, str) else "\n".join(content)
-        if isinstance(content, str):
-            return [{"type": "text", "text": content}] if self.traits.wrap_strings else content
-        return [{"type": "text", "text": part} for part in content]
+    def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | None:
+        """The rendering at a fixed time; None when the template refuses or fails."""
+        variables = {**self._variables, "strftime_now": str, "documents": None, "add_generation_prompt": False}
+        try:
+            return self._generate({**variables, "messages": messages, "tools": tools})
+        except Exception:  # whatever a template does: it does not take these messages
+            return None
 
-    def _generate(self, variables: dict[str, Any], max_chars: int) -> str:
+    def _generate(self, variables: dict[str, Any]) -> str:
         pieces, size = [], 0
         for piece in self._template.generate(variables):
             size += len(piece)
-            if size > max_chars:
-                raise OutputTooLarge(f"the rendered prompt is longer than {max_chars} characters")
+            if size > self._max_chars:
+                raise OutputTooLarge(f"the rendered prompt is longer than {self._max_chars} characters")
             pieces.append(piece)
-        return "".join(pieces)
+        return concat(pieces)
 
 
-def cut_after(text: str, content: Any) -> str:
+def in_format(traits: TemplateTraits, content_format: str) -> TemplateTraits:
+    """The traits with the form of contents that the operator wants; "auto": the template's own."""
+    parts = {"string": frozenset[str](), "openai": frozenset(ROLES)}.get(content_format, traits.parts)
+    text = frozenset(ROLES) if content_format == "string" else traits.text
+    return replace(traits, parts=parts, text=text)
+
+
+def owned_message(message: dict[str, Any]) -> dict[str, Any]:
+    """The role is one of a few words; everything else is the caller's."""
+    return {key: value if key == "role" else own(value, CALLER) for key, value in message.items()}
+
+
+def up_to_last_message(text: str) -> str:
     """The prompt up to the end of the last message, for the model to go on from."""
-    last = content if isinstance(content, str) else content[-1]["text"]
-    start = text.rfind(last.strip())
-    if not last.strip() or start < 0:
+    ends = [span.end for span in spans_of(text) if span.origin == LAST_MESSAGE]
+    if not ends:
         raise RaisedByTemplate("continue_final_message: the last message is not in the rendered prompt")
-    kept = last.lstrip() if text.startswith(last.lstrip(), start) else last.strip()
-    return text[: start + len(kept)]
+    return text[: ends[-1]]
 
 
 def answer(job: dict[str, Any], loaded: dict[str, LoadedTemplate]) -> dict[str, Any]:
     try:
-        if "source" in job:
-            loaded[job["key"]] = LoadedTemplate(job["source"], job["special"], job["content_format"])
+        if "template" in job:
+            loaded[job["key"]] = LoadedTemplate(**job["template"])
         return {"segments": loaded[job["key"]].render(job)} if "messages" in job else {}
     except RaisedByTemplate as error:
         return {"error": str(error)}
