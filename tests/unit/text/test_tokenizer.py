@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, normalizers, processors
 
 from inferd.checkpoint import Checkpoint, GgufVocabulary, TokenizerFiles, open_checkpoint
 from inferd.errors import StartupError
@@ -114,6 +114,61 @@ def test_single_word_tokens(load: Callable[..., Tokenizer], libraries: Libraries
     tokenizer = load(library)
     for text in ("zap", "a zap b", "zapper", "xzap", "zap zap", "(zap)", "zap_", "zapzap"):
         assert tokenizer.encode(text) == library.encode(text).ids
+
+
+@pytest.mark.parametrize("name", ["byte-level", "legacy", "first"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_tokens_that_are_found_in_normalized_text(
+    name: str, lowercase: bool, load: Callable[..., Tokenizer], libraries: Libraries
+) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries[name].to_str())
+    if lowercase and library.normalizer is None:
+        library.normalizer = normalizers.Lowercase()
+    tokens = [AddedToken("Zap", normalized=True), AddedToken("<raw>", normalized=False)]
+    library.add_tokens([*tokens, AddedToken("<Tool Call>", normalized=True)])
+    tokenizer = load(library)
+    for text in ("Zap", "a zap", "the Zap cat", " Zap", "aZapb", "zap<raw>Zap", "<Tool Call>x", "cat <tool call>"):
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text, add_special_tokens=False) == ids
+        assert tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
+def test_space_marks_of_added_tokens_are_spaces(load: Callable[..., Tokenizer], libraries: Libraries) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries["first"].to_str())
+    library.add_tokens([AddedToken("▁▁▁", normalized=False)])
+    ids = library.encode("a▁▁▁at", add_special_tokens=False).ids
+    assert load(library).decode(ids) == library.decode(ids) == "a   at"
+
+
+def test_tokens_without_a_row_of_the_embedding_are_text(
+    load: Callable[..., Tokenizer], libraries: Libraries, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries["byte-level"].to_str())
+    rows = library.get_vocab_size()
+    library.add_special_tokens(["<image>"])
+    tokenizer = load(library, {"pad_token": "<image>"}, config={"vocab_size": rows})
+    assert tokenizer.vocab_size == rows
+    assert max(tokenizer.encode("the <image> cat")) < rows
+    assert tokenizer.decode(tokenizer.encode("the <image> cat")) == "the <image> cat"
+    assert "<image>" not in {token.text for token in tokenizer.special_tokens}
+    assert f"{rows + 1} tokens, the embedding {rows} rows: <image>" in caplog.text
+    assert load(library, config={"vocab_size": rows + 64}).encode("<image>") == [rows]
+    with pytest.raises(StartupError, match=f"has {rows + 1} tokens, the embedding 300 rows"):
+        load(library, config={"vocab_size": 300})
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(3, True), (4, True), (1, False)])
+def test_gguf_tokens_without_a_row(kind: int, fits: bool, gguf_vocabulary: GgufVocabulary) -> None:
+    rows = len(gguf_vocabulary.tokens)
+    larger = with_tokens(gguf_vocabulary, **{"<image>": kind})
+    checkpoint = Checkpoint(Path("m"), "gguf", {"vocab_size": rows}, {}, larger, {}, {}, "")
+    if not fits:
+        with pytest.raises(StartupError, match=f"the tokenizer has {rows + 1} tokens, the embedding {rows} rows"):
+            Tokenizer.from_checkpoint(checkpoint)
+        return
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    assert tokenizer.vocab_size == rows
+    assert tokenizer.decode(tokenizer.encode("a<image>b")) == "a<image>b"
 
 
 def test_bos_is_added_once(ours: Ours, libraries: Libraries) -> None:
