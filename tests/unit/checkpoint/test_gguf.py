@@ -337,7 +337,7 @@ def test_rope_scaling(
             lambda w: w.add_float32("llama.rope.scaling.yarn_log_multiplier", 0.1),
             "yarn_log_multiplier is not supported",
         ),
-        (lambda w: w.add_float32("llama.rope.freq_base_swa", 1e4), "freq_base_swa is not supported"),
+        (lambda w: w.add_float32("llama.rope.freq_base_local", 1e4), "freq_base_local is not supported"),
         (lambda w: w.add_attention_scale(0.1), "attention.scale is not supported"),
         (lambda w: w.add_logit_scale(0.1), "logit_scale is not supported"),
     ],
@@ -353,8 +353,8 @@ def test_biases_of_the_inputs_alone(tmp_path: Path, write_gguf: Write) -> None:
         for part, size in (("q", 64), ("k", 32), ("v", 32)):
             writer.add_tensor(f"blk.0.attn_{part}.bias", np.zeros(size, np.float32))
 
-    spec = model_spec(open_checkpoint(write_gguf(tmp_path / "m.gguf", extra)).config)
-    assert (spec.qkv_bias, spec.o_bias) == (True, False)
+    mixer = model_spec(open_checkpoint(write_gguf(tmp_path / "m.gguf", extra)).config).layers[0].mixer
+    assert (mixer.qkv_bias, mixer.o_bias) == (True, False)
 
 
 def test_a_template_that_no_list_names(tmp_path: Path, write_gguf: Write) -> None:
