@@ -27,7 +27,7 @@ from inferd.v1.inference_pb2_grpc import InferenceServiceStub
 WITHOUT_MUX = """
 import sys
 from inferd_gateway import mux
-from inferd_gateway.__main__ import main
+from inferd_gateway.serve import main
 mux.MuxPool.supported = property(lambda self: False)
 sys.exit(main())
 """
@@ -62,7 +62,7 @@ def gateway(address: str, mux: bool = True) -> Iterator[tuple[int, str]]:
     command = ["-m", "inferd_gateway"] if mux else ["-c", WITHOUT_MUX]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gateway'}"}
     flags = [f"--backend={address}", f"--port={port}", "--no-access-log", "--uvicorn-log-level=warning"]
-    process = subprocess.Popen([sys.executable, *command, *flags], env=environment)
+    process = subprocess.Popen([sys.executable, "-P", *command, *flags], env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: is_healthy(url))

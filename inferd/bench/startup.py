@@ -39,7 +39,7 @@ async def measure_startup(arguments: list[str], timeout_s: float = 120.0) -> Sta
     Raises RuntimeError when it exits first, TimeoutError after timeout_s.
     """
     port = free_port()
-    command = [sys.executable, "-m", "inferd", "serve", *arguments, "--port", str(port), "--metrics-port", "0"]
+    command = [sys.executable, "-P", "-m", "inferd", "serve", *arguments, "--port", str(port), "--metrics-port", "0"]
     started = time.monotonic()
     process = await asyncio.create_subprocess_exec(*command, env=os.environ)
     try:

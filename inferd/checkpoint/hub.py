@@ -6,11 +6,13 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from inferd.checkpoint.gguf_checkpoint import split_siblings
+from inferd.checkpoint.json_file import read_json_object
 from inferd.errors import StartupError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
@@ -22,9 +24,12 @@ def download(
     file: str | None,
     revision: str | None,
     notify: Callable[[str, float], None],
+    check_config: Callable[[Mapping[str, Any]], object] = lambda config: None,
     timeout_s: float = 10.0,
 ) -> Path:
     """The folder of a repository, or one GGUF file of it (all its parts when it is split).
+
+    check_config: called with a folder's config.json before its weights are fetched; a StartupError of it ends all.
 
     timeout_s bounds the first answer of the hub, not the transfer. What is in the cache is used when the hub cannot be
     reached. StartupError when neither has it.
@@ -41,17 +46,18 @@ def download(
     notify("download", 0.0)
     online = answers(constants.ENDPOINT, timeout_s)
     try:
-        folder = Path(
-            huggingface_hub.snapshot_download(
-                repo,
-                revision=revision,
-                allow_patterns=wanted,
-                ignore_patterns=None if file else IGNORED,
-                etag_timeout=timeout_s,
-                local_files_only=not online,
-                tqdm_class=progress_class(notify),
-            )
+        fetch = partial(
+            huggingface_hub.snapshot_download,
+            repo,
+            revision=revision,
+            ignore_patterns=None if file else IGNORED,
+            etag_timeout=timeout_s,
+            local_files_only=not online,
         )
+        if not file:
+            config = checked(Path(fetch(allow_patterns=["config.json"])), repo, None) / "config.json"
+            check_config(read_json_object(config))
+        folder = Path(fetch(allow_patterns=wanted, tqdm_class=progress_class(notify)))
     except GatedRepoError:
         raise StartupError(f"{repo}: gated on the hub; accept its terms there and set HF_TOKEN") from None
     except RevisionNotFoundError:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from inferd.checkpoint.pointer import refuse_pointer
 from inferd.errors import StartupError
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
@@ -44,9 +45,11 @@ def read_bounded(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
         size = path.stat().st_size
         if size > limit:
             raise StartupError(f"{path}: {size} bytes, at most {limit} are read")
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise StartupError(f"{path}: cannot be read ({error.strerror})") from None
+    refuse_pointer(path, data)
+    return data
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 from inferd.checkpoint.sentence_modules import SentenceModules
 
+COMPARED_BYTES = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
@@ -24,6 +26,22 @@ class TensorRecord:
     file: Path
     offset: int
     nbytes: int
+
+
+def same_content(one: TensorRecord, other: TensorRecord) -> bool:
+    """Whether two tensors hold the same values in the same form. Reads until the first difference."""
+    if (one.format, one.shape, one.nbytes) != (other.format, other.shape, other.nbytes):
+        return False
+    if (one.file, one.offset) == (other.file, other.offset):
+        return True
+    with one.file.open("rb") as first, other.file.open("rb") as second:
+        first.seek(one.offset)
+        second.seek(other.offset)
+        for start in range(0, one.nbytes, COMPARED_BYTES):
+            size = min(COMPARED_BYTES, one.nbytes - start)
+            if first.read(size) != second.read(size):
+                return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from inferd.checkpoint.extents import Extent, check_extents
 from inferd.checkpoint.json_file import parse_json_object, read_json_object
+from inferd.checkpoint.pointer import POINTER, refuse_pointer
 from inferd.checkpoint.records import TensorRecord
 from inferd.errors import StartupError
 
@@ -29,6 +30,8 @@ def read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise StartupError(f"{path}: {size} bytes are no safetensors file")
+            refuse_pointer(path, prefix + file.read(len(POINTER) - 8))
+            file.seek(8)
             (length,) = struct.unpack("<Q", prefix)
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise StartupError(f"{path}: header of {length} bytes in a file of {size}: truncated or corrupt")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from inferd.checkpoint.demo import DEMO_NAME, resolve_demo
 from inferd.checkpoint.hub import download
@@ -13,12 +14,18 @@ from inferd.errors import StartupError
 HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?::([\w./ +-]{1,200}\.gguf))?", re.ASCII)
 
 
-def resolve_source(model: str, revision: str | None, notify: Callable[[str, float], None]) -> Path:
+def resolve_source(
+    model: str,
+    revision: str | None,
+    notify: Callable[[str, float], None],
+    check_config: Callable[[Mapping[str, Any]], object] = lambda config: None,
+) -> Path:
     """The checkpoint folder or .gguf file for `model`, downloaded if need be.
 
     model     an existing folder or .gguf file, `demo`, or a hub id (`org/repo`, `org/repo:file.gguf`)
     revision  branch, tag or commit of a hub id
     notify    called with a phase name and its fraction, 0 to 1, now and then from a download thread
+    check_config  called with the config.json of a hub folder before its weights are downloaded; may raise StartupError
 
     A path on disk wins over a hub id of the same spelling. StartupError, one line, says what to do.
     """
@@ -40,4 +47,4 @@ def resolve_source(model: str, revision: str | None, notify: Callable[[str, floa
         raise StartupError(
             f"{model[:200]!r}: no such folder or file, and not a hub id (org/repo, org/repo:file.gguf) or `{DEMO_NAME}`"
         )
-    return download(match[1], match[2], revision, notify)
+    return download(match[1], match[2], revision, notify, check_config)

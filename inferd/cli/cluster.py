@@ -22,7 +22,7 @@ def run_cluster(arguments: Sequence[str]) -> int:
     options = cluster_parser().parse_args(arguments)
     if importlib.util.find_spec("ray") is None:
         raise StartupError("inferd cluster needs the package ray (extra: ray)")
-    command = [sys.executable, "-m", "ray.scripts.scripts", *ray_arguments(options)]
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", *ray_arguments(options)]
     return subprocess.run(command, env={**os.environ, **ENVIRONMENT}, check=False).returncode
 
 

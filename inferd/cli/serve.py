@@ -23,8 +23,9 @@ def join_node(config: EngineConfig) -> int:
     """Run this machine's ranks for the engine of node 0. Raises StartupError."""
     from inferd.checkpoint.source import resolve_source
     from inferd.executor.node import run_node
+    from inferd.models.registry import model_spec
 
-    path = resolve_source(config.model.source, config.model.revision, lambda phase, fraction: None)
+    path = resolve_source(config.model.source, config.model.revision, lambda phase, fraction: None, model_spec)
     return run_node(msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, path=str(path))))
 
 

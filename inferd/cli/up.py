@@ -63,7 +63,7 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
     if keys:
         child_environment["INFERD_GATEWAY_BACKEND_API_KEY"] = keys[0]
     daemon, gateway = split_flags(parsed)
-    python = (sys.executable, "-m")
+    python = (sys.executable, "-P", "-m")
     return Plan(
         daemon=(*python, "inferd", "serve", str(parsed.get("model")), f"--port={grpc_port}", *daemon),
         gateway=(*python, "inferd_gateway", f"--backend={address}:{grpc_port}", f"--port={http_port}", *gateway),

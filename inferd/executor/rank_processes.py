@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.worker_process")
+COMMAND = (sys.executable, "-P", "-X", "faulthandler", "-m", "inferd.worker_process")
 EXIT_PATIENCE_S = 2.0
 REAP_PATIENCE_S = 0.2
 

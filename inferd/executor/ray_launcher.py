@@ -3,6 +3,7 @@ through Ray: workers connect to the engine themselves, and tensors go through to
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -142,12 +143,14 @@ def _connect_to_cluster() -> Any:
     except ImportError:
         raise StartupError("--distributed-executor-backend ray needs the package ray (extra: ray)") from None
     try:
-        ray.init(
-            address=os.environ.get("RAY_ADDRESS", "auto"),
-            configure_logging=False,
-            log_to_driver=False,
-            namespace="inferd",
-        )
+        # Ray puts the directory that a driver starts in first on the import path of every actor.
+        with contextlib.chdir("/"):
+            ray.init(
+                address=os.environ.get("RAY_ADDRESS", "auto"),
+                configure_logging=False,
+                log_to_driver=False,
+                namespace="inferd",
+            )
     except ConnectionError as error:
         reason = str(error).splitlines()[0]
         raise StartupError(f"no Ray cluster here (start one with `inferd cluster start --head`): {reason}") from None

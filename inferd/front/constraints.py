@@ -20,7 +20,7 @@ from inferd.text.tokenizer import Tokenizer
 
 logger = logging.getLogger("inferd.constraints")
 
-COMMAND = (sys.executable, "-m", "inferd.constraint_process")
+COMMAND = (sys.executable, "-P", "-m", "inferd.constraint_process")
 WORKERS = 2
 MAX_PENDING = 64
 START_TIMEOUT_S = 30.0

@@ -17,7 +17,7 @@ from inferd.messages import FrameDecoder, ToCore, ToFront, encode_frame
 logger = logging.getLogger("inferd.engine")
 
 # faulthandler: a core that is aborted by the watchdog, or crashes in native code, writes the stacks of its threads.
-CORE_COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.core_process")
+CORE_COMMAND = (sys.executable, "-P", "-X", "faulthandler", "-m", "inferd.core_process")
 EOF_GRACE_S = 1.0  # between the end of the process and the end of its socket, whichever comes first
 ABORT_GRACE_S = 2.0  # between SIGABRT (stacks are written) and SIGKILL
 

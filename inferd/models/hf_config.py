@@ -162,9 +162,10 @@ def head(config: Config, default: bool = False) -> HeadSpec:
 
 
 def biased(config: Config, key: str = "attention_bias") -> Callable[[AttentionSpec], AttentionSpec]:
-    """Attention with all four biases where the config says so."""
+    """Attention with all four biases where the config says so; a GGUF file may have those of q, k and v alone."""
     bias = bool(config.get(key, False))
-    return lambda spec: replace(spec, qkv_bias=bias, o_bias=bias)
+    o_bias = bool(config.get("attention_output_bias", bias))
+    return lambda spec: replace(spec, qkv_bias=bias, o_bias=o_bias)
 
 
 def layer_windows(config: Config, window: int | None, first_sliding: int = 0) -> tuple[int, ...]:
@@ -175,6 +176,8 @@ def layer_windows(config: Config, window: int | None, first_sliding: int = 0) ->
         return tuple((window or 0) if index >= first_sliding else 0 for index in range(layers))
     known = {"full_attention": 0, "sliding_attention": window or 0}
     unknown = sorted({str(kind) for kind in kinds} - set(known))
+    if window is None and "sliding_attention" in kinds:
+        raise StartupError("config.json: layer_types has sliding_attention, and there is no sliding_window")
     if unknown or len(kinds) != layers:
         raise StartupError(
             f"config.json: layer_types must be {layers} of full_attention, sliding_attention; got {len(kinds)}"
@@ -202,7 +205,7 @@ def rope_spec(config: Config, head_dim: int, layer_type: str | None = None) -> R
         raise StartupError("config.json: rope_parameters per layer type are not supported")
     theta = positive_float(parameters, "rope_theta", positive_float(config, "rope_theta", 10000.0))
     fraction = positive_float(parameters, "partial_rotary_factor", positive_float(config, "partial_rotary_factor", 1.0))
-    rotary_dim = int(head_dim * fraction)
+    rotary_dim = int(round(head_dim * fraction, 6))  # 30 of 44 come back as 29.99..
     if rotary_dim % 2 or not 0 < rotary_dim <= head_dim:
         raise StartupError(f"config.json: partial_rotary_factor {fraction} of head_dim {head_dim} is no even dimension")
     scaling = rope_scaling(config, parameters, positive_int(config, "max_position_embeddings"))

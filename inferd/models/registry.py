@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import MappingProxyType
 from typing import Any
 
-from inferd.checkpoint import Checkpoint, GgufVocabulary
+from inferd.checkpoint import Checkpoint
+from inferd.checkpoint.records import same_content
 from inferd.errors import StartupError
 from inferd.models import families
 from inferd.models.family import Config, Family, is_gguf
-from inferd.models.names import Names
+from inferd.models.names import Names, find_name
 from inferd.models.spec import ModelSpec
-from inferd.models.stored import canonical_names, stored_tensors
+from inferd.models.stored import LAYER, canonical_names, stored_tensors
+
+logger = logging.getLogger(__name__)
 
 
 @cache
@@ -62,6 +67,12 @@ def _gguf_family(name: str) -> tuple[Family, str]:
 def model_spec(config: Config) -> ModelSpec:
     """The model that a configuration describes. Raises StartupError."""
     family, architecture = find_family(config)
+    if quantized := config.get("quantization_config"):
+        method = quantized.get("quant_method", "unnamed") if isinstance(quantized, Mapping) else quantized
+        raise StartupError(
+            f"config.json: quantization_config: weights quantized by {str(method)[:40]!r} are not supported"
+            " (a folder of float weights or a GGUF file is)"
+        )
     spec = family.describe(config)
     return spec.without_head(architecture) if architecture in family.headless else spec
 
@@ -84,7 +95,7 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
 
     Raises StartupError naming the first missing, misshapen or unknown tensors.
     """
-    spec = model_spec(checkpoint.config)
+    spec = with_stored_head(model_spec(checkpoint.config), checkpoint)
     expected = stored_tensors(spec, names_of(checkpoint))
     tensors = canonical_names(checkpoint.tensors, expected)
     missing = [name for name in expected if name not in tensors]
@@ -96,11 +107,39 @@ def check_checkpoint(checkpoint: Checkpoint) -> ModelSpec:
     ignored = re.compile(find_family(checkpoint.config)[0].ignored)
     unknown = [name for name in tensors if name not in expected and not _is_ignored(name, spec, ignored)]
     if unknown:
+        _check_layer_count(checkpoint, spec, unknown)
         raise StartupError(
             f"{checkpoint.path}: {spec.architecture} has no tensor {sorted(unknown)[0]}{_and_more(unknown)}"
         )
-    _check_tokenizer(checkpoint, spec)
     return spec
+
+
+def with_stored_head(spec: ModelSpec, checkpoint: Checkpoint) -> ModelSpec:
+    """The spec with a head of its own where the configuration ties it to the embedding, and the file holds another.
+
+    So transformers does it. Such a file holds what was trained; that it says "tied" is a left-over."""
+    if spec.head is None or not spec.head.is_tied:
+        return spec
+    names = names_of(checkpoint)
+    head, embedding = (find_name(names, f"{part}.weight").name for part in ("head", "embedding"))
+    tensors = canonical_names(checkpoint.tensors, [embedding])
+    if head not in tensors or embedding not in tensors or same_content(tensors[head], tensors[embedding]):
+        return spec
+    logger.warning("%s: tie_word_embeddings is ignored, for %s differs from %s", checkpoint.path, head, embedding)
+    return replace(spec, head=replace(spec.head, is_tied=False))
+
+
+def _check_layer_count(checkpoint: Checkpoint, spec: ModelSpec, unknown: list[str]) -> None:
+    """StartupError when the tensors left over are those of further layers."""
+    sources = (entry if isinstance(entry, str) else entry.name for entry in names_of(checkpoint).values())
+    prefixes = {source.partition(LAYER)[0] for source in sources if LAYER in source}
+    found = [re.match(re.escape(prefix) + r"(\d+)\.", name) for name in unknown for prefix in prefixes]
+    further = [int(match[1]) for match in found if match is not None and int(match[1]) >= spec.num_layers]
+    if further:
+        raise StartupError(
+            f"{checkpoint.path}: the weights have layers up to number {max(further)},"
+            f" num_hidden_layers is {spec.num_layers}"
+        )
 
 
 def _is_ignored(name: str, spec: ModelSpec, ignored: re.Pattern[str]) -> bool:
@@ -111,12 +150,3 @@ def _is_ignored(name: str, spec: ModelSpec, ignored: re.Pattern[str]) -> bool:
 
 def _and_more(names: list[str]) -> str:
     return f", and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _check_tokenizer(checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    """A token id of the tokenizer must be a row of the embedding. tokenizer.json is checked by who parses it."""
-    tokenizer = checkpoint.tokenizer
-    if isinstance(tokenizer, GgufVocabulary) and len(tokenizer.tokens) > spec.vocab_size:
-        raise StartupError(
-            f"{checkpoint.path}: the tokenizer has {len(tokenizer.tokens)} tokens, the embedding {spec.vocab_size} rows"
-        )

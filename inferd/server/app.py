@@ -24,7 +24,7 @@ from inferd.front.core_link import CoreLink, core_command
 from inferd.front.engine import FrontEngine
 from inferd.front.engine_client import EngineClient
 from inferd.front.metrics import FrontMetrics
-from inferd.models.registry import check_checkpoint
+from inferd.models.registry import check_checkpoint, model_spec
 from inferd.server.served_model import ServedModel, load_served_model
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ async def start_daemon(config: InferdConfig, model: ServedModel, front: FrontEng
 def check_model(config: InferdConfig) -> InferdConfig:
     """The configuration with the model's local path. Raises StartupError, also for a checkpoint that does not fit."""
     model = config.engine.model
-    path = Path(model.path) if model.path else resolve_source(model.source, model.revision, log_progress)
+    path = Path(model.path) if model.path else resolve_source(model.source, model.revision, log_progress, model_spec)
     check_checkpoint(open_checkpoint(path, with_vocabulary=False))
     model = msgspec.structs.replace(model, path=str(path))
     return msgspec.structs.replace(config, engine=msgspec.structs.replace(config.engine, model=model))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 import msgspec
 
-from inferd.checkpoint import Checkpoint, open_checkpoint
+from inferd.checkpoint import open_checkpoint
 from inferd.config import InferdConfig
 from inferd.errors import ModelNotFound, StartupError
 from inferd.models.pooling import GENERATES, Capabilities, capabilities
@@ -20,6 +21,8 @@ from inferd.request import SamplingParams
 from inferd.text.export import tokenizer_files
 from inferd.text.parts import TokenizerParts
 from inferd.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 # Keys of generation_config.json that are sampling defaults, with their bounds: (low, high).
 DEFAULT_BOUNDS: dict[str, tuple[float, float]] = {
@@ -73,31 +76,27 @@ def served_names(config: InferdConfig) -> tuple[str, ...]:
 
 
 def default_sampling(generation_config: Mapping[str, object]) -> dict[str, float]:
-    """The sampling defaults of a generation_config.json. Raises StartupError for a value out of bounds."""
+    """The sampling defaults of a generation_config.json, without those that no request could ask for."""
     defaults: dict[str, float] = {}
     for key, (low, high) in DEFAULT_BOUNDS.items():
         value = generation_config.get(key)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise StartupError(f"generation_config.json: {key} is {value!r}, a number was expected")
-        if not low <= value <= high or (value == 0 and key in ("top_p", "repetition_penalty")):
-            raise StartupError(f"generation_config.json: {key} is {value}, not between {low:g} and {high:g}")
+        if not is_within(value, low, high) or (value == 0 and key in ("top_p", "repetition_penalty")):
+            logger.warning(
+                "generation_config.json: %s is %.40r, not a number from %g to %g: ignored", key, value, low, high
+            )
+            continue
         defaults[key] = int(value) if key == "top_k" else float(value)
     return defaults
 
 
-def check_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:
-    """Every token id must be a row of the embedding. Raises StartupError."""
-    rows = checkpoint.config.get("vocab_size")
-    if isinstance(rows, int) and tokenizer.vocab_size > rows:
-        raise StartupError(
-            f"{checkpoint.path}: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {rows} rows"
-        )
+def is_within(value: object, low: float, high: float) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def configured_sampling(config: InferdConfig, generation_config: Mapping[str, object]) -> dict[str, float]:
-    """default_sampling, or nothing when the checkpoint's wishes are not wanted. Raises StartupError."""
+    """default_sampling, or nothing when the checkpoint's wishes are not wanted."""
     return default_sampling(generation_config) if config.server.generation_config == "auto" else {}
 
 
@@ -109,7 +108,6 @@ def load_served_model(config: InferdConfig) -> ServedModel:
     if template is not None:
         templates["default"] = read_template(template)
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
-    check_vocabulary(tokenizer, checkpoint)
     spec = model_spec(checkpoint.config)
     return ServedModel(
         names=served_names(config),

@@ -36,7 +36,7 @@ from inferd.server.served_model import ServedModel
 from inferd.testing.byte_tokenizer import byte_tokenizer
 
 CONFIG_VARIABLE = "INFERD_FAKE_DAEMON"
-CORE = (sys.executable, "-X", "faulthandler", "-m", "inferd.testing.fake_core")
+CORE = (sys.executable, "-P", "-X", "faulthandler", "-m", "inferd.testing.fake_core")
 WAIT_S = 20.0
 VOCAB_SIZE = 251  # of the fake core: nearly all bytes, and a prime, so that 150 tokens pass before they settle
 
@@ -99,7 +99,7 @@ class DaemonProcess:
             "PYTHONPATH": str(root),
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "inferd.testing.fake_daemon"],
+            [sys.executable, "-P", "-m", "inferd.testing.fake_daemon"],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -109,7 +109,9 @@ def running(arguments: Sequence[str], is_ready: Callable[[], bool]) -> Iterator[
     """A command of this repository once it is ready; its process id. It must end well. It is asked to as by a
     keyboard: after SIGTERM a daemon waits for balancers to take note."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "gateway"), str(ROOT / "kernels")])
-    process = subprocess.Popen([sys.executable, "-m", *arguments], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", *arguments], env={**os.environ, "PYTHONPATH": path}, cwd=ROOT
+    )
     try:
         wait_until(lambda: is_ready() or process.poll() is not None, 120, f"{arguments[0]} ready")
         assert process.poll() is None, f"{' '.join(arguments[:2])} exited with {process.returncode}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from tokenizers import AddedToken as LibraryToken
 from tokenizers import Tokenizer, models
 
 from inferd.checkpoint import TokenizerFiles
@@ -14,6 +16,7 @@ from inferd.checkpoint.json_file import parse_json_object, read_bounded
 from inferd.errors import StartupError
 from inferd.text.parts import AddedToken, Kind, TokenizerParts
 from inferd.text.token_bytes import (
+    SPACE_MARK,
     Coding,
     byte_level_bytes,
     expresses_all_text,
@@ -48,22 +51,33 @@ def parts_from_files(files: TokenizerFiles) -> TokenizerParts:
     kind = KINDS.get(str((description.get("model") or {}).get("type") or "BPE"))
     if kind is None:
         raise StartupError(f"{where}: tokenizer model {description['model']['type']!r} is not supported")
+    found = sorted(original.get_added_tokens_decoder().items())
     added = tuple(
         AddedToken(index, token.content, token.special, token.lstrip, token.rstrip, token.single_word)
-        for index, token in sorted(original.get_added_tokens_decoder().items())
+        for index, token in found
     )
     coding = byte_coding(description, where)
+    inner = {index for index, token in found if is_found_after_normalizing(original, token)}
+    texts = {
+        index: original.normalizer.normalize_str(token.content) if index in inner else token.content
+        for index, token in found
+    }
+    keep = partial(keep_added, found=found, inner=inner)
     backend = plain_backend(original, description, added)
     prefix, suffix = template(original)
     roles = role_ids(files, {token.text: token.id for token in added} | original.get_vocab(with_added_tokens=False))
     prefix, suffix = configured(files.tokenizer_config, roles, prefix, suffix)
     tokens = tokens_by_id(original)
+    continuation = continuation_of(backend, description)
+    keep(backend)
+    if continuation is not backend:
+        keep(continuation)
     return TokenizerParts(
         backend=backend,
-        continuation=continuation_of(backend, description),
+        continuation=continuation,
         kind=kind,
-        added=added,
-        token_bytes=bytes_by_id(tokens, added, coding),
+        added=tuple(token for token in added if token.id not in inner),
+        token_bytes=bytes_by_id(tokens, texts, coding),
         strip_leading_space=coding == "wordpiece" or strips_leading_space(description),
         byte_level=expresses_all_text(tokens, coding),
         prefix=prefix,
@@ -126,6 +140,28 @@ def plain_backend(original: Tokenizer, description: dict[str, Any], added: tuple
         if value is not None:
             setattr(backend, part, value)
     return backend
+
+
+def is_found_after_normalizing(original: Tokenizer, token: Any) -> bool:
+    """Whether a token is looked for in the normalized text, and there in its normalized form: the library's business.
+
+    Control tokens are not: whether they count is decided on the text as it was given."""
+    if original.normalizer is None or not token.normalized or token.special:
+        return False
+    return bool(original.normalizer.normalize_str(token.content) != token.content)
+
+
+def keep_added(backend: Tokenizer, *, found: list[tuple[int, Any]], inner: set[int]) -> None:
+    """Let the backend find the tokens `inner` by itself. The library numbers them in turn, so the others are stood in
+    for by strings that no text holds."""
+    if not inner:
+        return
+    for index, token in found:
+        if index in inner:
+            backend.add_tokens([token])
+        elif backend.id_to_token(index) is None:
+            backend.add_tokens([LibraryToken(f"\uffff{index}", normalized=False)])
+    assert all(backend.token_to_id(token.content) == index for index, token in found if index in inner)
 
 
 def unigram_without(model: dict[str, Any], special: set[str]) -> models.Unigram:
@@ -196,9 +232,10 @@ def tokens_by_id(original: Tokenizer) -> list[str]:
     return tokens
 
 
-def bytes_by_id(tokens: list[str], added: tuple[AddedToken, ...], coding: Coding) -> list[bytes]:
+def bytes_by_id(tokens: list[str], added: dict[int, str], coding: Coding) -> list[bytes]:
     result = BYTES_OF[coding](tokens)
-    result += [b""] * (max((token.id for token in added), default=-1) + 1 - len(result))
-    for token in added:
-        result[token.id] = token.text.encode()
+    result += [b""] * (max(added, default=-1) + 1 - len(result))
+    for index, text in added.items():
+        # The decoder works on them like on any other: a space mark in them is a space.
+        result[index] = (text.replace(SPACE_MARK, " ") if coding == "sentencepiece" else text).encode()
     return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers
@@ -16,8 +17,23 @@ from inferd.text.token_bytes import SPACE_MARK, byte_level_bytes, expresses_all_
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ROLES = {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}
-# Files often name one end-of-sequence id only; these control tokens end a turn in every chat format that has them.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>")
+# Files often name one end-of-sequence id only, or mark the end of a turn as ordinary text. These end a turn, a message
+# or a document in every format that has them, so each is a control token that ends a generation, whatever its type.
+ENDS = frozenset(
+    (
+        *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>"),
+        *("<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<end_of_utterance>", "<turn|>", "<|tool_response>"),
+        *("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~[", "<｜end▁of▁sentence｜>"),
+    )
+)
+# A format that has all of the first means something else by the second: the end of a part of a turn, or mere text.
+NO_ENDS = (
+    ({"<|return|>", "<|call|>"}, "<|end|>"),
+    ({"<|return|>", "<|calls|>"}, "<|end|>"),
+    ({"<|flush|>", "<|call|>"}, "<|end|>"),
+    ({"<|flush|>", "<|calls|>"}, "<|end|>"),
+    ({"<|tool_response>"}, "</s>"),
+)
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +48,8 @@ def parts_from_gguf(vocabulary: GgufVocabulary) -> TokenizerParts:
 
 
 def byte_level_parts(vocabulary: GgufVocabulary) -> TokenizerParts:
-    if not vocabulary.pre:
-        logger.warning("the GGUF file names no pre-tokenizer (tokenizer.ggml.pre): GPT-2's is used")
+    if vocabulary.pre in ("", "default"):
+        logger.warning("the GGUF file names no pre-tokenizer (tokenizer.ggml.pre): GPT-2's is used, which may be wrong")
     rules = pre_tokenizer_for(vocabulary.pre or "default")
     ids = {token: index for index, token in enumerate(vocabulary.tokens)}
     backend = Tokenizer(
@@ -114,9 +130,19 @@ def merges_from_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     return [(vocabulary.tokens[left], vocabulary.tokens[right]) for _, _, left, right in ranked]
 
 
-def added_tokens(vocabulary: GgufVocabulary) -> list[AddedToken]:
-    """Control and user-defined tokens; those with an ending or starting role are control whatever their type says."""
-    control = {index for role, index in vocabulary.special_ids.items() if role in ("bos", "eos", "eot", "eom")}
+def end_ids(vocabulary: GgufVocabulary) -> dict[int, None]:
+    """Ids that end a generation: those the file says, then those known by their text."""
+    ends = {vocabulary.special_ids[role]: None for role in ("eos", "eot", "eom") if role in vocabulary.special_ids}
+    known = {token: index for index, token in enumerate(vocabulary.tokens) if token in ENDS}
+    for others, token in NO_ENDS:
+        if known.keys() >= others:
+            known.pop(token, None)
+    return ends | dict.fromkeys(known.values())
+
+
+def added_tokens(vocabulary: GgufVocabulary, ends: Iterable[int]) -> list[AddedToken]:
+    """Control and user-defined tokens; those that start or end a text are control whatever their type says."""
+    control = {*ends, vocabulary.special_ids.get("bos")}
     added = []
     for index, kind in enumerate(vocabulary.token_types or [NORMAL] * len(vocabulary.tokens)):
         special = kind in (CONTROL, UNKNOWN) or index in control
@@ -134,11 +160,10 @@ def assemble(
     strip_leading_space: bool,
     byte_level: bool,
 ) -> TokenizerParts:
-    added = added_tokens(vocabulary)
+    ends = end_ids(vocabulary)
+    added = added_tokens(vocabulary, ends)
     for token in added:
         token_bytes[token.id] = token.text.encode()  # these are meant as written
-    ends = {vocabulary.special_ids[role]: None for role in ("eos", "eot", "eom") if role in vocabulary.special_ids}
-    ends |= {token.id: None for token in added if token.special and token.text in TURN_ENDS}
     bos, eos = vocabulary.special_ids.get("bos"), vocabulary.special_ids.get("eos")
     wants_bos = adds_bos if vocabulary.add_bos is None else vocabulary.add_bos
     return TokenizerParts(

@@ -17,6 +17,7 @@ from inferd.errors import StartupError
 from inferd.text.file_tokenizer import parts_from_files
 from inferd.text.gguf_tokenizer import parts_from_gguf
 from inferd.text.parts import TokenizerParts
+from inferd.text.rows import parts_within_rows, within_rows
 from inferd.text.splitter import AddedTokenSplitter, Piece
 
 # Runs of text, each with whether special-token strings in it are control tokens.
@@ -66,8 +67,13 @@ class Tokenizer:
         """StartupError, one line, for a tokenizer that is missing, malformed or not supported."""
         source = checkpoint.tokenizer
         assert source is not None, "opened with its vocabulary"
+        rows = checkpoint.config.get("vocab_size")
         try:
-            parts = parts_from_gguf(source) if isinstance(source, GgufVocabulary) else parts_from_files(source)
+            if isinstance(source, GgufVocabulary):
+                parts = parts_from_gguf(within_rows(source, rows) if isinstance(rows, int) else source)
+            else:
+                parts = parts_from_files(source)
+                parts = parts_within_rows(parts, rows) if isinstance(rows, int) else parts
         except StartupError as error:
             prefix = "" if str(checkpoint.path) in str(error) else f"{checkpoint.path}: "
             raise StartupError(f"{prefix}{error}") from None

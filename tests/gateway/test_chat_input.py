@@ -139,7 +139,7 @@ def test_a_template_that_changes_at_the_daemon(start_gateway, daemon):
 
 def test_the_gateway_loads_no_model_library():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    code = "import sys, inferd_gateway.__main__; print(*sorted(m for m in sys.modules if '.' not in m))"
+    code = "import sys, inferd_gateway.serve; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert not {"torch", "transformers", "tokenizers", "numpy"} & set(loaded.stdout.split())
 

@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from inferd_gateway.__main__ import main
+from inferd_gateway.serve import main
 from inferd_gateway.settings import Settings, SettingsError, check
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config

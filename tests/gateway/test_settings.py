@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from inferd_gateway.__main__ import main
 from inferd_gateway.log import LineFormatter
+from inferd_gateway.serve import main
 from inferd_gateway.settings import FIELDS, TYPES, Settings, SettingsError, check, load
 
 

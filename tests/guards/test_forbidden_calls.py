@@ -36,6 +36,16 @@ def violations(text: str) -> list[str]:
     return found
 
 
+def starts_of_python(text: str) -> list[str]:
+    """Commands that begin with this interpreter, without the option that keeps the working directory's files out."""
+    commands = [node.elts for node in ast.walk(ast.parse(text)) if isinstance(node, ast.List | ast.Tuple)]
+    return [
+        ", ".join(map(ast.unparse, words))
+        for words in commands
+        if words and ast.unparse(words[0]) == "sys.executable" and [*map(ast.unparse, words[1:2])] != ["'-P'"]
+    ]
+
+
 def is_shell(keyword: ast.keyword) -> bool:
     return keyword.arg == "shell" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
 
@@ -47,6 +57,18 @@ def sources() -> list[Path]:
 @pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_production_never_runs_data(path: Path) -> None:
     assert violations(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in sources() if "tools" not in path.parts], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_every_python_is_started_without_the_working_directory(path: Path) -> None:
+    assert starts_of_python(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize("source", ["run([sys.executable, '-m', 'x'])", "C = (sys.executable, *words)"])
+def test_the_gate_sees_a_start_of_python(source: str) -> None:
+    assert starts_of_python(source)
 
 
 @pytest.mark.parametrize(

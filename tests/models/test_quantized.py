@@ -100,7 +100,10 @@ def test_a_type_nobody_can_dequantize_is_refused(mixed: tuple[Path, dict[str, to
     name = "blk.0.ffn_down.weight"
     record = checkpoint.tensors[name]
     checkpoint.tensors[name] = TensorRecord(name, "f8_e4m3", record.shape, record.file, record.offset, 256 * 256)
-    with pytest.raises(StartupError, match=r"ffn_down\.weight: quantization type f8_e4m3 cannot be dequantized"):
+    with pytest.raises(
+        StartupError,
+        match=r"tensor blk\.0\.ffn_down\.weight: quantization type f8_e4m3 cannot be dequantized",
+    ):
         load(checkpoint)
 
 
@@ -198,6 +201,24 @@ def test_half_split_order() -> None:
     """Stored pairs (0, 1), (2, 3) of a head of 4 become halves (0, 2) and (1, 3)."""
     assert half_split_order(8, 4, 4).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert half_split_order(12, 6, 4).tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+
+
+def test_interleaved_rows_that_rotate_in_part() -> None:
+    """llama.cpp turns the pairs (0, 1), (2, 3), .. of the first R channels and leaves the others: so do the reordered
+    rows under the half-split rotation."""
+    rows, head_dim, rotary_dim, position = 24, 12, 8, 5.0
+    stored = torch.randn(rows)
+    angles = position * 10000.0 ** (-torch.arange(0, rotary_dim, 2) / rotary_dim)
+    turned = stored.clone().view(-1, head_dim)
+    even, odd = stored.view(-1, head_dim)[:, 0:rotary_dim:2], stored.view(-1, head_dim)[:, 1:rotary_dim:2]
+    turned[:, 0:rotary_dim:2] = even * angles.cos() - odd * angles.sin()
+    turned[:, 1:rotary_dim:2] = even * angles.sin() + odd * angles.cos()
+    order = half_split_order(rows, head_dim, rotary_dim)
+    ours = stored[order].view(-1, head_dim).clone()
+    first, second = ours[:, : rotary_dim // 2].clone(), ours[:, rotary_dim // 2 : rotary_dim].clone()
+    ours[:, : rotary_dim // 2] = first * angles.cos() - second * angles.sin()
+    ours[:, rotary_dim // 2 : rotary_dim] = first * angles.sin() + second * angles.cos()
+    torch.testing.assert_close(ours.flatten(), turned.flatten()[order])
 
 
 def test_mixed_types_compute_what_the_dequantized_weights_do(

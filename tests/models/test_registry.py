@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inferd.blocks.rope import DivisorScaling, RopeSpec, YarnScaling
-from inferd.checkpoint import Checkpoint, GgufVocabulary, TensorRecord, TokenizerFiles
+from inferd.checkpoint import Checkpoint, TensorRecord, TokenizerFiles
 from inferd.errors import StartupError
 from inferd.models.names import HF_NAMES
 from inferd.models.registry import check_checkpoint, decoder_spec
@@ -92,21 +93,32 @@ def test_mistral_without_the_key_has_the_default_window() -> None:
     assert [layer.mixer.window for layer in decoder_spec(mistral | {"sliding_window": None}).layers] == [0, 0]
 
 
-def checkpoint(config: dict[str, Any], vocabulary: int | None = None) -> Checkpoint:
+def test_layer_types_count_for_mistral() -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    mistral = CONFIG | {"architectures": ["MistralForCausalLM"], "sliding_window": 16, "layer_types": kinds}
+    assert [layer.mixer.window for layer in decoder_spec(mistral).layers] == [16, 0]
+    with pytest.raises(StartupError, match="layer_types must be 2"):
+        decoder_spec(mistral | {"layer_types": kinds * 2})
+    with pytest.raises(StartupError, match="there is no sliding_window"):
+        decoder_spec(mistral | {"sliding_window": None})
+
+
+def test_a_partial_rotation_survives_its_fraction() -> None:
+    config = CONFIG | {"hidden_size": 176, "head_dim": 44, "partial_rotary_factor": 30 / 44}
+    assert rope_of(decoder_spec(config)).rotary_dim == 30
+
+
+def checkpoint(config: dict[str, Any]) -> Checkpoint:
     """A checkpoint that has every tensor of the config."""
     spec = decoder_spec(config)
     tensors = {}
     for name, shape in stored_tensors(spec, HF_NAMES).items():
         tensors[name] = TensorRecord(name, "f32", shape, Path("model.safetensors"), 0, 0)
-    tokenizer: TokenizerFiles | GgufVocabulary = TokenizerFiles(None)
-    if vocabulary is not None:
-        tokens = [str(token) for token in range(vocabulary)]
-        tokenizer = GgufVocabulary("gpt2", "", tokens, [], [], [], {}, None, None, None)
-    return Checkpoint(Path("here"), "safetensors", config, {}, tokenizer, {}, tensors, "")
+    return Checkpoint(Path("here"), "safetensors", config, {}, TokenizerFiles(None), {}, tensors, "")
 
 
 def test_a_complete_checkpoint_passes() -> None:
-    assert check_checkpoint(checkpoint(CONFIG, vocabulary=100)).num_layers == 2
+    assert check_checkpoint(checkpoint(CONFIG)).num_layers == 2
 
 
 def test_a_missing_tensor_is_named() -> None:
@@ -132,16 +144,40 @@ def test_a_tensor_the_model_would_ignore_is_refused() -> None:
         check_checkpoint(broken)
 
 
+def test_layers_beyond_the_stated_number_are_named() -> None:
+    larger = checkpoint(CONFIG | {"num_hidden_layers": 5})
+    with pytest.raises(StartupError, match="here: the weights have layers up to number 4, num_hidden_layers is 2"):
+        check_checkpoint(replace(larger, config=CONFIG))
+
+
+def test_quantized_weights_are_refused_by_their_method() -> None:
+    with pytest.raises(StartupError, match="quantization_config: weights quantized by 'gptq' are not supported"):
+        check_checkpoint(checkpoint(CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+
+
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM"])
+def test_a_stored_head_that_differs_is_used(
+    architecture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers does it."""
+    stored = checkpoint(CONFIG | {"architectures": [architecture], "tie_word_embeddings": True})
+    size = 100 * 32 * 4
+    (tmp_path / "w").write_bytes(bytes(3 * size - 1) + b"x")
+    embedding = TensorRecord("model.embed_tokens.weight", "f32", (100, 32), tmp_path / "w", 0, size)
+    stored.tensors[embedding.name] = embedding
+    for offset, tied in ((0, True), (size, True), (2 * size, False)):
+        stored.tensors["lm_head.weight"] = replace(embedding, name="lm_head.weight", offset=offset)
+        assert check_checkpoint(stored).head == HeadSpec(is_tied=tied)
+    assert "lm_head.weight differs from model.embed_tokens.weight" in caplog.text
+    stored.tensors["lm_head.weight"] = replace(embedding, format="f16", nbytes=size // 2)
+    assert check_checkpoint(stored).head == HeadSpec(is_tied=False)
+
+
 def test_tied_checkpoints_may_store_the_head_and_rotary_buffers() -> None:
     stored = checkpoint(CONFIG | {"tie_word_embeddings": True})
     for name in ("lm_head.weight", "model.layers.0.self_attn.rotary_emb.inv_freq"):
-        stored.tensors[name] = TensorRecord(name, "f32", (100, 32), Path("x"), 0, 0)
+        stored.tensors[name] = TensorRecord(name, "f32", (100, 32), Path("model.safetensors"), 0, 0)
     assert check_checkpoint(stored).head == HeadSpec(is_tied=True)
-
-
-def test_a_tokenizer_larger_than_the_embedding_is_refused() -> None:
-    with pytest.raises(StartupError, match="the tokenizer has 101 tokens, the embedding 100 rows"):
-        check_checkpoint(checkpoint(CONFIG, vocabulary=101))
 
 
 def test_the_registry_loads_no_torch() -> None:

@@ -20,7 +20,7 @@ def python_environment(name: str, requirements: Path, *, over_project: bool = Fa
     python = folder / "bin" / "python"
 
     def make() -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        subprocess.run([sys.executable, "-P", "-m", "venv", "--clear", str(folder)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         if over_project:
             (site_packages,) = (folder / "lib").glob("python*/site-packages")

@@ -66,11 +66,12 @@ class Worker:
 
     @classmethod
     async def start(cls) -> Worker:
-        path = os.pathsep.join([str(Path(inferd_gateway.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+        path = [str(Path(inferd_gateway.__file__).parent.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", "-m", "inferd_gateway.templates.worker",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            env={"PYTHONPATH": path.rstrip(os.pathsep), "PATH": os.environ.get("PATH", "")},
+            # An empty entry would be the working directory, from which no code is run.
+            env={"PYTHONPATH": os.pathsep.join(filter(None, path)), "PATH": os.environ.get("PATH", "")},
         )  # fmt: skip
         worker = cls(process)
         try:

@@ -21,6 +21,12 @@ def safetensors_bytes(header: Any, data: bytes) -> bytes:
 
 
 @pytest.fixture
+def pointer() -> bytes:
+    """What Git LFS leaves where it has not fetched a file."""
+    return b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 98362432\n"
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A whole checkpoint folder with one safetensors file."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))

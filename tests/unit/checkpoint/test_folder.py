@@ -139,6 +139,12 @@ def test_truncated(folder: Path, cut: int) -> None:
     refused(folder, "truncated or corrupt")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer_config.json"])
+def test_pointers_are_named(folder: Path, name: str, pointer: bytes) -> None:
+    (folder / name).write_bytes(pointer)
+    refused(folder, f"{name}: a Git LFS pointer")
+
+
 def test_missing_parts(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, "never loaded")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFWriter, RopeScalingType
+from gguf import GGML_QUANT_SIZES, GGUFEndian, GGUFReader, GGUFWriter, RopeScalingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -180,7 +180,7 @@ def test_split(tmp_path: Path, write_gguf: Write) -> None:
     [
         (0, b"GGUX", "wrong magic"),
         (4, struct.pack("<I", 1), "version 1"),
-        (4, struct.pack(">I", 3), "version"),
+        (4, struct.pack(">I", 3), "big-endian"),
         (8, struct.pack("<Q", 2**63), "do not fit"),
         (16, struct.pack("<Q", 2**63), "do not fit"),
         (24, struct.pack("<Q", 2**63), "name of"),
@@ -269,6 +269,97 @@ def test_bad_metadata(tmp_path: Path, write_gguf: Write, extra: Callable[[GGUFWr
         extra(writer)
 
     refused(write_gguf(tmp_path / "m.gguf", with_factor), message)
+
+
+@pytest.mark.parametrize(
+    "name", ["x-00001-of-00000.gguf", "x-00000-of-00002.gguf", "x-00003-of-00002.gguf", "x-00000-of-00000.gguf"]
+)
+def test_a_part_that_cannot_be(tmp_path: Path, write_gguf: Write, name: str) -> None:
+    path = write_gguf(tmp_path / name)
+    refused(path, "its name says part")
+    refused(tmp_path, "its name says part")
+
+
+def test_a_large_count_of_parts_is_refused_at_once(tmp_path: Path, write_gguf: Write) -> None:
+    refused(write_gguf(tmp_path / "x-00001-of-99999.gguf"), "part 2 of 99999 is missing")
+
+
+def test_big_endian_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = GGUFWriter(path, "llama", endianess=GGUFEndian.BIG)
+    writer.add_block_count(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    refused(path, "a big-endian GGUF file")
+
+
+def test_pointers_are_named(tmp_path: Path, pointer: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(pointer)
+    refused(tmp_path / "m.gguf", "a Git LFS pointer")
+
+
+@pytest.mark.parametrize(
+    ("extra", "scaling"),
+    [
+        (lambda w: w.add_rope_scaling_factor(4.0), {"rope_type": "linear", "factor": 4.0}),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 2.0), {"rope_type": "linear", "factor": 2.0}),
+        (lambda w: w.add_rope_scaling_factor(1.0), None),
+        (lambda w: (w.add_rope_scaling_type(RopeScalingType.NONE), w.add_rope_scaling_factor(4.0)), None),
+        (
+            lambda w: (
+                w.add_rope_scaling_type(RopeScalingType.YARN),
+                w.add_rope_scaling_factor(4.0),
+                w.add_rope_scaling_attn_factors(0.5),
+            ),
+            {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5 * (1 + 0.1 * math.log(4))},
+        ),
+        (
+            lambda w: (
+                w.add_rope_scaling_attn_factors(0.5),
+                w.add_tensor("rope_freqs.weight", np.array([1.0, 3.0], dtype=np.float32)),
+            ),
+            {"rope_type": "longrope", "short_factor": [1.0, 3.0], "long_factor": [1.0, 3.0], "attention_factor": 0.5},
+        ),
+    ],
+)
+def test_rope_scaling(
+    tmp_path: Path, write_gguf: Write, extra: Callable[[GGUFWriter], object], scaling: object
+) -> None:
+    assert open_checkpoint(write_gguf(tmp_path / "m.gguf", extra)).config["rope_scaling"] == scaling
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (lambda w: w.add_rope_scaling_attn_factors(0.5), "attn_factor 0.5 is supported for yarn only"),
+        (
+            lambda w: w.add_float32("llama.rope.scaling.yarn_log_multiplier", 0.1),
+            "yarn_log_multiplier is not supported",
+        ),
+        (lambda w: w.add_float32("llama.rope.freq_base_local", 1e4), "freq_base_local is not supported"),
+        (lambda w: w.add_attention_scale(0.1), "attention.scale is not supported"),
+        (lambda w: w.add_logit_scale(0.1), "logit_scale is not supported"),
+    ],
+)
+def test_keys_that_change_the_result_are_not_dropped(
+    tmp_path: Path, write_gguf: Write, extra: Callable[[GGUFWriter], None], message: str
+) -> None:
+    refused(write_gguf(tmp_path / "m.gguf", extra), message)
+
+
+def test_biases_of_the_inputs_alone(tmp_path: Path, write_gguf: Write) -> None:
+    def extra(writer: GGUFWriter) -> None:
+        for part, size in (("q", 64), ("k", 32), ("v", 32)):
+            writer.add_tensor(f"blk.0.attn_{part}.bias", np.zeros(size, np.float32))
+
+    mixer = model_spec(open_checkpoint(write_gguf(tmp_path / "m.gguf", extra)).config).layers[0].mixer
+    assert (mixer.qkv_bias, mixer.o_bias) == (True, False)
+
+
+def test_a_template_that_no_list_names(tmp_path: Path, write_gguf: Write) -> None:
+    path = write_gguf(tmp_path / "m.gguf", lambda w: w.add_string("tokenizer.chat_template.tool_use", "T"))
+    assert open_checkpoint(path).chat_templates == {"tool_use": "T"}
 
 
 def test_unsupported_architecture(tmp_path: Path, write_gguf: Write) -> None:

@@ -8,11 +8,14 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferd.checkpoint import demo, hub
 from inferd.checkpoint.source import resolve_source
 from inferd.errors import StartupError
+from inferd.server.app import check_model
+from inferd.testing.fake_daemon import fake_config
 
 CONTENT = b"weights" * 1000
 
@@ -79,6 +82,8 @@ def test_hub_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, float]] = []
 
     def snapshot(repo: str, **options: Any) -> str:
+        if "tqdm_class" not in options:
+            return str(tmp_path)
         bar = options["tqdm_class"](unit="B", total=0, desc="x", name="y")
         bar.total += 100
         for _ in range(4):
@@ -94,6 +99,28 @@ def test_hub_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("download", step) for step in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
     with pytest.raises(StartupError, match="has no file"):
         hub.download("org/repo", "m.gguf", None, ignore)
+
+
+def test_an_unsupported_config_ends_a_download_before_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot(repo: str, **options: Any) -> str:
+        asked.append(options["allow_patterns"])
+        (tmp_path / "config.json").write_text('{"architectures": ["MambaForCausalLM"]}')
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "answers", lambda endpoint, timeout_s: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    config = fake_config()
+    model = msgspec.structs.replace(config.engine.model, source="org/repo", path="")
+    engine = msgspec.structs.replace(config.engine, model=model)
+    with pytest.raises(StartupError, match="MambaForCausalLM is not supported"):
+        check_model(msgspec.structs.replace(config, engine=engine))
+    assert asked == [["config.json"]]
 
 
 @pytest.fixture

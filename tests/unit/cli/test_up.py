@@ -42,18 +42,18 @@ def test_flags_go_to_the_process_they_are_for() -> None:
         *("--served-model-name", "a", "b", "--log-level", "debug"),
     )
     assert made.daemon == (
-        *(sys.executable, "-m", "inferd", "serve", "demo", "--port=6000", "--served-model-name=a"),
+        *(sys.executable, "-P", "-m", "inferd", "serve", "demo", "--port=6000", "--served-model-name=a"),
         *("--served-model-name=b", "--max-num-seqs=4", "--no-enable-prefix-caching", "--log-level=debug"),
     )
     assert made.gateway == (
-        *(sys.executable, "-m", "inferd_gateway", "--backend=127.0.0.1:6000", "--port=8100"),
+        *(sys.executable, "-P", "-m", "inferd_gateway", "--backend=127.0.0.1:6000", "--port=8100"),
         *("--uvicorn-log-level=debug", "--strict-params"),
     )
 
 
 def test_the_daemon_understands_what_it_is_given() -> None:
     made = plan("--max-model-len", "4k", "--max-num-seqs", "4", "--no-enable-prefix-caching", "--insecure")
-    parsed = parse(COMMANDS["serve"], made.daemon[4:])
+    parsed = parse(COMMANDS["serve"], made.daemon[5:])
     assert parsed.get("max-model-len") == 4000
     assert parsed.get("enable-prefix-caching") is False
     assert parsed.get("port") == 50051

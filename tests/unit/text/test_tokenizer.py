@@ -16,7 +16,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, normalizers, processors
 
 from inferd.checkpoint import Checkpoint, GgufVocabulary, TokenizerFiles, open_checkpoint
 from inferd.errors import StartupError
@@ -114,6 +114,61 @@ def test_single_word_tokens(load: Callable[..., Tokenizer], libraries: Libraries
     tokenizer = load(library)
     for text in ("zap", "a zap b", "zapper", "xzap", "zap zap", "(zap)", "zap_", "zapzap"):
         assert tokenizer.encode(text) == library.encode(text).ids
+
+
+@pytest.mark.parametrize("name", ["byte-level", "legacy", "first"])
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_tokens_that_are_found_in_normalized_text(
+    name: str, lowercase: bool, load: Callable[..., Tokenizer], libraries: Libraries
+) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries[name].to_str())
+    if lowercase and library.normalizer is None:
+        library.normalizer = normalizers.Lowercase()
+    tokens = [AddedToken("Zap", normalized=True), AddedToken("<raw>", normalized=False)]
+    library.add_tokens([*tokens, AddedToken("<Tool Call>", normalized=True)])
+    tokenizer = load(library)
+    for text in ("Zap", "a zap", "the Zap cat", " Zap", "aZapb", "zap<raw>Zap", "<Tool Call>x", "cat <tool call>"):
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text, add_special_tokens=False) == ids
+        assert tokenizer.decode(ids) == library.decode(ids, skip_special_tokens=False)
+
+
+def test_space_marks_of_added_tokens_are_spaces(load: Callable[..., Tokenizer], libraries: Libraries) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries["first"].to_str())
+    library.add_tokens([AddedToken("▁▁▁", normalized=False)])
+    ids = library.encode("a▁▁▁at", add_special_tokens=False).ids
+    assert load(library).decode(ids) == library.decode(ids) == "a   at"
+
+
+def test_tokens_without_a_row_of_the_embedding_are_text(
+    load: Callable[..., Tokenizer], libraries: Libraries, caplog: pytest.LogCaptureFixture
+) -> None:
+    library = tokenizers.Tokenizer.from_str(libraries["byte-level"].to_str())
+    rows = library.get_vocab_size()
+    library.add_special_tokens(["<image>"])
+    tokenizer = load(library, {"pad_token": "<image>"}, config={"vocab_size": rows})
+    assert tokenizer.vocab_size == rows
+    assert max(tokenizer.encode("the <image> cat")) < rows
+    assert tokenizer.decode(tokenizer.encode("the <image> cat")) == "the <image> cat"
+    assert "<image>" not in {token.text for token in tokenizer.special_tokens}
+    assert f"{rows + 1} tokens, the embedding {rows} rows: <image>" in caplog.text
+    assert load(library, config={"vocab_size": rows + 64}).encode("<image>") == [rows]
+    with pytest.raises(StartupError, match=f"has {rows + 1} tokens, the embedding 300 rows"):
+        load(library, config={"vocab_size": 300})
+
+
+@pytest.mark.parametrize(("kind", "fits"), [(3, True), (4, True), (1, False)])
+def test_gguf_tokens_without_a_row(kind: int, fits: bool, gguf_vocabulary: GgufVocabulary) -> None:
+    rows = len(gguf_vocabulary.tokens)
+    larger = with_tokens(gguf_vocabulary, **{"<image>": kind})
+    checkpoint = Checkpoint(Path("m"), "gguf", {"vocab_size": rows}, {}, larger, {}, {}, "")
+    if not fits:
+        with pytest.raises(StartupError, match=f"the tokenizer has {rows + 1} tokens, the embedding {rows} rows"):
+            Tokenizer.from_checkpoint(checkpoint)
+        return
+    tokenizer = Tokenizer.from_checkpoint(checkpoint)
+    assert tokenizer.vocab_size == rows
+    assert tokenizer.decode(tokenizer.encode("a<image>b")) == "a<image>b"
 
 
 def test_bos_is_added_once(ours: Ours, libraries: Libraries) -> None:
@@ -226,6 +281,19 @@ def expected_words(pre: str, text: str) -> list[str]:
         ("tekken", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!\n\n", "ok"]),
         ("gpt-4o", ["He's", " got", " ", "202", "4", "  ", " éa", "!!\n\n", "ok"]),
         ("deepseek-v3", ["He", "'s", " got", " ", "202", "4", "  ", " éa", "!!\n\n", "ok"]),
+        # Its expression for punctuation has the range : to ~, which holds the Latin letters.
+        ("deepseek-llm", ["He", "'", "s", " got", " ", "2024", "  ", " é", "a", "!!", "\n", "\n", "ok"]),
+        ("falcon", ["He", "'", "s", " got", " ", "202", "4", "  ", " éa", "!!", "\n", "\n", "ok"]),
+        ("glm4", ["He", "'s", " got", " ", "202", "4", "  ", " éa", "!!\n\n", "ok"]),
+        ("qwen35", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!\n\n", "ok"]),
+        ("tiny_aya", ["He's", " got", " ", "2", "024", "  ", " éa", "!!\n\n", "ok"]),
+        ("viking", ["He's", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!\n\n", "ok"]),
+        ("bloom", ["He's", " got", " 2024", "  ", " éa", "!!\n\n", "ok"]),
+        ("seed-coder", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!", "\n\n", "ok"]),
+        ("bailingmoe", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!\n\n", "ok"]),
+        ("ufakzeka", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!\n\n", "ok"]),
+        ("laguna", ["He", "'s", " got", " ", "2", "0", "2", "4", "  ", " éa", "!!", "\n\n", "ok"]),
+        ("minicpm5", ["He", "'s", " got", " ", "202", "4", "  ", " éa", "!!\n\n", "ok"]),
     ],
 )
 def test_pre_tokenizers(pre: str, words: list[str]) -> None:
@@ -252,15 +320,50 @@ def test_gguf_defaults(gguf_vocabulary: GgufVocabulary) -> None:
     assert tokenizer_of(dataclasses.replace(gguf_vocabulary, add_eos=True)).adds_eos
     ends = dataclasses.replace(gguf_vocabulary, special_ids={"eos": 2})
     assert tokenizer_of(ends).eos_token_ids == (2, 1)  # <|im_end|> ends a turn although the file does not say so
+    named = dataclasses.replace(gguf_vocabulary, special_ids={"eos": 1})
+    assert tokenizer_of(named).eos_token_ids == (1, 2)  # and <|endoftext|> a document
     fingerprints = {tokenizer_of(v).fingerprint for v in (gguf_vocabulary, ends)}
     assert len(fingerprints) == 2
+
+
+def with_tokens(vocabulary: GgufVocabulary, **types: int) -> GgufVocabulary:
+    """Further tokens, each with its type."""
+    tokens, kinds = [*vocabulary.tokens, *types], [*vocabulary.token_types, *types.values()]
+    return dataclasses.replace(vocabulary, tokens=tokens, token_types=kinds, special_ids={"eos": 2})
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4], ids=["normal", "control", "user-defined"])
+@pytest.mark.parametrize(
+    "text", ["<end_of_turn>", "<|eot_id|>", "<|return|>", "[EOT]", "<｜end▁of▁sentence｜>", "</s>"]
+)
+def test_what_ends_a_turn_ends_it_whatever_its_type(text: str, kind: int, gguf_vocabulary: GgufVocabulary) -> None:
+    tokenizer = tokenizer_of(with_tokens(gguf_vocabulary, **{text: kind}))
+    (end,) = tokenizer.encode(text)
+    assert end in tokenizer.eos_token_ids
+    assert tokenizer.is_special(end)
+    assert end not in tokenizer.encode([(text, False)])
+
+
+def test_a_part_of_a_turn_is_no_end(gguf_vocabulary: GgufVocabulary) -> None:
+    tokenizer = tokenizer_of(with_tokens(gguf_vocabulary, **{"<|end|>": 3, "<|return|>": 3, "<|call|>": 3}))
+    part, answer, call = (tokenizer.encode(text)[0] for text in ("<|end|>", "<|return|>", "<|call|>"))
+    assert {answer, call} < set(tokenizer.eos_token_ids)
+    assert part not in tokenizer.eos_token_ids
+
+
+@pytest.mark.parametrize("pre", ["", "default"])
+def test_a_guessed_pre_tokenizer_is_said(
+    pre: str, gguf_vocabulary: GgufVocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer_of(dataclasses.replace(gguf_vocabulary, pre=pre))
+    assert "GPT-2's is used" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model": "rwkv"}, "'rwkv' is not supported"),
-        ({"pre": "viking"}, "'viking'"),
+        ({"pre": "kimi-k2"}, "'kimi-k2'"),
         ({"merges": ["no such"]}, "do not fit each other"),
         ({"merges": ["one"]}, "do not fit each other"),
         ({"model": "llama"}, "one score per token"),
@@ -306,7 +409,7 @@ def test_demo_tokenizer(demo_gguf: Path) -> None:
     checkpoint = open_checkpoint(demo_gguf)
     assert cpu_seconds(lambda: Tokenizer.from_checkpoint(checkpoint)) < 1.0
     tokenizer = Tokenizer.from_checkpoint(checkpoint)
-    assert (tokenizer.vocab_size, tokenizer.eos_token_ids) == (49152, (2,))
+    assert (tokenizer.vocab_size, tokenizer.eos_token_ids) == (49152, (2, 0))
     assert tokenizer.encode("<|im_start|>user\nHello world 12<|im_end|>\n") == [
         *(1, 4093, 198, 19556, 905, 216, 33, 34, 2, 198)
     ]
