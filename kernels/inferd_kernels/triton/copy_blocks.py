@@ -21,7 +21,7 @@ def copy(cache_ptr, sources_ptr, destinations_ptr, words, BLOCK: tl.constexpr):
 
 
 def launch(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
-    """cache[destinations[i]] = cache[sources[i]], all at the same time; cache [blocks, ...] contiguous, any element type.
+    """cache[destinations[i]] = cache[sources[i]], all at the same time; cache [blocks, ...] contiguous, of any type.
 
     No destination is a source or a second time a destination.
     """
