@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from inferd.blocks.feed_forward import Activation, FeedForward, FeedForwardSpec, gated
+from inferd.blocks.feed_forward import Activation, FeedForward, FeedForwardSpec
 from inferd.blocks.parameters import Parameter, Share
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class Experts:
         out = x.new_zeros(x.shape)
         for expert in chosen.unique().tolist():
             rows, places = (chosen == expert).nonzero(as_tuple=True)
-            inner = gated(ops, self.up[expert](ops, x[rows]), self.spec.activation)
+            inner = ops.activate_gated(self.up[expert](ops, x[rows]), self.spec.activation)
             down = self.down[expert]
             product = (down if self.adds_bias else replace(down, bias=None))(ops, inner)
             out.index_add_(0, rows, product * weights[rows, places].unsqueeze(1).to(x.dtype))

@@ -50,7 +50,7 @@ class MatrixLoader:
     def _comes_in_blocks(self, parts: Sequence[Extract], kind: Quantization | None) -> bool:
         """Whether the parts are one matrix whose rows can be prepared without having seen the others."""
         formats = {part.record.format for part in parts}
-        if self.ops.pack_rows is None:
+        if not self.ops.packs_blocks:
             return False
         if formats <= FLOAT_FORMATS.keys():
             # q4 is the better of two formats for the whole matrix; no backend that packs takes fp8.
@@ -59,7 +59,6 @@ class MatrixLoader:
 
     def _packed(self, parts: Sequence[Extract], kind: Quantization | None) -> Weight:
         """Read and packed some rows at a time: a whole embedding twice would be a good part of a shard."""
-        assert self.ops.pack_rows is not None
         blocks = (self._converted(block, kind) for part in parts for block in self.reader.blocks(part))
         rows = WeightRows((sum(part.shape[0] for part in parts), parts[0].shape[1]), blocks)
         with _naming(parts[0]):

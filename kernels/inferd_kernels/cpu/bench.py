@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import AttentionShape, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.weights import QuantizedWeight
 
 READ_BYTES, FLOAT_ROUNDS, BYTE_ROUNDS = range(3)
@@ -130,7 +130,8 @@ def attention_work(ops: NativeOps) -> Iterator[Work]:
         blocks = int(batch.block_tables.max()) + 1
         for dtype in (torch.float32, torch.bfloat16):
             values = torch.randn(blocks, PAGE, 3, 64).to(dtype)
-            caches = [ops.key_cache((blocks, PAGE, 3, 64), dtype, torch.device("cpu")).copy_(values), values]
+            keys = ops.key_cache((blocks, PAGE, 3, 64), dtype, torch.device("cpu")).copy_(values)
+            attention = Attention(shape, KVCache(keys, values), rope)
             q, qkv = torch.randn(sequences * new, 9, 64), torch.randn(sequences * new, 15 * 64)
             read = 2.0 * sequences * length * 3 * 64 * dtype.itemsize
             pairs = sequences * (new * length - new * (new - 1) / 2)
@@ -138,14 +139,14 @@ def attention_work(ops: NativeOps) -> Iterator[Work]:
             yield Work(
                 "paged_attention",
                 label,
-                partial(ops.paged_attention, q, caches[0], caches[1], batch, shape),
+                partial(ops.paged_attention, q, attention, batch),
                 read + 8.0 * q.numel(),
                 float_ops=4.0 * pairs * 9 * 64,
             )
             yield Work(
                 "rope_kv_write",
                 label,
-                partial(ops.rope_kv_write, qkv, caches[0], caches[1], batch, rope, shape),
+                partial(ops.rope_kv_write, qkv, attention, batch),
                 4.0 * (qkv.numel() + q.numel()) + 2.0 * sequences * new * 3 * 64 * dtype.itemsize,
             )
 
@@ -163,7 +164,9 @@ def row_work(ops: NativeOps) -> Iterator[Work]:
             partial(ops.add_rms_norm, x, residual, weight, 1e-5),
             4 * size,
         )
-        yield Work("silu_mul", f"{count}x3072", partial(ops.silu_mul, gate_up), 6.0 * gate_up.numel())
+        yield Work(
+            "activate_gated", f"{count}x3072, silu", partial(ops.activate_gated, gate_up, "silu"), 6.0 * gate_up.numel()
+        )
         yield Work("embedding", f"{count}x576, q8_0", partial(ops.embedding, ids, table, torch.float32), 1.25 * size)
     cache = torch.randn(COPIED_BLOCKS * 4, PAGE, 3, 64)
     sources = torch.randperm(COPIED_BLOCKS * 2)[:COPIED_BLOCKS]

@@ -76,18 +76,16 @@ class Rope(ctypes.Structure):
     )
 
 
+class Attention(ctypes.Structure):
+    _fields_ = (("cache", Cache), ("shape", AttentionShape), ("rope", Rope), ("sinks", c_void_p))
+
+
 class RopeKvArgs(ctypes.Structure):
-    _fields_ = (
-        *(("qkv", c_void_p), ("q", c_void_p), ("batch", POINTER(Batch))),
-        *(("cache", Cache), ("shape", AttentionShape), ("rope", Rope)),
-    )
+    _fields_ = (("attention", Attention), ("qkv", c_void_p), ("q", c_void_p), ("batch", POINTER(Batch)))
 
 
 class AttentionArgs(ctypes.Structure):
-    _fields_ = (
-        *(("q", c_void_p), ("out", c_void_p), ("batch", POINTER(Batch))),
-        *(("cache", Cache), ("shape", AttentionShape)),
-    )
+    _fields_ = (("attention", Attention), ("q", c_void_p), ("out", c_void_p), ("batch", POINTER(Batch)))
 
 
 class SampleArgs(ctypes.Structure):
@@ -112,8 +110,7 @@ class Linear(ctypes.Structure):
 class Layer(ctypes.Structure):
     _fields_ = (
         *(("qkv", Linear), ("o", Linear), ("gate_up", Linear), ("down", Linear)),
-        *(("attention_norm", c_void_p), ("mlp_norm", c_void_p)),
-        *(("cache", Cache), ("shape", AttentionShape), ("rope", Rope)),
+        *(("attention_norm", c_void_p), ("mlp_norm", c_void_p), ("attention", Attention)),
     )
 
 

@@ -91,21 +91,24 @@ struct Rope {
     float norm_eps;
 };
 
-struct RopeKvArgs {
-    const float* qkv;  // [tokens, (Hq + 2 Hk) D]
-    float* q;          // [tokens, Hq, D]
-    const Batch* batch;
+// How one layer attends, and the cache that it reads and writes.
+struct Attention {
     Cache cache;
     AttentionShape shape;
     Rope rope;
+    const float* sinks;  // [heads] or null: logits that join the softmax and carry no value
 };
 
-struct AttentionArgs {
+struct RopeKvArgs : Attention {
+    const float* qkv;  // [tokens, (Hq + 2 Hk) D]
+    float* q;          // [tokens, Hq, D]
+    const Batch* batch;
+};
+
+struct AttentionArgs : Attention {
     const float* q;  // [tokens, Hq, D]
     float* out;
     const Batch* batch;
-    Cache cache;
-    AttentionShape shape;
 };
 
 struct SampleArgs {
@@ -143,9 +146,7 @@ struct Layer {
     Linear qkv, o, gate_up, down;
     const float* attention_norm;
     const float* mlp_norm;
-    Cache cache;
-    AttentionShape shape;
-    Rope rope;
+    Attention attention;
 };
 
 enum Limit : int32_t { kReadBytes = 0, kFloatRounds, kByteRounds };
