@@ -14,7 +14,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.operands import (
+    Attention,
+    AttentionShape,
+    ExpertWeights,
+    KVCache,
+    PagedBatch,
+    Rope,
+    Routes,
+    SamplingBatch,
+)
 from inferd_kernels.weights import QuantizedWeight
 
 READ_BYTES, FLOAT_ROUNDS, BYTE_ROUNDS = range(3)
@@ -91,7 +100,10 @@ def measure_limits(ops: NativeOps, seconds: float = 0.5) -> Limits:
 def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2, match: str = "") -> Iterator[Measurement]:
     """Every op whose name contains `match`, at the shapes of a small decoder (576 wide, 9 heads of 64 over 3, MLP 1536,
     49,152 tokens)."""
-    for work in itertools.chain(linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)):
+    works = [linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)]
+    if match in "experts":  # they take 350 MB and some seconds to make
+        works.append(experts_work(ops))
+    for work in itertools.chain(*works):
         if match not in work.op:
             continue
         taken = best_time(work.run, seconds)
@@ -120,6 +132,28 @@ def linear_work(ops: NativeOps) -> Iterator[Work]:
                 num_bytes + 4.0 * count * (rows + width),
                 *((operations, 0.0) if kind in ("f32", "bf16") else (0.0, operations)),
             )
+
+
+def experts_work(ops: NativeOps) -> Iterator[Work]:
+    """A layer of Qwen3-30B-A3B in q4_k: 128 experts of 768, 8 per token. Every call goes to other experts."""
+    count, top_k, width, inner = 128, 8, 2048, 768
+    gate_up, down = _weight(ops, "q4_k", 2 * inner, width), _weight(ops, "q4_k", width, inner)
+    experts = ops.prepare_experts((_copy(gate_up) for _ in range(count)), (_copy(down) for _ in range(count)), "silu")
+    per_expert = gate_up.nbytes + down.nbytes
+    for tokens in (1, 4, 16, 512):
+        routes = []
+        for _ in range(64):
+            ids = torch.stack([torch.randperm(count)[:top_k] for _ in range(tokens)]).int()
+            routes.append(Routes(ids, torch.full(ids.shape, 1 / top_k)))
+        visited = sum(route.ids.unique().numel() for route in routes) / len(routes)
+        x = torch.randn(tokens, width)
+        yield Work(
+            "experts q4_k",
+            f"{tokens}x{width}, {top_k} of {count}",
+            partial(_visit, ops, x, experts, itertools.cycle(routes)),
+            visited * per_expert + 8.0 * x.numel(),
+            byte_ops=2.0 * tokens * top_k * 3 * width * inner,
+        )
 
 
 def attention_work(ops: NativeOps) -> Iterator[Work]:
@@ -204,6 +238,10 @@ def sample_work(ops: NativeOps) -> Iterator[Work]:
 
 def _rotate(ops: NativeOps, x: torch.Tensor, copies: Iterator[PackedWeight]) -> torch.Tensor:
     return ops.linear(x, next(copies))
+
+
+def _visit(ops: NativeOps, x: torch.Tensor, experts: ExpertWeights, routes: Iterator[Routes]) -> torch.Tensor:
+    return ops.experts(x, experts, next(routes))
 
 
 def _weight(ops: NativeOps, kind: str, rows: int, width: int) -> PackedWeight:

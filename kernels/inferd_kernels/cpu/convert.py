@@ -3,12 +3,14 @@ tensors behind it must live as long as it is used."""
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from inferd_kernels.cpu import library
+from inferd_kernels.operands import ExpertWeights
 from inferd_kernels.weights import BackendWeight
 
 if TYPE_CHECKING:
@@ -37,6 +39,14 @@ class PackedWeight(BackendWeight):
     @property
     def nbytes(self) -> int:
         return self.blocks.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class NativeExperts(ExpertWeights):
+    """Experts of packed matrices, with their structs in two arrays."""
+
+    gate_up_structs: ctypes.Array[library.Weight]
+    down_structs: ctypes.Array[library.Weight]
 
 
 def native_batch(batch: PagedBatch) -> library.Batch:

@@ -13,6 +13,9 @@ FORMATS = {
     name: index
     for index, name in enumerate(("f32", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"))
 }
+ACTIVATIONS = {
+    name: index for index, name in enumerate(("silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"))
+}
 
 
 class Weight(ctypes.Structure):
@@ -44,8 +47,20 @@ class NormArgs(ctypes.Structure):
     )
 
 
-class SiluMulArgs(ctypes.Structure):
-    _fields_ = (("gate_up", c_void_p), ("out", c_void_p), ("rows", c_int64), ("width", c_int32))
+class ActivateArgs(ctypes.Structure):
+    _fields_ = (
+        *(("x", c_void_p), ("out", c_void_p), ("rows", c_int64)),
+        *(("width", c_int32), ("activation", c_int32), ("gated", c_int32)),
+    )
+
+
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *(("x", c_void_p), ("ids", c_void_p), ("weights", c_void_p), ("gate_up", c_void_p), ("down", c_void_p)),
+        *(("gate_up_bias", c_void_p), ("down_bias", c_void_p), ("y", c_void_p), ("tokens", c_int64)),
+        *(("top_k", c_int32), ("num_experts", c_int32), ("width", c_int32), ("intermediate", c_int32)),
+        ("activation", c_int32),
+    )
 
 
 class Batch(ctypes.Structure):
@@ -129,7 +144,8 @@ OPS = {
     "linear": LinearArgs,
     "embedding": EmbeddingArgs,
     "norm": NormArgs,
-    "silu_mul": SiluMulArgs,
+    "activate": ActivateArgs,
+    "experts": ExpertsArgs,
     "rope_kv": RopeKvArgs,
     "attention": AttentionArgs,
     "sample": SampleArgs,

@@ -17,6 +17,7 @@ from inferd_kernels.cpu.convert import (
     CACHE_TYPES,
     LANES,
     MAX_HEAD_DIM,
+    NativeExperts,
     PackedWeight,
     keys_in_lanes,
     native_attention,
@@ -27,10 +28,19 @@ from inferd_kernels.reference import Ops, dequantize
 from inferd_kernels.weights import BackendWeight, Fp8Weight, QuantizedWeight, WeightRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from inferd_kernels.cpu.engine import NativeEngine
-    from inferd_kernels.operands import Activation, Attention, DecoderLayer, PagedBatch, SamplingBatch, Stack
+    from inferd_kernels.operands import (
+        Activation,
+        Attention,
+        DecoderLayer,
+        ExpertWeights,
+        PagedBatch,
+        Routes,
+        SamplingBatch,
+        Stack,
+    )
     from inferd_kernels.weights import CheckpointWeight, Weight
 
 PANEL_ROWS = LANES  # rows are packed together in such panels
@@ -153,15 +163,58 @@ class NativeOps(Ops):
         self.engine.call("norm", library.NormArgs(*pointers, x.numel() // width, width, eps))
         return out, hidden
 
+    def activate(self, x: torch.Tensor, name: Activation) -> torch.Tensor:
+        if x.dtype != torch.float32 or name in ("gelu", "clamped_swiglu"):  # torch's error function is faster
+            return super().activate(x, name)
+        return self._activated(x, name, gated=False)
+
     def activate_gated(self, gate_up: torch.Tensor, name: Activation) -> torch.Tensor:
-        if gate_up.dtype != torch.float32 or name != "silu":
+        if gate_up.dtype != torch.float32 or name == "gelu":
             return super().activate_gated(gate_up, name)
-        gate_up = gate_up.contiguous()
-        width = gate_up.shape[-1] // 2
-        out = torch.empty((*gate_up.shape[:-1], width), dtype=torch.float32)
-        args = library.SiluMulArgs(gate_up.data_ptr(), out.data_ptr(), out.numel() // max(width, 1), width)
-        self.engine.call("silu_mul", args)
+        return self._activated(gate_up, name, gated=True)
+
+    def _activated(self, x: torch.Tensor, name: Activation, *, gated: bool) -> torch.Tensor:
+        x = x.contiguous()
+        width = x.shape[-1] // (2 if gated else 1)
+        out = torch.empty((*x.shape[:-1], width), dtype=torch.float32)
+        sizes = (out.numel() // max(width, 1), width, library.ACTIVATIONS[name], gated)
+        self.engine.call("activate", library.ActivateArgs(x.data_ptr(), out.data_ptr(), *sizes))
         return out
+
+    def prepare_experts(
+        self,
+        gate_up: Iterable[Weight],
+        down: Iterable[Weight],
+        activation: Activation,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> NativeExperts:
+        if biases is not None:
+            biases = _floats(biases[0]), _floats(biases[1])
+        prepared = super().prepare_experts(gate_up, down, activation, biases, dtype)
+        structs = []
+        for part in (prepared.gate_up, prepared.down):
+            packed = [weight for weight in part if isinstance(weight, PackedWeight)]
+            assert len(packed) == len(part), "the matrices of experts have two dimensions"
+            structs.append((library.Weight * len(packed))(*(weight.native for weight in packed)))
+        fields = (prepared.gate_up, prepared.down, prepared.gate_up_bias, prepared.down_bias, activation)
+        return NativeExperts(*fields, *structs)
+
+    def experts(self, x: torch.Tensor, experts: ExpertWeights, routes: Routes) -> torch.Tensor:
+        assert isinstance(experts, NativeExperts), "experts from prepare_experts"
+        width, intermediate = experts.down[0].shape
+        values, weights, ids = _floats(x), _floats(routes.weights), routes.ids.to(torch.int32).contiguous()
+        if values.shape[-1] != width:
+            raise ValueError(f"x has {values.shape[-1]} columns, the experts {width}")
+        out = torch.empty_like(values)
+        args = library.ExpertsArgs(
+            *(values.data_ptr(), ids.data_ptr(), weights.data_ptr()),
+            *(ctypes.addressof(experts.gate_up_structs), ctypes.addressof(experts.down_structs)),
+            *(_pointer(experts.gate_up_bias), _pointer(experts.down_bias), out.data_ptr(), values.shape[0]),
+            *(ids.shape[1], len(experts.down), width, intermediate, library.ACTIVATIONS[experts.activation]),
+        )
+        self.engine.call("experts", args)
+        return out.to(x.dtype)
 
     def rope_kv_write(self, qkv: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
         if qkv.dtype != torch.float32 or not _native_cache(attention):

@@ -46,11 +46,32 @@ struct NormArgs {
     float eps;
 };
 
-struct SiluMulArgs {
-    const float* gate_up;  // [rows, 2 * width]
-    float* out;            // [rows, width]
+enum Activation : int32_t { kSilu = 0, kGelu, kGeluTanh, kRelu, kRelu2, kClampedSwiglu, kActivations };
+
+struct ActivateArgs {
+    const float* x;  // [rows, width], or with gated [rows, 2 * width], gate | up
+    float* out;      // [rows, width]
     int64_t rows;
     int32_t width;
+    int32_t activation;
+    int32_t gated;
+};
+
+struct ExpertsArgs {
+    const float* x;             // [tokens, width]
+    const int32_t* ids;         // [tokens, top_k]
+    const float* weights;       // [tokens, top_k]
+    const Weight* gate_up;      // per expert [2 intermediate, width]
+    const Weight* down;         // per expert [width, intermediate]
+    const float* gate_up_bias;  // [num_experts, 2 intermediate] or null
+    const float* down_bias;     // [num_experts, width] or null
+    float* y;                   // [tokens, width]
+    int64_t tokens;
+    int32_t top_k;
+    int32_t num_experts;
+    int32_t width;
+    int32_t intermediate;
+    int32_t activation;
 };
 
 struct Batch {
@@ -178,7 +199,8 @@ struct Kernels {
     int (*linear)(Engine*, const LinearArgs&);
     int (*embedding)(Engine*, const EmbeddingArgs&);
     int (*norm)(Engine*, const NormArgs&);
-    int (*silu_mul)(Engine*, const SiluMulArgs&);
+    int (*activate)(Engine*, const ActivateArgs&);
+    int (*experts)(Engine*, const ExpertsArgs&);
     int (*rope_kv)(Engine*, const RopeKvArgs&);
     int (*attention)(Engine*, const AttentionArgs&);
     int (*sample)(Engine*, const SampleArgs&);

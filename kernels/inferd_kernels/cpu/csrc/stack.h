@@ -116,7 +116,7 @@ inline void mlp(Team& team, const StackJob& job, const Layer& layer, int64_t fir
     float* row = job.row_space + team.rank * job.row_floats;
     team_for(team, last - first, [&](int64_t i) {
         const float* gate = job.gate_up + i * 2 * width;
-        silu_mul_row(gate, gate + width, row, width);
+        activate_row<kSilu>(gate, gate + width, row, width);
         store_input(inputs, layer.down, i, row);
     });
     project(team, layer.down, inputs, last - first, job.delta + first * job.args.width);
