@@ -13,6 +13,7 @@ from inferd.blocks.rope import RopeSpec
 
 if TYPE_CHECKING:
     import torch
+    from inferd_kernels.ops import Attention as Operands
     from inferd_kernels.ops import AttentionShape, KVCache, Ops, PagedBatch, QkNorm, Rope
 
     from inferd.blocks.linear import Linear
@@ -161,9 +162,15 @@ class Attention:
         return self.o(ops, attended)
 
     def _over_cache(self, ops: Ops, qkv: torch.Tensor, cache: KVCache, batch: PagedBatch) -> torch.Tensor:
+        operands = self.over(cache)
+        return ops.paged_attention(ops.rope_kv_write(qkv, operands, batch), operands, batch).flatten(1)
+
+    def over(self, cache: KVCache) -> Operands:
+        """What the ops need to know of this block to attend over `cache`."""
+        from inferd_kernels.ops import Attention as Operands
+
         norm = self.qk_norm if self.norm_over == "head" else None
-        q = ops.rope_kv_write(qkv, cache.k, cache.v, batch, self.rope, self.shape, norm, cache.scales)
-        return ops.paged_attention(q, cache.k, cache.v, batch, self.shape, cache.scales).flatten(1)
+        return Operands(self.shape, cache, self.rope, norm, self.sinks)
 
     def _projected(self, ops: Ops, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(q | k | v [T, (Hq + 2 Hk) D], gate [T, Hq D] where there is one)."""

@@ -3,13 +3,12 @@ allocated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import torch
-    from inferd_kernels.ops import KVCache, LatentCache
+    from inferd_kernels.ops import KVCache, LatentCache, Ops
 
 SCALE_BYTES = 4  # float32
 
@@ -35,15 +34,14 @@ class PagedNeed:
         pages: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
-        key_cache: Callable[..., torch.Tensor] | None = None,
+        ops: Ops,
     ) -> KVCache:
-        """Of pages = (blocks, tokens per block). key_cache: `Ops.key_cache`. Memory is taken when it is first
-        written."""
+        """Of pages = (blocks, tokens per block). Memory is taken when it is first written."""
         import torch
         from inferd_kernels.ops import KVCache
 
         shape = (*pages, self.kv_heads, self.head_dim)
-        k = (key_cache or torch.empty)(shape, dtype=dtype, device=device)
+        k = ops.key_cache(shape, dtype, device)
         v = torch.empty(shape, dtype=dtype, device=device)
         if dtype.itemsize > 1:
             return KVCache(k, v)
@@ -65,7 +63,7 @@ class LatentNeed:
         pages: tuple[int, int],
         dtype: torch.dtype,
         device: torch.device,
-        key_cache: Callable[..., torch.Tensor] | None = None,
+        ops: Ops,
     ) -> LatentCache:
         """As PagedNeed.allocate. Raises ValueError for values of 8 bits, which latents are not kept in."""
         import torch

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from inferd.blocks.feed_forward import Activation, FeedForward, FeedForwardSpec, gated
+from inferd.blocks.feed_forward import Activation, FeedForward, FeedForwardSpec
 from inferd.blocks.parameters import Parameter, Share
 
 if TYPE_CHECKING:
     import torch
-    from inferd_kernels.ops import Ops
+    from inferd_kernels.ops import ExpertWeights, Ops, Routes
 
     from inferd.blocks.linear import Linear
     from inferd.blocks.source import BlockSource
@@ -84,38 +84,47 @@ class ExpertsSpec:
         return self.num_experts + 3 * self.router.top_k * len(share.inner(self.intermediate_size)) + shared
 
     def load(self, source: BlockSource, share: Share) -> Experts:
-        experts = range(self.num_experts)
         return Experts(
             spec=self,
             router=source.linear("router"),
             correction=source.vector("correction").float() if self.router.has_correction else None,
-            up=tuple(source.linear("experts.gate", "experts.up", expert=expert) for expert in experts),
-            down=tuple(source.linear("experts.down", expert=expert) for expert in experts),
+            experts=self._load_experts(source, share),
             shared=None if self.shared is None else self.shared.load(source.part("shared."), share),
             shared_gate=source.linear("shared_gate") if self.has_shared_gate else None,
             reduce=source.reduce,
-            adds_bias=share.rank == 0,
+        )
+
+    def _load_experts(self, source: BlockSource, share: Share) -> ExpertWeights:
+        """Of the biases behind the down projections one rank adds all: the others' are zero."""
+        names, experts = ("experts.gate", "experts.up"), range(self.num_experts)
+        biases = None
+        if self.has_bias:
+            up, down = (source.biases(self.num_experts, *each) for each in (names, ("experts.down",)))
+            biases = up, down if share.rank == 0 else down * 0
+        return source.ops.prepare_experts(
+            (source.expert_matrix(expert, *names) for expert in experts),
+            (source.expert_matrix(expert, "experts.down") for expert in experts),
+            self.activation,
+            biases,
+            source.dtype,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """The experts of one rank: of each expert its part of the intermediate size. up holds gate | up rows."""
+    """The experts of one rank: of each expert its part of the intermediate size."""
 
     spec: ExpertsSpec
     router: Linear
     correction: torch.Tensor | None  # [n] float32
-    up: tuple[Linear, ...]
-    down: tuple[Linear, ...]
+    experts: ExpertWeights
     shared: FeedForward | None
     shared_gate: Linear | None
     reduce: Callable[[torch.Tensor], torch.Tensor] | None
-    adds_bias: bool  # of the down projections, which the sum over the ranks may hold once
 
     def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
         """x [T, E] -> [T, E]."""
-        chosen, weights = self.route(ops, x)
-        out = self._visited(ops, x, chosen, weights)
+        out = ops.experts(x, self.experts, self.route(ops, x))
         if self.reduce is not None:
             out = self.reduce(out)
         if self.shared is None:
@@ -123,11 +132,14 @@ class Experts:
         shared = self.shared(ops, x)
         return out + (shared if self.shared_gate is None else shared * self.shared_gate(ops, x).sigmoid())
 
-    def route(self, ops: Ops, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(experts [T, k] int64, weights [T, k] float32) of each token."""
-        spec = self.spec.router
-        logits = self.router(ops, x).float()
-        scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
+    def route(self, ops: Ops, x: torch.Tensor) -> Routes:
+        """The experts of each token x [T, E], and their weights."""
+        from inferd_kernels.ops import Routes
+
+        spec, logits = self.spec.router, self.router(ops, x)
+        if spec.scores == "softmax" and spec.num_groups == 1 and self.correction is None and spec.scale == 1.0:
+            return ops.route(logits, spec.top_k, spec.is_normalized)
+        scores = logits.float().softmax(-1) if spec.scores == "softmax" else logits.float().sigmoid()
         ranked = scores if self.correction is None else scores + self.correction
         if spec.num_groups > 1:
             ranked = self._within_groups(ranked)
@@ -135,7 +147,7 @@ class Experts:
         weights = scores.gather(1, chosen)
         if spec.is_normalized:
             weights = weights / weights.sum(-1, keepdim=True)
-        return chosen, weights * spec.scale if spec.scale != 1.0 else weights
+        return Routes(chosen.int(), weights * spec.scale)
 
     def _within_groups(self, ranked: torch.Tensor) -> torch.Tensor:
         """The scores [T, n] of experts of the best groups; the others can no longer be chosen."""
@@ -145,15 +157,3 @@ class Experts:
         kept = best.topk(spec.top_groups, dim=-1).indices
         is_kept = best.new_zeros(best.shape).scatter(1, kept, 1.0).unsqueeze(2)
         return groups.masked_fill(is_kept == 0, float("-inf")).flatten(1)
-
-    def _visited(self, ops: Ops, x: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The weighted sum over each token's experts. A token's terms are added in the order of the experts, whatever
-        other tokens there are."""
-        out = x.new_zeros(x.shape)
-        for expert in chosen.unique().tolist():
-            rows, places = (chosen == expert).nonzero(as_tuple=True)
-            inner = gated(ops, self.up[expert](ops, x[rows]), self.spec.activation)
-            down = self.down[expert]
-            product = (down if self.adds_bias else replace(down, bias=None))(ops, inner)
-            out.index_add_(0, rows, product * weights[rows, places].unsqueeze(1).to(x.dtype))
-        return out

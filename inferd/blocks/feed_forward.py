@@ -16,10 +16,7 @@ if TYPE_CHECKING:
     from inferd.blocks.linear import Linear
     from inferd.blocks.source import BlockSource
 
-# clamped_swiglu: g * sigmoid(1.702 g) * (u + 1) of a gate g cut at 7 and of u cut at -7 and 7 (gpt-oss).
 Activation: TypeAlias = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"]
-CLAMP = 7.0
-CLAMPED_SLOPE = 1.702
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +64,4 @@ class FeedForward:
         inner = self.up(ops, x)
         if not self.is_gated:
             return self.down(ops, ops.activate(inner, self.activation))
-        return self.down(ops, gated(ops, inner, self.activation))
-
-
-def gated(ops: Ops, gate_up: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """gate | up [T, 2I] -> activation(gate) * up [T, I]."""
-    if activation == "silu":
-        return ops.silu_mul(gate_up)
-    gate, up = gate_up.chunk(2, dim=-1)
-    if activation == "clamped_swiglu":
-        gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
-        return gate * (gate * CLAMPED_SLOPE).sigmoid() * (up + 1)
-    return ops.activate(gate, activation) * up
+        return self.down(ops, ops.activate_gated(inner, self.activation))

@@ -133,7 +133,7 @@ class Layer:
             return None
         if feed.activation != "silu" or not feed.is_gated or feed.up.bias is not None or feed.down.bias is not None:
             return None
-        if mixer.sinks is not None or mixer.has_gate or mixer.norm_over == "vector":
+        if mixer.has_gate or mixer.norm_over == "vector":
             return None
         if any(matrix.reduce is not None for matrix in (mixer.o, feed.down)):
             return None
@@ -147,14 +147,9 @@ class Layer:
             down=feed.down.parts,
             attention_norm=mixer_norm.weight,
             mlp_norm=feed_forward_norm.weight,
-            k_cache=cache.k,
-            v_cache=cache.v,
-            shape=mixer.shape,
-            rope=mixer.rope,
-            qk_norm=mixer.qk_norm,
+            attention=mixer.over(cache),
             qkv_bias=mixer.qkv.bias,
             o_bias=mixer.o.bias,
-            kv_scales=cache.scales,
         )
 
     def _is_plain(self) -> bool:
@@ -186,12 +181,14 @@ def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None,
 
     One call into the backend where it computes whole stacks of this pattern, else a loop over the layers.
     """
-    if ops.decoder_stack is not None and layers:
+    if layers:
         fused = [layer.fused(cache) for layer, cache in zip(layers, caches, strict=True)]
         whole = [layer for layer in fused if layer is not None]
         epsilons = {layer.mixer_norm.eps for layer in layers if layer.mixer_norm is not None}
         if len(whole) == len(fused) and len(epsilons) == 1:
-            return ops.decoder_stack(whole, epsilons.pop())
+            stack = ops.decoder_stack(whole, epsilons.pop())
+            if stack is not None:
+                return stack
     return partial(run_layers, ops, layers, caches)
 
 

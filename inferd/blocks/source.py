@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
     from inferd_kernels.ops import Ops, Rope
+    from inferd_kernels.weights import Weight
 
     from inferd.blocks.linear import Linear
     from inferd.blocks.rope import RopeSpec
@@ -19,8 +20,18 @@ class BlockSource(Protocol):
     @property
     def ops(self) -> Ops: ...
 
-    def linear(self, *names: str, expert: int = 0) -> Linear:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+
+    def linear(self, *names: str) -> Linear:
         """The matrices `names`, fused along their rows, with their biases where the block has declared them."""
+
+    def expert_matrix(self, expert: int, *names: str) -> Weight:
+        """The matrices `names` of one expert, fused along their rows, for `Ops.prepare_experts`."""
+
+    def biases(self, num_experts: int, *names: str) -> torch.Tensor:
+        """The biases of all experts, [experts, size] float32, fused like their matrices."""
 
     def row_parallel(self, name: str) -> Linear:
         """A matrix of which this rank may hold some input columns: the ranks' products are summed."""

@@ -200,9 +200,7 @@ def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerCo
 
 
 def build_model(model: LoadedModel, num_blocks: int, block_size: int) -> Model:
-    caches = allocate_caches(
-        model.cache_needs, (num_blocks, block_size), model.kv_dtype, model.device, model.ops.key_cache
-    )
+    caches = allocate_caches(model.cache_needs, (num_blocks, block_size), model.kv_dtype, model.device, model.ops)
     return Model(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
 
 
@@ -262,7 +260,7 @@ def resolve_ops(config: DeviceConfig, device: torch.device) -> Ops:
         ops = load_ops(device.type, config.kernel_backend, config.threads)
     except ValueError as error:
         raise StartupError(str(error)) from None
-    if ops.decoder_stack is not None:
+    if ops.has_threads:
         torch.set_num_threads(1)  # the backend has threads of its own; two teams would spin against each other
     return ops
 
@@ -280,12 +278,12 @@ def allocate_caches(
     pages: tuple[int, int],
     dtype: torch.dtype,
     device: torch.device,
-    key_cache: Callable[..., torch.Tensor] | None = None,
+    ops: Ops,
 ) -> tuple[Cache | None, ...]:
     """The cache of each layer, `pages` (blocks, tokens per block) of them, with scales where values have 8 bits;
-    memory is taken when first written. key_cache: `Ops.key_cache`."""
+    memory is taken when first written."""
     try:
-        return tuple(None if need is None else need.allocate(pages, dtype, device, key_cache) for need in needs)
+        return tuple(None if need is None else need.allocate(pages, dtype, device, ops) for need in needs)
     except ValueError as error:
         raise StartupError(f"kv-cache-dtype: {error}") from None
     except RuntimeError as error:

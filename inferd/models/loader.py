@@ -128,6 +128,12 @@ class Loader:
         self._bytes_held += sum(part.nbytes for part in loaded)
         return loaded
 
+    def joined(self, parts: list[Extract]) -> Weight:
+        """One matrix of all parts."""
+        weight = self._matrices.joined(parts)
+        self._bytes_held += weight.nbytes
+        return weight
+
     def floats(self, part: Extract) -> torch.Tensor:
         """A matrix, dequantized, in the model's dtype."""
         weight = self._reader.read(part)
@@ -175,11 +181,22 @@ class ParameterSource:
     def ops(self) -> Ops:
         return self.loader.ops
 
-    def linear(self, *names: str, expert: int = 0) -> Linear:
-        parts = [self._extract(f"{name}.weight", expert) for name in names]
-        biased = [name for name in names if f"{self.prefix}{name}.bias" in self.parameters]
-        biases = [self._extract(f"{name}.bias", expert) for name in biased]
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.loader.dtype
+
+    def linear(self, *names: str) -> Linear:
+        parts = [self._extract(f"{name}.weight") for name in names]
+        biases = [self._extract(f"{name}.bias") for name in names if f"{self.prefix}{name}.bias" in self.parameters]
         return Linear(self.loader.matrix(parts, self.layer is None), self.loader.vector(biases) if biases else None)
+
+    def expert_matrix(self, expert: int, *names: str) -> Weight:
+        return self.loader.joined([self._extract(f"{name}.weight", expert) for name in names])
+
+    def biases(self, num_experts: int, *names: str) -> torch.Tensor:
+        experts = range(num_experts)
+        rows = [self.loader.vector([self._extract(f"{name}.bias", expert) for name in names]) for expert in experts]
+        return torch.stack(rows).float()
 
     def row_parallel(self, name: str) -> Linear:
         return replace(self.linear(name), reduce=self.reduce)

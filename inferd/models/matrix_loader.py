@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from inferd_kernels.ops import Ops
 from inferd_kernels.quantize import quantize
-from inferd_kernels.reference import quantize_rows
+from inferd_kernels.reference import dequantize, quantize_rows
 from inferd_kernels.weights import CheckpointWeight, Fp8Weight, QuantizedWeight, Weight, WeightRows
 
 from inferd.config import Quantization
@@ -47,10 +47,21 @@ class MatrixLoader:
         joined = _concatenate(prepared)
         return (joined,) if joined is not None else tuple(prepared)
 
+    def joined(self, parts: Sequence[Extract]) -> CheckpointWeight | Fp8Weight:
+        """One matrix of all parts, not yet prepared: in their format if they have one, else as floats."""
+        raw = [self.reader.read(part) for part in parts]
+        with _naming(parts[0]):
+            fused = _concatenate(raw)
+            if fused is None:
+                floats = [part if isinstance(part, torch.Tensor) else dequantize(part) for part in raw]
+                fused = torch.cat([part.to(self.dtype) for part in floats])
+            converted = self._converted(fused, self.quantization)
+        return converted if isinstance(converted, QuantizedWeight) else converted.to(self.device)
+
     def _comes_in_blocks(self, parts: Sequence[Extract], kind: Quantization | None) -> bool:
         """Whether the parts are one matrix whose rows can be prepared without having seen the others."""
         formats = {part.record.format for part in parts}
-        if self.ops.pack_rows is None:
+        if not self.ops.packs_blocks:
             return False
         if formats <= FLOAT_FORMATS.keys():
             # q4 is the better of two formats for the whole matrix; no backend that packs takes fp8.
@@ -59,7 +70,6 @@ class MatrixLoader:
 
     def _packed(self, parts: Sequence[Extract], kind: Quantization | None) -> Weight:
         """Read and packed some rows at a time: a whole embedding twice would be a good part of a shard."""
-        assert self.ops.pack_rows is not None
         blocks = (self._converted(block, kind) for part in parts for block in self.reader.blocks(part))
         rows = WeightRows((sum(part.shape[0] for part in parts), parts[0].shape[1]), blocks)
         with _naming(parts[0]):

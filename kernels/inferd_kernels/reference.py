@@ -1,33 +1,370 @@
-"""The torch reference of every op: the definition the other backends are tested against, and the portable path."""
+"""The torch reference of every op: the definition the other backends are tested against, and the portable path.
+
+One class holds all ops: a method's signature, shapes, formula and source stand in one place. A backend subclasses it
+and overrides the methods it is faster at, to the same results within its arithmetic's rounding.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from types import FunctionType
 
 import torch
 import torch.nn.functional as F
 
-from inferd_kernels.ops import AttentionShape
-from inferd_kernels.weights import Fp8Weight, QuantizedWeight, Weight
-
-if TYPE_CHECKING:
-    from inferd_kernels.ops import LatentCache, PagedBatch, QkNorm, Rope, SamplingBatch
+from inferd_kernels.operands import (
+    Activation,
+    Attention,
+    AttentionShape,
+    DecoderLayer,
+    ExpertWeights,
+    LatentCache,
+    PagedBatch,
+    Rope,
+    Routes,
+    SamplingBatch,
+    Stack,
+)
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight, Weight, WeightRows, concatenate
 
 PHILOX_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 PHILOX_WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK32 = 0xFFFFFFFF
-QUANTIZATIONS = ("q4", "q8", "fp8")  # of weights at load; computed on as floats
-CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
 SCALE_FLOOR = 2.0**-100  # a row of zeros is divided by a number, and stays zero
 LIMITS = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of clamped_swiglu, as gpt-oss was trained
 
 
-def prepare_weight(weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
-    """Dequantize to `dtype`: torch has no matmul over ggml blocks. Float tensors pass unchanged."""
-    if isinstance(weight, Fp8Weight):
-        return dequantize_fp8(weight, dtype)
-    return dequantize(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
+class Ops:
+    """Every op. A row's result does not depend on its neighbours in the batch, except in torch's own matmuls.
+
+    A backend without an op of its own inherits it from here; `backends` tells which it has.
+    """
+
+    label = "reference"
+    # The backend computes on threads of its own: torch's would only spin beside them.
+    has_threads = False
+    # `pack_rows` holds no more than a block of a matrix beside the result, so loading in blocks saves memory.
+    packs_blocks = False
+
+    @property
+    def backends(self) -> Mapping[str, str]:
+        """The label of the class that computes each op, by the op's name."""
+        names = [name for name, value in vars(Ops).items() if isinstance(value, FunctionType)]
+        owners = {name: next(kind for kind in type(self).__mro__ if name in vars(kind)) for name in names}
+        return {
+            name: self.label if owner is type(self) else owner.label
+            for name, owner in owners.items()
+            if issubclass(owner, Ops)
+        }
+
+    @property
+    def cache_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of KV caches that rope_kv_write and paged_attention take."""
+        return (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int8)
+
+    @property
+    def quantizations(self) -> tuple[str, ...]:
+        """Of weights at load, that linear and embedding compute on; the reference computes on them as floats."""
+        return ("q4", "q8", "fp8")
+
+    # Weights, once at load
+
+    def prepare_weight(self, weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
+        """A matrix [N,K] in the layout that `linear` and `embedding` of this backend read.
+
+        Here: dequantized to `dtype`, for torch has no matmul over ggml blocks. Float tensors pass unchanged.
+        """
+        if isinstance(weight, Fp8Weight):
+            return dequantize_fp8(weight, dtype)
+        return dequantize(weight, dtype) if isinstance(weight, QuantizedWeight) else weight
+
+    def pack_rows(self, rows: WeightRows, dtype: torch.dtype = torch.float32) -> Weight:
+        """prepare_weight of a matrix [N,K] that comes in blocks of rows. Here: of the blocks, concatenated."""
+        return self.prepare_weight(concatenate(list(rows.blocks)), dtype)
+
+    def prepare_experts(
+        self,
+        gate_up: Iterable[Weight],
+        down: Iterable[Weight],
+        activation: Activation,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> ExpertWeights:
+        """The experts of a layer in the layout that `experts` reads. Each matrix is taken from its iterable once.
+
+        gate_up per expert [2I,E], down per expert [E,I], as for prepare_weight; biases: gate_up's [n,2I], down's [n,E].
+        """
+        first, second = (tuple(self.prepare_weight(weight, dtype) for weight in part) for part in (gate_up, down))
+        assert len(first) == len(second), f"{len(first)} experts have gate_up, {len(second)} down"
+        gate_up_bias, down_bias = biases or (None, None)
+        return ExpertWeights(first, second, gate_up_bias, down_bias, activation)
+
+    def key_cache(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A K cache of `shape` [blocks,P,Hk,D], not initialized, in the order of memory this backend reads fastest.
+
+        Strides are no part of an op's contract: every op takes both orders.
+        """
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    # Matrices and rows
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """x [T,K] @ weight [N,K]^T + bias [N] -> [T,N], the weight from prepare_weight."""
+        assert isinstance(weight, torch.Tensor), "torch multiplies with float weights"
+        return F.linear(x, weight, bias)
+
+    def embedding(self, ids: torch.Tensor, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+        """Rows `ids` [T] int64 of weight [V,E], from prepare_weight, -> [T,E] in `dtype`."""
+        assert isinstance(weight, torch.Tensor), "torch looks up float weights"
+        return F.embedding(ids, weight).to(dtype)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (Zhang & Sennrich 2019).
+
+        The normalized value is rounded to x.dtype before the product, as Llama checkpoints were trained.
+        """
+        values = x.float()
+        normed = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
+        return weight * normed.to(x.dtype)
+
+    def add_rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """h = residual + x rounded to storage; (rms_norm(h), h)."""
+        hidden = residual + x
+        return self.rms_norm(hidden, weight, eps), hidden
+
+    def add_layer_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> torch.Tensor:
+        """y = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension, h = residual + x, in float32
+        (Ba et al. 2016)."""
+        hidden = x if residual is None else residual + x
+        normed = F.layer_norm(hidden.float(), hidden.shape[-1:], weight.float(), bias.float(), eps)
+        return normed.to(x.dtype)
+
+    def activate(self, x: torch.Tensor, name: Activation) -> torch.Tensor:
+        """f(x) for x [T,I]: silu x / (1 + e^-x); gelu x Phi(x) by the error function; gelu_tanh its tanh approximation
+        (Hendrycks & Gimpel 2016); relu max(x, 0); relu2 its square (So et al. 2021).
+
+        Raises ValueError for clamped_swiglu, which needs a gate.
+        """
+        if name == "silu":
+            return F.silu(x)
+        if name == "relu":
+            return F.relu(x)
+        if name == "relu2":
+            return F.relu(x).square()
+        if name in ("gelu", "gelu_tanh"):
+            return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
+        raise ValueError(f"activation {name!r} does not work without a gate")
+
+    def activate_gated(self, gate_up: torch.Tensor, name: Activation) -> torch.Tensor:
+        """f(gate) * up for gate_up [T,2I] = gate | up -> [T,I] (Shazeer 2020), f as in `activate`.
+
+        clamped_swiglu (gpt-oss): x = min(gate, 7), u = up in [-7, 7], result (u + 1) x / (1 + e^(-1.702 x)).
+        """
+        gate, up = gate_up.chunk(2, dim=-1)
+        if name != "clamped_swiglu":
+            return self.activate(gate, name) * up
+        gate, up = gate.clamp(max=SWIGLU_LIMIT), up.clamp(-SWIGLU_LIMIT, SWIGLU_LIMIT)
+        return (up + 1) * (gate * torch.sigmoid(gate * SWIGLU_ALPHA))
+
+    # Experts
+
+    def route(self, logits: torch.Tensor, top_k: int, renormalize: bool) -> Routes:
+        """The top_k experts of each token by the softmax of router logits [T,n], largest first, ties to the lowest one.
+
+        renormalize: the weights of a token sum to 1 (Mixtral, Qwen3-MoE); else they are the softmax over all experts.
+        """
+        masses = logits.float().softmax(-1)
+        ids = logits.float().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        weights = masses.gather(1, ids)
+        return Routes(ids.int(), weights / weights.sum(-1, keepdim=True) if renormalize else weights)
+
+    def experts(self, x: torch.Tensor, experts: ExpertWeights, routes: Routes) -> torch.Tensor:
+        """y = sum over the k choices of weight * (down[e] activate_gated(gate_up[e] x + b) + c), x [T,E] -> [T,E].
+
+        b and c are the biases of expert e, if any (Shazeer et al. 2017). The sum is in float32, in the order of the
+        choices. Raises IndexError for an expert that is not there.
+        """
+        parts = torch.zeros((*routes.ids.shape, x.shape[1]), dtype=torch.float32, device=x.device)
+        for index in routes.ids.unique().tolist():
+            if not 0 <= index < len(experts.down):
+                raise IndexError(f"expert {index} of {len(experts.down)}")
+            tokens, choices = (routes.ids == index).nonzero(as_tuple=True)
+            first, second = (
+                None if bias is None else bias[index].to(x.dtype) for bias in (experts.gate_up_bias, experts.down_bias)
+            )
+            inner = self.linear(x[tokens], experts.gate_up[index], first)
+            out = self.linear(self.activate_gated(inner, experts.activation), experts.down[index], second)
+            parts[tokens, choices] = out.float()
+        return (parts * routes.weights.unsqueeze(-1)).sum(1).to(x.dtype)
+
+    # Attention
+
+    def rope_kv_write(self, qkv: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
+        """Split qkv [T,(Hq+2Hk)D], norm and rotate q and k, write k and v at batch.slots; returns q [T,Hq,D].
+
+        A cache with scales is fp8 e4m3 or int8, quantized per token and KV head.
+        """
+        shape, cache, norm = attention.shape, attention.cache, attention.qk_norm
+        heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).split((heads, kv_heads, kv_heads), dim=1)
+        if norm is not None:
+            q, k = self.rms_norm(q, norm.q_weight, norm.eps), self.rms_norm(k, norm.k_weight, norm.eps)
+        if attention.rope is not None:
+            q, k = rotate(q, attention.rope, batch.positions), rotate(k, attention.rope, batch.positions)
+        kept = batch.slots >= 0
+        slots = batch.slots[kept]
+        places = slots // cache.k.shape[1], slots % cache.k.shape[1]
+        for side, (held, rows) in enumerate(((cache.k, k[kept]), (cache.v, v[kept]))):
+            if cache.scales is None:
+                held[places] = rows.to(held.dtype)
+            else:
+                values, scale = quantize_rows(rows, held.dtype)
+                _bytes(held)[places] = _bytes(values)
+                cache.scales[side][places] = scale
+        return q
+
+    def paged_attention(self, q: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
+        """Causal attention of q [T,Hq,D] over each sequence's pages -> [T,Hq,D].
+
+        Query row r of sequence i sits at position p = batch.positions[r] and sees keys j with p - window < j <= p.
+        softmax(cap tanh(scale q k / cap)) v, with a cap (Gemma 2); a head's sink adds e^sink to the denominator.
+        Rows of a sequence without context are 0.
+        """
+        out = torch.empty_like(q)
+        starts, cache = batch.cu_seqlens.tolist(), attention.cache
+        page = cache.k.shape[1]
+        k_scale, v_scale = cache.scales or (None, None)
+        for index, seq_len in enumerate(batch.seq_lens.tolist()):
+            rows = slice(starts[index], starts[index + 1])
+            if rows.start == rows.stop:
+                continue
+            if seq_len == 0:  # a padded row of a decode batch
+                out[rows] = 0
+                continue
+            blocks = batch.block_tables[index, : -(-seq_len // page)].long()
+            keys = _gather(cache.k, k_scale, blocks, seq_len).to(q.dtype)
+            values = _gather(cache.v, v_scale, blocks, seq_len).to(q.dtype)
+            out[rows] = _attend(q[rows], keys, values, seq_len, attention.shape, attention.sinks)
+        return out
+
+    def self_attention(self, qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
+        """Attention of packed sequences over themselves, in both directions, without a cache -> [T,Hq,D].
+
+        Sequence i is the rows cu_seqlens[i]:cu_seqlens[i+1] of qkv [T,(Hq+2Hk)D].
+        """
+        heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
+        q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).transpose(0, 1).split((heads, kv_heads, kv_heads))
+        out = qkv.new_empty((qkv.shape[0], heads, dim))
+        starts = cu_seqlens.tolist()
+        for start, end in pairwise(starts):
+            query, keys, values = (part[None, :, start:end] for part in (q, k, v))
+            attended = F.scaled_dot_product_attention(
+                query, keys, values, scale=shape.scale, enable_gqa=heads != kv_heads
+            )
+            out[start:end] = attended[0].transpose(0, 1)
+        return out
+
+    # Latent attention
+
+    def rotate(self, x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of x [T,H,D] at positions [T], half-split form (Su et al. 2021), in float32."""
+        return rotate(x, rope, positions)
+
+    def write_latents(self, rows: torch.Tensor, cache: LatentCache, batch: PagedBatch) -> None:
+        """Rows [T,size] into `cache` at batch.slots; -1 writes nothing."""
+        kept = batch.slots >= 0
+        slots, page = batch.slots[kept], cache.latents.shape[1]
+        cache.latents[slots // page, slots % page] = rows[kept].to(cache.latents.dtype)
+
+    def latent_attention(
+        self, q: torch.Tensor, cache: LatentCache, batch: PagedBatch, rank: int, scale: float
+    ) -> torch.Tensor:
+        """Causal attention of q [T,H,D] over the cached vectors [D] of each sequence, which are one key for all heads
+        and whose first `rank` values are its value (the absorbed form of DeepSeek-V2's latent attention, 2024)
+        -> [T,H,rank]."""
+        out = q.new_empty((*q.shape[:2], rank))
+        shape = AttentionShape(q.shape[1], 1, q.shape[2], scale)
+        starts, page = batch.cu_seqlens.tolist(), cache.latents.shape[1]
+        for index, seq_len in enumerate(batch.seq_lens.tolist()):
+            rows = slice(starts[index], starts[index + 1])
+            if seq_len == 0:  # a padded row of a decode batch
+                out[rows] = 0
+            elif rows.start < rows.stop:
+                blocks = batch.block_tables[index, : -(-seq_len // page)].long()
+                keys = cache.latents[blocks].flatten(0, 1)[:seq_len].unsqueeze(1).to(q.dtype)
+                out[rows] = _attend(q[rows], keys, keys[..., :rank], seq_len, shape)
+        return out
+
+    def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> Stack | None:
+        """All layers in one call: run(hidden [T,E] float32, batch) -> [T,E], embeddings in, the residual stream before
+        the final norm out, over hidden where it is contiguous.
+
+        None where the backend has no such call for these layers: then the caller goes op by op.
+        """
+        return None
+
+    # Caches and logits
+
+    def copy_blocks(self, cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
+        """cache[destinations[i]] = cache[sources[i]], all at the same time: no destination is a source, nor a second
+        time a destination."""
+        cache = _bytes(cache) if cache.element_size() == 1 else cache
+        cache[destinations] = cache[sources]
+
+    def penalize(
+        self,
+        logits: torch.Tensor,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
+        counts: torch.Tensor,
+        repetition: torch.Tensor,
+        presence: torch.Tensor,
+        frequency: torch.Tensor,
+    ) -> None:
+        """In place on rows [R] int32 of logits [S,V] float32, at tokens [R,L] int32 (distinct in a row, -1 pads).
+
+        l' = (l / repetition if l > 0 else l * repetition) - frequency * count - presence * [count > 0] (Keskar et al.
+        2019; OpenAI), counts [R,L] int32 occurrences in the output: 0 is a token of the prompt alone. Penalties [R]
+        float32.
+        """
+        rows = rows.long()
+        listed = tokens >= 0
+        at = torch.where(listed, tokens, 0).long()
+        values = logits[rows.unsqueeze(1), at]
+        rate = repetition.unsqueeze(1)
+        values = torch.where(values > 0, values / rate, values * rate)
+        values = values - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * (counts > 0)
+        spread = rows.unsqueeze(1).expand_as(at)
+        logits[spread[listed], at[listed]] = values[listed]
+
+    def mask_tokens(self, logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
+        """In place: -inf in rows [R] int32 of logits [S,V] where bit token % 32 of bits [R, ceil(V/32)] int32, word
+        token // 32, is 0."""
+        spread = bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=bits.device) & 1
+        refused = spread.flatten(1)[:, : logits.shape[1]] == 0
+        logits[rows.long()] = logits[rows.long()].masked_fill(refused, float("-inf"))
+
+    def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
+        """One token id per row of logits [S,V]: argmax where temperature is 0, else Gumbel-max over the kept tokens.
+
+        argmax(logits / temperature + Gumbel noise) draws from the softmax (Gumbel 1954; Maddison et al. 2014), so no
+        sum over the vocabulary is needed and shards can each keep their own maximum.
+        """
+        if batch.all_greedy:
+            return logits.argmax(-1)
+        out = logits.argmax(-1)
+        rows = (batch.temperature > 0).nonzero().flatten()
+        scaled = logits[rows].float() / batch.temperature[rows].unsqueeze(1)
+        scaled = filter_logits(scaled, batch.top_k[rows], batch.top_p[rows], batch.min_p[rows])
+        noise = gumbel_noise(logits.shape[1], batch.seeds[rows], batch.choices[rows], batch.positions[rows])
+        out[rows] = (scaled + noise).argmax(-1)
+        return out
 
 
 def dequantize(weight: QuantizedWeight, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -51,34 +388,6 @@ def dequantize_fp8(weight: Fp8Weight, dtype: torch.dtype, rows: torch.Tensor | N
     return (values.view(weight.values.dtype).float() * scale.unsqueeze(1)).to(dtype)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [T,K] @ weight [N,K]^T + bias [N] -> [T,N]."""
-    return F.linear(x, weight, bias)
-
-
-def embedding(ids: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Rows `ids` [T] of weight [V,E] -> [T,E] in `dtype`."""
-    return F.embedding(ids, weight).to(dtype)
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last dimension, in float32 (Zhang & Sennrich 2019).
-
-    The normalized value is rounded to x.dtype before the product, as Llama checkpoints were trained.
-    """
-    values = x.float()
-    normed = values * torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * normed.to(x.dtype)
-
-
-def add_rms_norm(
-    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """h = residual + x rounded to storage; (rms_norm(h), h)."""
-    hidden = residual + x
-    return rms_norm(hidden, weight, eps), hidden
-
-
 def rotate(x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor:
     """Rotary embedding of x [T,H,D] at positions [T], half-split form (Su et al. 2021), in float32."""
     half = rope.rotary_dim // 2
@@ -86,40 +395,6 @@ def rotate(x: torch.Tensor, rope: Rope, positions: torch.Tensor) -> torch.Tensor
     values = x.float()
     first, second, rest = values.split((half, half, x.shape[-1] - rope.rotary_dim), dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
-
-
-def rope_kv_write(  # noqa: PLR0913 - the op's operands
-    qkv: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    batch: PagedBatch,
-    rope: Rope | None,
-    shape: AttentionShape,
-    qk_norm: QkNorm | None = None,
-    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Split qkv [T,(Hq+2Hk)D], norm and rotate q and k, write k and v at batch.slots; returns q [T,Hq,D].
-
-    With kv_scales [blocks,P,Hk] float32 the caches are fp8 e4m3 or int8, quantized per token and KV head.
-    """
-    heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).split((heads, kv_heads, kv_heads), dim=1)
-    if qk_norm is not None:
-        q = rms_norm(q, qk_norm.q_weight, qk_norm.eps)
-        k = rms_norm(k, qk_norm.k_weight, qk_norm.eps)
-    if rope is not None:
-        q, k = rotate(q, rope, batch.positions), rotate(k, rope, batch.positions)
-    kept = batch.slots >= 0
-    slots = batch.slots[kept]
-    places = slots // k_cache.shape[1], slots % k_cache.shape[1]
-    for side, (cache, rows) in enumerate(((k_cache, k[kept]), (v_cache, v[kept]))):
-        if kv_scales is None:
-            cache[places] = rows.to(cache.dtype)
-        else:
-            values, scale = quantize_rows(rows, cache.dtype)
-            _bytes(cache)[places] = _bytes(values)
-            kv_scales[side][places] = scale
-    return q
 
 
 def quantize_rows(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,37 +415,6 @@ def _bytes(values: torch.Tensor) -> torch.Tensor:
     return values.view(torch.uint8)
 
 
-def paged_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    batch: PagedBatch,
-    shape: AttentionShape,
-    kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> torch.Tensor:
-    """Causal attention of q [T,Hq,D] over each sequence's pages -> [T,Hq,D].
-
-    Query row r of sequence i sits at position p = batch.positions[r] and sees keys j with p - window < j <= p.
-    kv_scales as in rope_kv_write.
-    """
-    out = torch.empty_like(q)
-    starts = batch.cu_seqlens.tolist()
-    page = k_cache.shape[1]
-    for index, seq_len in enumerate(batch.seq_lens.tolist()):
-        rows = slice(starts[index], starts[index + 1])
-        if rows.start == rows.stop:
-            continue
-        if seq_len == 0:  # a padded row of a decode batch
-            out[rows] = 0
-            continue
-        blocks = batch.block_tables[index, : -(-seq_len // page)].long()
-        k_scale, v_scale = kv_scales or (None, None)
-        keys = _gather(k_cache, k_scale, blocks, seq_len).to(q.dtype)
-        values = _gather(v_cache, v_scale, blocks, seq_len).to(q.dtype)
-        out[rows] = _attend(q[rows], keys, values, seq_len, shape)
-    return out
-
-
 def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
     """The first seq_len rows [seq_len,Hk,D] of the pages `blocks`; float32 from an 8-bit cache."""
     if scale is None:
@@ -180,19 +424,24 @@ def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tenso
 
 
 def _attend(
-    q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, seq_len: int, shape: AttentionShape
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    seq_len: int,
+    shape: AttentionShape,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The last q.shape[0] positions of one sequence against its keys and values [seq_len,Hk,D]."""
     length = q.shape[0]
     query = q.transpose(0, 1).unsqueeze(0)
     keys, values = keys.transpose(0, 1).unsqueeze(0), values.transpose(0, 1).unsqueeze(0)
-    gqa = shape.num_heads != shape.num_kv_heads
-    if shape.softcap:
-        return _attend_softcap(query, keys, values, shape, _mask(length, seq_len, shape.window, q.device))
-    mask = None
-    if length > 1 or shape.window:
+    if shape.softcap or sinks is not None:
         mask = _mask(length, seq_len, shape.window, q.device)
-    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=shape.scale, enable_gqa=gqa)
+        return _attend_scores(query, keys, values, shape, sinks, mask)
+    sees_all = length == 1 and not shape.window
+    visible = None if sees_all else _mask(length, seq_len, shape.window, q.device)
+    gqa = shape.num_heads != shape.num_kv_heads
+    out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, scale=shape.scale, enable_gqa=gqa)
     return out[0].transpose(0, 1)
 
 
@@ -204,138 +453,27 @@ def _mask(length: int, seq_len: int, window: int, device: torch.device) -> torch
     return mask & (columns > rows - window) if window else mask
 
 
-def _attend_softcap(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, shape: AttentionShape, mask: torch.Tensor
+def _attend_scores(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    shape: AttentionShape,
+    sinks: torch.Tensor | None,
+    mask: torch.Tensor,
 ) -> torch.Tensor:
-    """softmax(cap * tanh(qk / cap)) v (Gemma 2)."""
+    """Attention with what torch's own has not: a cap on the scores, and sinks beside them."""
     group = shape.num_heads // shape.num_kv_heads
     keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
     scores = query.float() @ keys.float().transpose(-1, -2) * shape.scale
-    scores = shape.softcap * torch.tanh(scores / shape.softcap)
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1).to(values.dtype)
-    return (weights @ values)[0].transpose(0, 1)
-
-
-def write_latents(rows: torch.Tensor, cache: LatentCache, batch: PagedBatch) -> None:
-    """Rows [T, size] into `cache` at batch.slots; -1 writes nothing."""
-    kept = batch.slots >= 0
-    slots, page = batch.slots[kept], cache.latents.shape[1]
-    cache.latents[slots // page, slots % page] = rows[kept].to(cache.latents.dtype)
-
-
-def latent_attention(q: torch.Tensor, cache: LatentCache, batch: PagedBatch, rank: int, scale: float) -> torch.Tensor:
-    """Causal attention of q [T,H,D] over the cached vectors [D] of each sequence, which are one key for all heads and
-    whose first `rank` values are its value (multi-query form of DeepSeek-V2's latent attention, 2024) -> [T,H,rank]."""
-    out = q.new_empty((*q.shape[:2], rank))
-    shape = AttentionShape(q.shape[1], 1, q.shape[2], scale)
-    starts, page = batch.cu_seqlens.tolist(), cache.latents.shape[1]
-    for index, seq_len in enumerate(batch.seq_lens.tolist()):
-        rows = slice(starts[index], starts[index + 1])
-        if seq_len == 0:  # a padded row of a decode batch
-            out[rows] = 0
-        elif rows.start < rows.stop:
-            blocks = batch.block_tables[index, : -(-seq_len // page)].long()
-            keys = cache.latents[blocks].flatten(0, 1)[:seq_len].unsqueeze(1).to(q.dtype)
-            out[rows] = _attend(q[rows], keys, keys[..., :rank], seq_len, shape)
-    return out
-
-
-def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up for gate_up [T,2I] = gate | up."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
-
-
-def add_layer_norm(
-    x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, eps: float
-) -> torch.Tensor:
-    """y = (h - mean(h)) / sqrt(var(h) + eps) * weight + bias over the last dimension, h = residual + x, in float32
-    (Ba et al. 2016)."""
-    hidden = x if residual is None else residual + x
-    normed = F.layer_norm(hidden.float(), hidden.shape[-1:], weight.float(), bias.float(), eps)
-    return normed.to(x.dtype)
-
-
-def activate(x: torch.Tensor, name: str) -> torch.Tensor:
-    """gelu: x * Phi(x) by the error function; gelu_tanh: its tanh approximation (Hendrycks & Gimpel 2016); relu."""
-    if name == "relu":
-        return F.relu(x)
-    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
-
-
-def self_attention(qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
-    """Attention of packed sequences over themselves, in both directions, without a cache -> [T,Hq,D].
-
-    Sequence i is the rows cu_seqlens[i]:cu_seqlens[i+1] of qkv [T,(Hq+2Hk)D].
-    """
-    heads, kv_heads, dim = shape.num_heads, shape.num_kv_heads, shape.head_dim
-    q, k, v = qkv.view(-1, heads + 2 * kv_heads, dim).transpose(0, 1).split((heads, kv_heads, kv_heads))
-    out = qkv.new_empty((qkv.shape[0], heads, dim))
-    starts = cu_seqlens.tolist()
-    for start, end in pairwise(starts):
-        query, keys, values = (part[None, :, start:end] for part in (q, k, v))
-        attended = F.scaled_dot_product_attention(query, keys, values, scale=shape.scale, enable_gqa=heads != kv_heads)
-        out[start:end] = attended[0].transpose(0, 1)
-    return out
-
-
-def copy_blocks(cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
-    """cache[destinations[i]] = cache[sources[i]], all at the same time.
-
-    No destination is a source or a second time a destination; a block may be the source of several copies.
-    """
-    cache = _bytes(cache) if cache.element_size() == 1 else cache
-    cache[destinations] = cache[sources]
-
-
-def penalize(
-    logits: torch.Tensor,
-    rows: torch.Tensor,
-    tokens: torch.Tensor,
-    counts: torch.Tensor,
-    repetition: torch.Tensor,
-    presence: torch.Tensor,
-    frequency: torch.Tensor,
-) -> None:
-    """In place on rows [R] int32 of logits [S,V] float32, at tokens [R,L] int32 (distinct in a row, -1 pads).
-
-    l' = (l / repetition if l > 0 else l * repetition) - frequency * count - presence * [count > 0] (Keskar et al. 2019;
-    OpenAI), counts [R,L] int32 occurrences in the output: 0 is a token of the prompt alone. Penalties [R] float32.
-    """
-    rows = rows.long()
-    listed = tokens >= 0
-    at = torch.where(listed, tokens, 0).long()
-    values = logits[rows.unsqueeze(1), at]
-    rate = repetition.unsqueeze(1)
-    values = torch.where(values > 0, values / rate, values * rate)
-    values = values - frequency.unsqueeze(1) * counts - presence.unsqueeze(1) * (counts > 0)
-    spread = rows.unsqueeze(1).expand_as(at)
-    logits[spread[listed], at[listed]] = values[listed]
-
-
-def mask_tokens(logits: torch.Tensor, rows: torch.Tensor, bits: torch.Tensor) -> None:
-    """In place: -inf in rows [R] int32 of logits [S,V] where bit token % 32 of bits [R, ceil(V/32)] int32, word
-    token // 32, is 0."""
-    spread = bits.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32, device=bits.device) & 1
-    refused = spread.flatten(1)[:, : logits.shape[1]] == 0
-    logits[rows.long()] = logits[rows.long()].masked_fill(refused, float("-inf"))
-
-
-def sample(logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
-    """One token id per row of logits [S,V]: argmax where temperature is 0, else Gumbel-max over the kept tokens.
-
-    argmax(logits / temperature + Gumbel noise) draws from the softmax (Gumbel 1954; Maddison et al. 2014), so no
-    sum over the vocabulary is needed and shards can each keep their own maximum.
-    """
-    if batch.all_greedy:
-        return logits.argmax(-1)
-    out = logits.argmax(-1)
-    rows = (batch.temperature > 0).nonzero().flatten()
-    scaled = logits[rows].float() / batch.temperature[rows].unsqueeze(1)
-    scaled = filter_logits(scaled, batch.top_k[rows], batch.top_p[rows], batch.min_p[rows])
-    noise = gumbel_noise(logits.shape[1], batch.seeds[rows], batch.choices[rows], batch.positions[rows])
-    out[rows] = (scaled + noise).argmax(-1)
-    return out
+    if shape.softcap:
+        scores = shape.softcap * torch.tanh(scores / shape.softcap)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    if sinks is None:
+        weights = scores.softmax(-1)
+    else:
+        beside = sinks.float().view(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)
+        weights = torch.cat((scores, beside), -1).softmax(-1)[..., :-1]
+    return (weights.to(values.dtype) @ values)[0].transpose(0, 1)
 
 
 def filter_logits(scaled: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from inferd_kernels.ops import AttentionShape, PagedBatch
+from inferd_kernels.operands import AttentionShape, PagedBatch
 from inferd_kernels.reference import quantize_rows as quantize_rows
 
 

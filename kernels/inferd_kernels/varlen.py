@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from inferd_kernels.ops import AttentionShape, PagedBatch
+    from inferd_kernels.operands import Attention, PagedBatch
 
 PAGE_MULTIPLE = 256  # tokens
 NEEDED = ("block_table", "seqused_k", "enable_gqa", "num_splits")  # parameters of varlen_attn, as of torch 2.13
@@ -34,22 +34,16 @@ def check_torch() -> None:
         )
 
 
-def paged_attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    batch: PagedBatch,
-    shape: AttentionShape,
-    kv_scales: None = None,
-) -> torch.Tensor:
-    """As `reference.paged_attention`, in float16 and bfloat16. Rows without context are zero.
+def paged_attention(q: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
+    """As `reference.Ops.paged_attention`, in float16 and bfloat16. Rows without context are zero.
 
-    Raises ValueError for what FlashAttention does not compute: a soft cap, and caches of another type than q.
+    Raises ValueError for what FlashAttention does not compute: a soft cap, sinks, and caches of another type than q.
     """
     from torch.nn.attention.varlen import varlen_attn
 
-    if shape.softcap:
-        raise ValueError("torch's varlen attention has no soft cap; use the triton backend")
+    shape, k_cache, v_cache = attention.shape, attention.cache.k, attention.cache.v
+    if shape.softcap or attention.sinks is not None:
+        raise ValueError("torch's varlen attention has no soft cap and no sinks; use the triton backend")
     if k_cache.dtype != q.dtype:
         raise ValueError(f"torch's varlen attention wants the cache in {q.dtype}, it is {k_cache.dtype}")
     sequences, width = batch.block_tables.shape

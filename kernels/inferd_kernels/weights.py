@@ -80,3 +80,18 @@ class WeightRows:
 
     shape: tuple[int, int]
     blocks: Iterable[CheckpointWeight | Fp8Weight]
+
+
+def concatenate(blocks: list[CheckpointWeight | Fp8Weight]) -> CheckpointWeight | Fp8Weight:
+    """The rows of all blocks, which are of one kind, as one matrix."""
+    tensors = [block for block in blocks if isinstance(block, torch.Tensor)]
+    if len(tensors) == len(blocks):
+        return torch.cat(tensors)
+    scaled = [block for block in blocks if isinstance(block, Fp8Weight)]
+    if len(scaled) == len(blocks):
+        return Fp8Weight(torch.cat([part.values for part in scaled]), torch.cat([part.scale for part in scaled]))
+    quantized = [block for block in blocks if isinstance(block, QuantizedWeight)]
+    assert len(quantized) == len(blocks), "blocks of one matrix are of one kind"
+    assert len({part.format for part in quantized}) == 1, "blocks of one matrix have one format"
+    shape = (sum(part.shape[0] for part in quantized), quantized[0].shape[1])
+    return QuantizedWeight(torch.cat([part.blocks for part in quantized]), quantized[0].format, shape)

@@ -117,7 +117,7 @@ def load_decoder() -> Callable[[Path], Model]:
         ops, device = load_ops("cpu", "reference"), torch.device("cpu")
         weights = Loader(checkpoint, spec, ops, torch.float32, device, lambda fraction: None).load(spec.context_length)
         needs = [layer.mixer.cache_need(WHOLE) for layer in spec.layers]
-        caches = allocate_caches(needs, (64, 16), torch.float32, device)
+        caches = allocate_caches(needs, (64, 16), torch.float32, device, ops)
         return Model(spec, weights, caches, ops, torch.float32)
 
     return load

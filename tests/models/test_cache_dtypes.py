@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from inferd_kernels.ops import Ops
 from transformers import LlamaForCausalLM
 
 from inferd.blocks.caches import PagedNeed
@@ -106,5 +107,5 @@ def test_a_cache_dtype_that_the_backend_does_not_keep_is_refused_at_startup(tiny
 def test_the_configuration_names_every_type(load_decoder: Callable[[Path], Model], tiny_llama: Path) -> None:
     with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'fp8_e5m2'"):
         msgspec.convert({"dtype": "fp8_e5m2"}, CacheConfig)
-    (cache,) = allocate_caches([PagedNeed(1, 8)], (2, 16), torch.int8, torch.device("cpu"))
+    (cache,) = allocate_caches([PagedNeed(1, 8)], (2, 16), torch.int8, torch.device("cpu"), Ops())
     assert [tensor.dtype for tensor in cache.tensors] == [torch.int8, torch.int8, torch.float32, torch.float32]

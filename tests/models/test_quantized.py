@@ -14,6 +14,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from inferd_kernels.ops import Ops, load_ops
+from inferd_kernels.weights import Weight
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inferd.checkpoint import Checkpoint, TensorRecord, open_checkpoint
@@ -255,14 +256,14 @@ def test_parts_of_unlike_formats_stay_apart_where_a_backend_keeps_blocks(
     mixed: tuple[Path, dict[str, torch.Tensor]],
 ) -> None:
     """A backend that computes on blocks gets q | k | v fused only where the three have one format."""
-    reference = load_ops("cpu", "reference")
-    keeping = Ops(
-        **{name: getattr(reference, name) for name in Ops.__dataclass_fields__ if name != "prepare_weight"},
-        prepare_weight=lambda weight, dtype: weight,
-    )
+
+    class Keeping(Ops):
+        def prepare_weight(self, weight: Weight, dtype: torch.dtype = torch.float32) -> Weight:
+            return weight
+
     checkpoint = open_checkpoint(mixed[0])
     loader = Loader(
-        checkpoint, check_checkpoint(checkpoint), keeping, torch.float32, torch.device("cpu"), lambda fraction: None
+        checkpoint, check_checkpoint(checkpoint), Keeping(), torch.float32, torch.device("cpu"), lambda fraction: None
     )
     layers = loader.load(16).layers
     assert [[part.format for part in layer.mixer.qkv.parts] for layer in layers] == [["q4_k", "q6_k", "q8_0"], ["q4_1"]]

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.attention.varlen
-from inferd_kernels import reference, varlen
-from inferd_kernels.ops import AttentionShape, load_ops
+from inferd_kernels import varlen
+from inferd_kernels.ops import AttentionShape, Ops, load_ops
 from inferd_kernels.proof.problems import AttentionProblem, attention_problem, relative_error
+
+REFERENCE = Ops()
 
 
 def emulated(
@@ -62,7 +64,7 @@ def emulation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attend(problem: AttentionProblem, attention: Any) -> torch.Tensor:
-    out: torch.Tensor = attention(problem.q, problem.k_cache, problem.v_cache, problem.batch, problem.shape)
+    out: torch.Tensor = attention(problem.q, problem.attention, problem.batch)
     return out
 
 
@@ -71,7 +73,7 @@ def attend(problem: AttentionProblem, attention: Any) -> torch.Tensor:
 def test_mixed_batches_are_the_references(page: int, window: int) -> None:
     shape = AttentionShape(6, 2, 16, 0.3, window=window)
     problem = attention_problem([1, 1, 7, 20], [1, 300, 7, 41], shape, page=page)
-    assert relative_error(attend(problem, varlen.paged_attention), attend(problem, reference.paged_attention)) < 1e-6
+    assert relative_error(attend(problem, varlen.paged_attention), attend(problem, REFERENCE.paged_attention)) < 1e-6
 
 
 def test_a_padded_row_is_zero() -> None:
@@ -85,6 +87,8 @@ def test_what_it_cannot_compute_is_refused() -> None:
     capped = attention_problem([1], [9], AttentionShape(2, 2, 16, 0.3, softcap=5.0))
     with pytest.raises(ValueError, match="soft cap"):
         attend(capped, varlen.paged_attention)
+    with pytest.raises(ValueError, match="no sinks"):
+        attend(attention_problem([1], [9], AttentionShape(2, 2, 16, 0.3), sinks=True), varlen.paged_attention)
     narrow = attention_problem([1], [9], AttentionShape(2, 2, 16, 0.3), cache=torch.bfloat16)
     with pytest.raises(ValueError, match=r"in torch\.float32, it is torch\.bfloat16"):
         attend(narrow, varlen.paged_attention)

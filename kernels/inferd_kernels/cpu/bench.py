@@ -14,7 +14,16 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import AttentionShape, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.operands import (
+    Attention,
+    AttentionShape,
+    ExpertWeights,
+    KVCache,
+    PagedBatch,
+    Rope,
+    Routes,
+    SamplingBatch,
+)
 from inferd_kernels.weights import QuantizedWeight
 
 READ_BYTES, FLOAT_ROUNDS, BYTE_ROUNDS = range(3)
@@ -91,7 +100,10 @@ def measure_limits(ops: NativeOps, seconds: float = 0.5) -> Limits:
 def measure(ops: NativeOps, limits: Limits, seconds: float = 0.2, match: str = "") -> Iterator[Measurement]:
     """Every op whose name contains `match`, at the shapes of a small decoder (576 wide, 9 heads of 64 over 3, MLP 1536,
     49,152 tokens)."""
-    for work in itertools.chain(linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)):
+    works = [linear_work(ops), attention_work(ops), row_work(ops), sample_work(ops)]
+    if match in "experts":  # they take 350 MB and some seconds to make
+        works.append(experts_work(ops))
+    for work in itertools.chain(*works):
         if match not in work.op:
             continue
         taken = best_time(work.run, seconds)
@@ -122,6 +134,28 @@ def linear_work(ops: NativeOps) -> Iterator[Work]:
             )
 
 
+def experts_work(ops: NativeOps) -> Iterator[Work]:
+    """A layer of Qwen3-30B-A3B in q4_k: 128 experts of 768, 8 per token. Every call goes to other experts."""
+    count, top_k, width, inner = 128, 8, 2048, 768
+    gate_up, down = _weight(ops, "q4_k", 2 * inner, width), _weight(ops, "q4_k", width, inner)
+    experts = ops.prepare_experts((_copy(gate_up) for _ in range(count)), (_copy(down) for _ in range(count)), "silu")
+    per_expert = gate_up.nbytes + down.nbytes
+    for tokens in (1, 4, 16, 512):
+        routes = []
+        for _ in range(64):
+            ids = torch.stack([torch.randperm(count)[:top_k] for _ in range(tokens)]).int()
+            routes.append(Routes(ids, torch.full(ids.shape, 1 / top_k)))
+        visited = sum(route.ids.unique().numel() for route in routes) / len(routes)
+        x = torch.randn(tokens, width)
+        yield Work(
+            "experts q4_k",
+            f"{tokens}x{width}, {top_k} of {count}",
+            partial(_visit, ops, x, experts, itertools.cycle(routes)),
+            visited * per_expert + 8.0 * x.numel(),
+            byte_ops=2.0 * tokens * top_k * 3 * width * inner,
+        )
+
+
 def attention_work(ops: NativeOps) -> Iterator[Work]:
     shape = AttentionShape(9, 3, 64, 0.125)
     rope = Rope(torch.randn(4096, 64), 64)
@@ -130,7 +164,8 @@ def attention_work(ops: NativeOps) -> Iterator[Work]:
         blocks = int(batch.block_tables.max()) + 1
         for dtype in (torch.float32, torch.bfloat16):
             values = torch.randn(blocks, PAGE, 3, 64).to(dtype)
-            caches = [ops.key_cache((blocks, PAGE, 3, 64), dtype, torch.device("cpu")).copy_(values), values]
+            keys = ops.key_cache((blocks, PAGE, 3, 64), dtype, torch.device("cpu")).copy_(values)
+            attention = Attention(shape, KVCache(keys, values), rope)
             q, qkv = torch.randn(sequences * new, 9, 64), torch.randn(sequences * new, 15 * 64)
             read = 2.0 * sequences * length * 3 * 64 * dtype.itemsize
             pairs = sequences * (new * length - new * (new - 1) / 2)
@@ -138,14 +173,14 @@ def attention_work(ops: NativeOps) -> Iterator[Work]:
             yield Work(
                 "paged_attention",
                 label,
-                partial(ops.paged_attention, q, caches[0], caches[1], batch, shape),
+                partial(ops.paged_attention, q, attention, batch),
                 read + 8.0 * q.numel(),
                 float_ops=4.0 * pairs * 9 * 64,
             )
             yield Work(
                 "rope_kv_write",
                 label,
-                partial(ops.rope_kv_write, qkv, caches[0], caches[1], batch, rope, shape),
+                partial(ops.rope_kv_write, qkv, attention, batch),
                 4.0 * (qkv.numel() + q.numel()) + 2.0 * sequences * new * 3 * 64 * dtype.itemsize,
             )
 
@@ -163,7 +198,9 @@ def row_work(ops: NativeOps) -> Iterator[Work]:
             partial(ops.add_rms_norm, x, residual, weight, 1e-5),
             4 * size,
         )
-        yield Work("silu_mul", f"{count}x3072", partial(ops.silu_mul, gate_up), 6.0 * gate_up.numel())
+        yield Work(
+            "activate_gated", f"{count}x3072, silu", partial(ops.activate_gated, gate_up, "silu"), 6.0 * gate_up.numel()
+        )
         yield Work("embedding", f"{count}x576, q8_0", partial(ops.embedding, ids, table, torch.float32), 1.25 * size)
     cache = torch.randn(COPIED_BLOCKS * 4, PAGE, 3, 64)
     sources = torch.randperm(COPIED_BLOCKS * 2)[:COPIED_BLOCKS]
@@ -201,6 +238,10 @@ def sample_work(ops: NativeOps) -> Iterator[Work]:
 
 def _rotate(ops: NativeOps, x: torch.Tensor, copies: Iterator[PackedWeight]) -> torch.Tensor:
     return ops.linear(x, next(copies))
+
+
+def _visit(ops: NativeOps, x: torch.Tensor, experts: ExpertWeights, routes: Iterator[Routes]) -> torch.Tensor:
+    return ops.experts(x, experts, next(routes))
 
 
 def _weight(ops: NativeOps, kind: str, rows: int, width: int) -> PackedWeight:

@@ -3,16 +3,18 @@ tensors behind it must live as long as it is used."""
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from inferd_kernels.cpu import library
+from inferd_kernels.operands import ExpertWeights
 from inferd_kernels.weights import BackendWeight
 
 if TYPE_CHECKING:
-    from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
+    from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch, QkNorm, Rope
 
 CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 MAX_HEAD_DIM = 1024
@@ -39,6 +41,14 @@ class PackedWeight(BackendWeight):
         return self.blocks.nbytes
 
 
+@dataclass(frozen=True, slots=True)
+class NativeExperts(ExpertWeights):
+    """Experts of packed matrices, with their structs in two arrays."""
+
+    gate_up_structs: ctypes.Array[library.Weight]
+    down_structs: ctypes.Array[library.Weight]
+
+
 def native_batch(batch: PagedBatch) -> library.Batch:
     tables = batch.block_tables
     fields = (batch.positions, batch.slots, batch.cu_seqlens, batch.seq_lens, tables)
@@ -47,17 +57,25 @@ def native_batch(batch: PagedBatch) -> library.Batch:
     return library.Batch(*pointers, batch.positions.numel(), batch.seq_lens.numel(), tables.shape[1])
 
 
-def native_cache(
-    k_cache: torch.Tensor, v_cache: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None
-) -> library.Cache:
-    assert v_cache.is_contiguous(), "values lie row by row"
-    in_lanes = keys_in_lanes(k_cache)
-    assert in_lanes or k_cache.is_contiguous(), "keys lie row by row or in lanes"
-    assert (scales is not None) == (k_cache.dtype == torch.int8), "8-bit caches have scales, others none"
+def native_attention(attention: Attention) -> library.Attention:
+    sinks = attention.sinks
+    if sinks is not None and (sinks.dtype != torch.float32 or not sinks.is_contiguous()):
+        raise ValueError(f"attention.sinks must be a contiguous float32 tensor, is {sinks.dtype}")
+    return library.Attention(
+        *(native_cache(attention.cache), native_shape(attention.shape)),
+        *(native_rope(attention.rope, attention.qk_norm), None if sinks is None else sinks.data_ptr()),
+    )
+
+
+def native_cache(cache: KVCache) -> library.Cache:
+    assert cache.v.is_contiguous(), "values lie row by row"
+    in_lanes = keys_in_lanes(cache.k)
+    assert in_lanes or cache.k.is_contiguous(), "keys lie row by row or in lanes"
+    assert (cache.scales is not None) == (cache.k.dtype == torch.int8), "8-bit caches have scales, others none"
     pointers = [
-        None if tensor is None else tensor.data_ptr() for tensor in (k_cache, v_cache, *(scales or (None, None)))
+        None if tensor is None else tensor.data_ptr() for tensor in (cache.k, cache.v, *(cache.scales or (None, None)))
     ]
-    return library.Cache(*pointers, k_cache.shape[1], CACHE_TYPES[k_cache.dtype], in_lanes)
+    return library.Cache(*pointers, cache.k.shape[1], CACHE_TYPES[cache.k.dtype], in_lanes)
 
 
 def keys_in_lanes(k_cache: torch.Tensor) -> bool:

@@ -13,6 +13,9 @@ FORMATS = {
     name: index
     for index, name in enumerate(("f32", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k"))
 }
+ACTIVATIONS = {
+    name: index for index, name in enumerate(("silu", "gelu", "gelu_tanh", "relu", "relu2", "clamped_swiglu"))
+}
 
 
 class Weight(ctypes.Structure):
@@ -44,8 +47,20 @@ class NormArgs(ctypes.Structure):
     )
 
 
-class SiluMulArgs(ctypes.Structure):
-    _fields_ = (("gate_up", c_void_p), ("out", c_void_p), ("rows", c_int64), ("width", c_int32))
+class ActivateArgs(ctypes.Structure):
+    _fields_ = (
+        *(("x", c_void_p), ("out", c_void_p), ("rows", c_int64)),
+        *(("width", c_int32), ("activation", c_int32), ("gated", c_int32)),
+    )
+
+
+class ExpertsArgs(ctypes.Structure):
+    _fields_ = (
+        *(("x", c_void_p), ("ids", c_void_p), ("weights", c_void_p), ("gate_up", c_void_p), ("down", c_void_p)),
+        *(("gate_up_bias", c_void_p), ("down_bias", c_void_p), ("y", c_void_p), ("tokens", c_int64)),
+        *(("top_k", c_int32), ("num_experts", c_int32), ("width", c_int32), ("intermediate", c_int32)),
+        ("activation", c_int32),
+    )
 
 
 class Batch(ctypes.Structure):
@@ -76,18 +91,16 @@ class Rope(ctypes.Structure):
     )
 
 
+class Attention(ctypes.Structure):
+    _fields_ = (("cache", Cache), ("shape", AttentionShape), ("rope", Rope), ("sinks", c_void_p))
+
+
 class RopeKvArgs(ctypes.Structure):
-    _fields_ = (
-        *(("qkv", c_void_p), ("q", c_void_p), ("batch", POINTER(Batch))),
-        *(("cache", Cache), ("shape", AttentionShape), ("rope", Rope)),
-    )
+    _fields_ = (("attention", Attention), ("qkv", c_void_p), ("q", c_void_p), ("batch", POINTER(Batch)))
 
 
 class AttentionArgs(ctypes.Structure):
-    _fields_ = (
-        *(("q", c_void_p), ("out", c_void_p), ("batch", POINTER(Batch))),
-        *(("cache", Cache), ("shape", AttentionShape)),
-    )
+    _fields_ = (("attention", Attention), ("q", c_void_p), ("out", c_void_p), ("batch", POINTER(Batch)))
 
 
 class SampleArgs(ctypes.Structure):
@@ -112,8 +125,7 @@ class Linear(ctypes.Structure):
 class Layer(ctypes.Structure):
     _fields_ = (
         *(("qkv", Linear), ("o", Linear), ("gate_up", Linear), ("down", Linear)),
-        *(("attention_norm", c_void_p), ("mlp_norm", c_void_p)),
-        *(("cache", Cache), ("shape", AttentionShape), ("rope", Rope)),
+        *(("attention_norm", c_void_p), ("mlp_norm", c_void_p), ("attention", Attention)),
     )
 
 
@@ -132,7 +144,8 @@ OPS = {
     "linear": LinearArgs,
     "embedding": EmbeddingArgs,
     "norm": NormArgs,
-    "silu_mul": SiluMulArgs,
+    "activate": ActivateArgs,
+    "experts": ExpertsArgs,
     "rope_kv": RopeKvArgs,
     "attention": AttentionArgs,
     "sample": SampleArgs,

@@ -1,4 +1,4 @@
-"""The native CPU ops behind `inferd_kernels.ops`: signatures and results are those of `inferd_kernels.reference`.
+"""The native CPU ops: `inferd_kernels.reference.Ops` with its hot methods in C++.
 
 Activations are float32; other dtypes are computed in float32 and converted back. Quantized weights are multiplied
 with activations rounded to int8 in groups of 32 (integer dot products); float weights in float32. Every row is
@@ -12,44 +12,67 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inferd_kernels import reference
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.convert import (
     CACHE_TYPES,
     LANES,
     MAX_HEAD_DIM,
+    NativeExperts,
     PackedWeight,
     keys_in_lanes,
+    native_attention,
     native_batch,
-    native_cache,
-    native_rope,
-    native_shape,
 )
 from inferd_kernels.cpu.stack import NativeStack
-from inferd_kernels.weights import Fp8Weight, QuantizedWeight, WeightRows
+from inferd_kernels.reference import Ops, dequantize
+from inferd_kernels.weights import BackendWeight, Fp8Weight, QuantizedWeight, WeightRows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from inferd_kernels.cpu.engine import NativeEngine
-    from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope, SamplingBatch
+    from inferd_kernels.operands import (
+        Activation,
+        Attention,
+        DecoderLayer,
+        ExpertWeights,
+        PagedBatch,
+        Routes,
+        SamplingBatch,
+        Stack,
+    )
     from inferd_kernels.weights import CheckpointWeight, Weight
 
 PANEL_ROWS = LANES  # rows are packed together in such panels
 
 
-class NativeOps:
+class NativeOps(Ops):
     """The ops of one engine."""
+
+    has_threads = True
+    packs_blocks = True
 
     def __init__(self, engine: NativeEngine) -> None:
         self.engine = engine
         self.label = f"native-{engine.isa}"
-        self.cache_dtypes = tuple(CACHE_TYPES)
-        self.quantizations = ("q4", "q8")
 
-    def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> NativeStack:
-        """All `layers` as one call (stack.py)."""
-        return NativeStack(self.engine, layers, eps)
+    @property
+    def cache_dtypes(self) -> tuple[torch.dtype, ...]:
+        return tuple(CACHE_TYPES)
+
+    @property
+    def quantizations(self) -> tuple[str, ...]:
+        return ("q4", "q8")
+
+    def decoder_stack(self, layers: Sequence[DecoderLayer], eps: float) -> Stack | None:
+        """All `layers` as one call (stack.py); None for layers of unlike sizes.
+
+        Raises ValueError for a layer whose tensors are not what its fields ask for.
+        """
+        shapes = [layer.attention.shape for layer in layers]
+        sizes = {(shape.num_heads, shape.num_kv_heads, shape.head_dim) for shape in shapes}
+        widths = {(part.shape[0], part.shape[1]) for layer in layers for part in layer.down}
+        return NativeStack(self.engine, layers, eps) if len(sizes) == len(widths) == 1 else None
 
     def key_cache(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """K cache of `shape` [blocks, P, Hk, D]; in memory [blocks, Hk, D, P] where pages are whole vectors: attention
@@ -59,16 +82,12 @@ class NativeOps:
             return torch.empty(shape, dtype=dtype, device=device)
         return torch.empty((blocks, heads, dim, page), dtype=dtype, device=device).permute(0, 3, 1, 2)
 
-    def prepare_weight(
-        self, weight: Weight | PackedWeight, dtype: torch.dtype = torch.float32
-    ) -> PackedWeight | torch.Tensor:
+    def prepare_weight(self, weight: Weight, dtype: torch.dtype = torch.float32) -> PackedWeight | torch.Tensor:
         """Repack a matrix. Quantized blocks keep their bits (formats without a kernel become float32); float matrices
         are packed as `dtype` says: bfloat16 in two bytes, anything else in float32. Vectors pass unchanged."""
-        if isinstance(weight, PackedWeight):
+        if isinstance(weight, PackedWeight) or (isinstance(weight, torch.Tensor) and weight.dim() != 2):
             return weight
-        if isinstance(weight, torch.Tensor) and weight.dim() != 2:
-            return weight
-        if not isinstance(weight, torch.Tensor | QuantizedWeight):
+        if isinstance(weight, BackendWeight):
             raise ValueError(f"{type(weight).__name__} is the weight of another backend")
         return self.pack_rows(WeightRows((weight.shape[0], weight.shape[1]), [weight]), dtype)
 
@@ -95,11 +114,9 @@ class NativeOps:
         data = self.engine.reserve(kind, shape)
         return PackedWeight(data, kind, shape, library.Weight(data.data_ptr(), library.FORMATS[kind], *shape))
 
-    def linear(
-        self, x: torch.Tensor, weight: PackedWeight | torch.Tensor, bias: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        if isinstance(weight, torch.Tensor):
-            return reference.linear(x, weight, bias)
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if not isinstance(weight, PackedWeight):
+            return super().linear(x, weight, bias)
         rows, width = weight.shape
         if x.shape[-1] != width:
             raise ValueError(f"x has {x.shape[-1]} columns, the weight {width}")
@@ -113,9 +130,9 @@ class NativeOps:
         self.engine.call("linear", args)
         return out.to(x.dtype)
 
-    def embedding(self, ids: torch.Tensor, weight: PackedWeight | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        if isinstance(weight, torch.Tensor):
-            return reference.embedding(ids, weight, dtype)
+    def embedding(self, ids: torch.Tensor, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
+        if not isinstance(weight, PackedWeight):
+            return super().embedding(ids, weight, dtype)
         ids = ids.to(torch.int64).contiguous()
         out = torch.empty((ids.numel(), weight.shape[1]), dtype=torch.float32)
         args = library.EmbeddingArgs(ids.data_ptr(), ctypes.pointer(weight.native), out.data_ptr(), ids.numel())
@@ -124,7 +141,7 @@ class NativeOps:
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         if x.dtype != torch.float32:
-            return reference.rms_norm(x, weight, eps)
+            return super().rms_norm(x, weight, eps)
         x, weight = x.contiguous(), _floats(weight)
         out = torch.empty_like(x)
         width = x.shape[-1]
@@ -138,7 +155,7 @@ class NativeOps:
         self, x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if x.dtype != torch.float32:
-            return reference.add_rms_norm(x, residual, weight, eps)
+            return super().add_rms_norm(x, residual, weight, eps)
         x, residual, weight = x.contiguous(), _floats(residual), _floats(weight)
         out, hidden = torch.empty_like(x), torch.empty_like(x)
         width = x.shape[-1]
@@ -146,56 +163,75 @@ class NativeOps:
         self.engine.call("norm", library.NormArgs(*pointers, x.numel() // width, width, eps))
         return out, hidden
 
-    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        if gate_up.dtype != torch.float32:
-            return reference.silu_mul(gate_up)
-        gate_up = gate_up.contiguous()
-        width = gate_up.shape[-1] // 2
-        out = torch.empty((*gate_up.shape[:-1], width), dtype=torch.float32)
-        args = library.SiluMulArgs(gate_up.data_ptr(), out.data_ptr(), out.numel() // max(width, 1), width)
-        self.engine.call("silu_mul", args)
+    def activate(self, x: torch.Tensor, name: Activation) -> torch.Tensor:
+        if x.dtype != torch.float32 or name in ("gelu", "clamped_swiglu"):  # torch's error function is faster
+            return super().activate(x, name)
+        return self._activated(x, name, gated=False)
+
+    def activate_gated(self, gate_up: torch.Tensor, name: Activation) -> torch.Tensor:
+        if gate_up.dtype != torch.float32 or name == "gelu":
+            return super().activate_gated(gate_up, name)
+        return self._activated(gate_up, name, gated=True)
+
+    def _activated(self, x: torch.Tensor, name: Activation, *, gated: bool) -> torch.Tensor:
+        x = x.contiguous()
+        width = x.shape[-1] // (2 if gated else 1)
+        out = torch.empty((*x.shape[:-1], width), dtype=torch.float32)
+        sizes = (out.numel() // max(width, 1), width, library.ACTIVATIONS[name], gated)
+        self.engine.call("activate", library.ActivateArgs(x.data_ptr(), out.data_ptr(), *sizes))
         return out
 
-    def rope_kv_write(  # noqa: PLR0913 - the op's operands
+    def prepare_experts(
         self,
-        qkv: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        batch: PagedBatch,
-        rope: Rope | None,
-        shape: AttentionShape,
-        qk_norm: QkNorm | None = None,
-        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        if qkv.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.rope_kv_write(qkv, k_cache, v_cache, batch, rope, shape, qk_norm, kv_scales)
-        qkv = qkv.contiguous()
-        q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
-        args = library.RopeKvArgs(
-            *(qkv.data_ptr(), q.data_ptr(), ctypes.pointer(native_batch(batch))),
-            *(native_cache(k_cache, v_cache, kv_scales), native_shape(shape), native_rope(rope, qk_norm)),
+        gate_up: Iterable[Weight],
+        down: Iterable[Weight],
+        activation: Activation,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> NativeExperts:
+        if biases is not None:
+            biases = _floats(biases[0]), _floats(biases[1])
+        prepared = super().prepare_experts(gate_up, down, activation, biases, dtype)
+        structs = []
+        for part in (prepared.gate_up, prepared.down):
+            packed = [weight for weight in part if isinstance(weight, PackedWeight)]
+            assert len(packed) == len(part), "the matrices of experts have two dimensions"
+            structs.append((library.Weight * len(packed))(*(weight.native for weight in packed)))
+        fields = (prepared.gate_up, prepared.down, prepared.gate_up_bias, prepared.down_bias, activation)
+        return NativeExperts(*fields, *structs)
+
+    def experts(self, x: torch.Tensor, experts: ExpertWeights, routes: Routes) -> torch.Tensor:
+        assert isinstance(experts, NativeExperts), "experts from prepare_experts"
+        width, intermediate = experts.down[0].shape
+        values, weights, ids = _floats(x), _floats(routes.weights), routes.ids.to(torch.int32).contiguous()
+        if values.shape[-1] != width:
+            raise ValueError(f"x has {values.shape[-1]} columns, the experts {width}")
+        out = torch.empty_like(values)
+        args = library.ExpertsArgs(
+            *(values.data_ptr(), ids.data_ptr(), weights.data_ptr()),
+            *(ctypes.addressof(experts.gate_up_structs), ctypes.addressof(experts.down_structs)),
+            *(_pointer(experts.gate_up_bias), _pointer(experts.down_bias), out.data_ptr(), values.shape[0]),
+            *(ids.shape[1], len(experts.down), width, intermediate, library.ACTIVATIONS[experts.activation]),
         )
-        self.engine.call("rope_kv", args)
+        self.engine.call("experts", args)
+        return out.to(x.dtype)
+
+    def rope_kv_write(self, qkv: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
+        if qkv.dtype != torch.float32 or not _native_cache(attention):
+            return super().rope_kv_write(qkv, attention, batch)
+        qkv, shape = qkv.contiguous(), attention.shape
+        q = torch.empty((qkv.shape[0], shape.num_heads, shape.head_dim), dtype=torch.float32)
+        operands = (native_attention(attention), qkv.data_ptr(), q.data_ptr(), ctypes.pointer(native_batch(batch)))
+        self.engine.call("rope_kv", library.RopeKvArgs(*operands))
         return q
 
-    def paged_attention(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        batch: PagedBatch,
-        shape: AttentionShape,
-        kv_scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        if q.dtype != torch.float32 or not _native_cache(k_cache, v_cache, shape):
-            return reference.paged_attention(q, k_cache, v_cache, batch, shape, kv_scales)
+    def paged_attention(self, q: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
+        if q.dtype != torch.float32 or not _native_cache(attention):
+            return super().paged_attention(q, attention, batch)
         q = q.contiguous()
         out = torch.empty_like(q)
-        args = library.AttentionArgs(
-            *(q.data_ptr(), out.data_ptr(), ctypes.pointer(native_batch(batch))),
-            *(native_cache(k_cache, v_cache, kv_scales), native_shape(shape)),
-        )
-        self.engine.call("attention", args)
+        operands = (native_attention(attention), q.data_ptr(), out.data_ptr(), ctypes.pointer(native_batch(batch)))
+        self.engine.call("attention", library.AttentionArgs(*operands))
         return out
 
     def sample(self, logits: torch.Tensor, batch: SamplingBatch) -> torch.Tensor:
@@ -218,16 +254,17 @@ class NativeOps:
 
     def copy_blocks(self, cache: torch.Tensor, sources: torch.Tensor, destinations: torch.Tensor) -> None:
         if not (cache.is_contiguous() or keys_in_lanes(cache)):
-            return reference.copy_blocks(cache, sources, destinations)
+            return super().copy_blocks(cache, sources, destinations)
         sources, destinations = sources.to(torch.int64).contiguous(), destinations.to(torch.int64).contiguous()
         block_bytes = cache.stride(0) * cache.element_size()
         pointers = (cache.data_ptr(), sources.data_ptr(), destinations.data_ptr())
         self.engine.call("copy_blocks", library.CopyArgs(*pointers, sources.numel(), cache.shape[0], block_bytes))
 
 
-def _native_cache(k_cache: torch.Tensor, v_cache: torch.Tensor, shape: AttentionShape) -> bool:
-    known = k_cache.dtype in CACHE_TYPES and v_cache.dtype == k_cache.dtype and shape.head_dim <= MAX_HEAD_DIM
-    return known and (k_cache.is_contiguous() or keys_in_lanes(k_cache)) and v_cache.is_contiguous()
+def _native_cache(attention: Attention) -> bool:
+    k, v = attention.cache.k, attention.cache.v
+    known = k.dtype in CACHE_TYPES and v.dtype == k.dtype and attention.shape.head_dim <= MAX_HEAD_DIM
+    return known and (k.is_contiguous() or keys_in_lanes(k)) and v.is_contiguous()
 
 
 def _packable(weight: CheckpointWeight | Fp8Weight, dtype: torch.dtype) -> tuple[torch.Tensor, str]:
@@ -237,7 +274,7 @@ def _packable(weight: CheckpointWeight | Fp8Weight, dtype: torch.dtype) -> tuple
     if isinstance(weight, QuantizedWeight):
         if weight.format in library.FORMATS:
             return weight.blocks, weight.format
-        weight = reference.dequantize(weight)
+        weight = dequantize(weight)
     if dtype == torch.bfloat16 or weight.dtype == torch.bfloat16:
         return weight.to(torch.bfloat16), "bf16"
     return weight.to(torch.float32), "f32"

@@ -12,17 +12,15 @@ from inferd_kernels.cpu.convert import (
     CACHE_TYPES,
     MAX_HEAD_DIM,
     PackedWeight,
+    native_attention,
     native_batch,
-    native_cache,
-    native_rope,
-    native_shape,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from inferd_kernels.cpu.engine import NativeEngine
-    from inferd_kernels.ops import DecoderLayer, PagedBatch
+    from inferd_kernels.operands import DecoderLayer, PagedBatch
 
 MAX_PARTS = 3  # csrc/abi.h, struct Linear
 
@@ -56,11 +54,11 @@ class NativeStack:
 
 
 def _native_layer(layer: DecoderLayer) -> library.Layer:
-    shape = layer.shape
+    shape, cache, qk_norm = layer.attention.shape, layer.attention.cache, layer.attention.qk_norm
     if shape.head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"layer.shape.head_dim {shape.head_dim} is above {MAX_HEAD_DIM}")
-    if layer.k_cache.dtype not in CACHE_TYPES:
-        raise ValueError(f"layer.k_cache is {layer.k_cache.dtype}, not float32, bfloat16, float16 or int8")
+        raise ValueError(f"layer.attention.shape.head_dim {shape.head_dim} is above {MAX_HEAD_DIM}")
+    if cache.k.dtype not in CACHE_TYPES:
+        raise ValueError(f"layer.attention.cache.k is {cache.k.dtype}, not float32, bfloat16, float16 or int8")
     width, query = layer.attention_norm.numel(), shape.num_heads * shape.head_dim
     intermediate = sum(part.shape[0] for part in layer.gate_up) // 2
     out = library.Layer(
@@ -70,13 +68,11 @@ def _native_layer(layer: DecoderLayer) -> library.Layer:
         down=_linear("down", layer.down, (width, intermediate), None),
         attention_norm=_vector("attention_norm", layer.attention_norm),
         mlp_norm=_vector("mlp_norm", layer.mlp_norm),
-        cache=native_cache(layer.k_cache, layer.v_cache, layer.kv_scales),
-        shape=native_shape(shape),
-        rope=native_rope(layer.rope, layer.qk_norm),
+        attention=native_attention(layer.attention),
     )
-    if layer.qk_norm is not None:
-        _vector("qk_norm.q_weight", layer.qk_norm.q_weight)
-        _vector("qk_norm.k_weight", layer.qk_norm.k_weight)
+    if qk_norm is not None:
+        _vector("attention.qk_norm.q_weight", qk_norm.q_weight)
+        _vector("attention.qk_norm.k_weight", qk_norm.k_weight)
     return out
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope, SamplingBatch
+from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch, QkNorm, Rope, SamplingBatch
 from inferd_kernels.proof.compiler import TARGETS
-from inferd_kernels.triton import backend, experts, gemm_small, library, linear, norm
+from inferd_kernels.triton import experts, gemm_small, library, linear, norm
+from inferd_kernels.triton.backend import TritonOps
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile
 from inferd_kernels.weights import Fp8Weight
 
+OPS = TritonOps()
 BF16, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
 ALL = tuple(TARGETS)
 WITH_FP8 = tuple(arch for arch in ALL if arch != "sm_80")  # Ampere has no fp8 e4m3
@@ -59,7 +61,8 @@ def attention(
         scales = (torch.empty(64, 16, 8), torch.empty(64, 16, 8)) if cache.itemsize == 1 else None
         step = batch(rows, rows, rows, context) if decode else batch(4, 512, 0)
         q = torch.empty(step.positions.shape[0], 32, dim, dtype=BF16)
-        return backend.paged_attention(q, kv, kv, step, shape, scales, torch.empty(32) if options else None)
+        attention = Attention(shape, KVCache(kv, kv, scales), sinks=torch.empty(32) if options else None)
+        return OPS.paged_attention(q, attention, step)
 
     return run
 
@@ -68,9 +71,8 @@ def prompts(decodes: int, context: int) -> object:
     """Two prompts behind `decodes` decode rows, in one step."""
     kv, rows = torch.empty(64, 16, 8, 128, dtype=BF16), decodes + 40
     step = batch(decodes + 2, rows, decodes, context)
-    return backend.paged_attention(
-        torch.empty(rows, 32, 128, dtype=BF16), kv, kv, step, AttentionShape(32, 8, 128, 0.1)
-    )  # fmt: skip
+    attention = Attention(AttentionShape(32, 8, 128, 0.1), KVCache(kv, kv))
+    return OPS.paged_attention(torch.empty(rows, 32, 128, dtype=BF16), attention, step)
 
 
 def rope(cache: torch.dtype, normed: bool) -> Callable[[], object]:
@@ -80,10 +82,9 @@ def rope(cache: torch.dtype, normed: bool) -> Callable[[], object]:
         scales = (torch.empty(64, 16, 8), torch.empty(64, 16, 8)) if cache.itemsize == 1 else None
         weight = torch.empty(128, dtype=BF16)
         qkv = torch.empty(16, 48 * 128, dtype=BF16)
-        return backend.rope_kv_write(
-            qkv, k_cache, v_cache, batch(16, 16, 16), Rope(torch.empty(8192, 128), 128), shape,
-            QkNorm(weight, weight, 1e-6) if normed else None, scales,
-        )  # fmt: skip
+        rope, qk_norm = Rope(torch.empty(8192, 128), 128), QkNorm(weight, weight, 1e-6) if normed else None
+        attention = Attention(shape, KVCache(k_cache, v_cache, scales), rope, qk_norm)
+        return OPS.rope_kv_write(qkv, attention, batch(16, 16, 16))
 
     return run
 
@@ -92,7 +93,7 @@ def rms(quantized: bool) -> Callable[[], object]:
     def run() -> object:
         x, weight = torch.empty(16, 4096, dtype=BF16), torch.empty(4096, dtype=BF16)
         if not quantized:
-            return backend.add_rms_norm(x, x, weight, 1e-5)
+            return OPS.add_rms_norm(x, x, weight, 1e-5)
         out = torch.empty(16, 4096, dtype=FP8)
         norm.launch(out, torch.empty_like(x), torch.empty(16), x, x, weight, 1e-5)
         return out
@@ -104,7 +105,7 @@ def sampling(rows: int = 16) -> object:
     numbers, counters = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     short = torch.empty(rows, dtype=torch.int32)
     parameters = SamplingBatch(numbers, short, numbers, numbers, counters, short, counters, False)
-    return backend.sample(torch.empty(rows, 128256, dtype=BF16), parameters)
+    return OPS.sample(torch.empty(rows, 128256, dtype=BF16), parameters)
 
 
 def small_gemm(tokens: int) -> Callable[[], object]:
@@ -119,13 +120,13 @@ def small_gemm(tokens: int) -> Callable[[], object]:
 
 def fp8_gemm(tokens: int) -> Callable[[], object]:
     weight = Fp8Weight(torch.empty(6144, 4096, dtype=FP8), torch.empty(6144))
-    return lambda: backend.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
+    return lambda: OPS.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
 
 
 def w4_gemm(tokens: int, group: int, offset: bool) -> Callable[[], object]:
     scale = torch.empty(6144, 4096 // group)
     weight = linear.W4Weight(torch.empty(6144, 2048, dtype=torch.uint8), scale, scale if offset else None)
-    return lambda: backend.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
+    return lambda: OPS.linear(torch.empty(tokens, 4096, dtype=BF16), weight)
 
 
 def mixture() -> object:
@@ -133,11 +134,15 @@ def mixture() -> object:
     return experts.moe_mlp(torch.empty(16, 2048, dtype=BF16), torch.empty(16, 8, dtype=BF16), gate_up, down, 2)
 
 
+def gate() -> object:
+    return OPS.activate_gated(torch.empty(16, 28672, dtype=BF16), "silu")
+
+
 def edits() -> None:
     logits, tokens = torch.empty(4, 128256), torch.empty(4, 512, dtype=torch.int32)
     rows = torch.empty(4, dtype=torch.int32)
-    backend.penalize(logits, rows, tokens, tokens, torch.empty(4), torch.empty(4), torch.empty(4))
-    backend.mask_tokens(logits, rows, torch.empty(4, 4008, dtype=torch.int32))
+    OPS.penalize(logits, rows, tokens, tokens, torch.empty(4), torch.empty(4), torch.empty(4))
+    OPS.mask_tokens(logits, rows, torch.empty(4, 4008, dtype=torch.int32))
 
 
 def copies() -> object:
@@ -189,7 +194,7 @@ CASES = (
     Case("rope and KV write, int8", rope(INT8, False), ("rope_kv",)),
     Case("add + RMS norm 4096", rms(False), ("norm_rows",), need=VECTOR, fast=CORE),
     Case("add + RMS norm 4096, fp8 out", rms(True), ("norm_rows",), WITH_FP8),
-    Case("SiLU * up", lambda: backend.silu_mul(torch.empty(16, 28672, dtype=BF16)), ("silu_mul",), need=VECTOR),
+    Case("SiLU * up", gate, ("silu_mul",), need=VECTOR),
     Case("sample", sampling, SAMPLE),
     Case("penalties and grammar", edits, ("penalize", "mask_bits")),
     Case("copy blocks", copies, ("copy",), need=VECTOR),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from inferd_kernels.ops import AttentionShape, PagedBatch
+from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch
 from inferd_kernels.reference import quantize_rows
 
 QUANTIZED = (torch.float8_e4m3fn, torch.int8)
@@ -26,6 +26,10 @@ class AttentionProblem:
     shape: AttentionShape
     scales: tuple[torch.Tensor, torch.Tensor] | None
     sinks: torch.Tensor | None
+
+    @property
+    def attention(self) -> Attention:
+        return Attention(self.shape, KVCache(self.k_cache, self.v_cache, self.scales), sinks=self.sinks)
 
     def row(self, index: int) -> AttentionProblem:
         """The decode problem of sequence `index` alone."""

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, PagedBatch, Rope, SamplingBatch
 from inferd_kernels.proof.roofline import DEVICES, Device, Model
 from inferd_kernels.triton import library
 from inferd_kernels.triton.linear import W4Weight, quantize_rows
@@ -99,11 +99,16 @@ def _shape(model: Model) -> AttentionShape:
     return AttentionShape(model.heads, model.kv_heads, model.head_dim, model.head_dim**-0.5)
 
 
+def _cache(model: Model, blocks: int) -> KVCache:
+    k, v = (random(blocks, PAGE, model.kv_heads, model.head_dim) for _ in range(2))
+    return KVCache(k, v)
+
+
 def decode_attention(ops: Ops, model: Model, batch: int, context: int) -> Launch:
     step, shape = decode_batch(batch, context), _shape(model)
-    caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
+    attention = Attention(shape, _cache(model, step.block_tables.numel()))
     q = random(batch, model.heads, model.head_dim)
-    return lambda: ops.paged_attention(q, *caches, step, shape)
+    return lambda: ops.paged_attention(q, attention, step)
 
 
 def fp8_attention(model: Model, batch: int, context: int) -> Launch:
@@ -142,9 +147,9 @@ def prefill_launch(ops: Ops, model: Model, tokens: int) -> Launch:
         max_query_len=tokens,
         max_seq_len=tokens,
     )
-    caches = [random(blocks, PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
+    attention = Attention(shape, _cache(model, blocks))
     q = random(tokens, model.heads, model.head_dim)
-    return lambda: ops.paged_attention(q, *caches, step, shape)
+    return lambda: ops.paged_attention(q, attention, step)
 
 
 def contiguous_prefill(model: Model, tokens: int) -> Launch:
@@ -175,10 +180,10 @@ def w4_matmul(ops: Ops, model: Model, batch: int) -> Launch:
 
 def _rope(ops: Ops, model: Model, batch: int, context: int) -> Launch:
     step, shape = decode_batch(batch, context), _shape(model)
-    caches = [random(step.block_tables.numel(), PAGE, model.kv_heads, model.head_dim) for _ in range(2)]
     qkv = random(batch, (model.heads + 2 * model.kv_heads) * model.head_dim)
     rope = Rope(torch.rand(context, model.head_dim, device="cuda"), model.head_dim)
-    return lambda: ops.rope_kv_write(qkv, *caches, step, rope, shape)
+    attention = Attention(shape, _cache(model, step.block_tables.numel()), rope)
+    return lambda: ops.rope_kv_write(qkv, attention, step)
 
 
 def _norm(ops: Ops, model: Model, batch: int) -> Launch:
@@ -188,7 +193,7 @@ def _norm(ops: Ops, model: Model, batch: int) -> Launch:
 
 def _silu(ops: Ops, model: Model, batch: int) -> Launch:
     inner = random(batch, 2 * model.inner)
-    return lambda: ops.silu_mul(inner)
+    return lambda: ops.activate_gated(inner, "silu")
 
 
 def _sample(ops: Ops, batch: int, filtered: bool) -> Launch:

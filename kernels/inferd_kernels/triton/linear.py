@@ -7,7 +7,6 @@ weight is the whole cost; above that the arithmetic is, and torch's dense matmul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from inferd_kernels import reference
 from inferd_kernels.triton import gemm_small, gemm_w4, quant_rows
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile, gemm_w4_tile
-from inferd_kernels.weights import BackendWeight, Fp8Weight, QuantizedWeight
+from inferd_kernels.weights import BackendWeight, Fp8Weight, QuantizedWeight, Weight
 
 SMALL_TOKENS = 64
 GROUP = 32  # values per block of ggml's q4_0 and q4_1
@@ -58,12 +57,7 @@ class W4Weight(BackendWeight):
         return W4Weight(self.packed[index], self.scale[index], offset)
 
 
-PreparedWeight: TypeAlias = torch.Tensor | W4Weight | Fp8Weight
-
-
-def prepare_weight(
-    weight: torch.Tensor | QuantizedWeight | Fp8Weight, dtype: torch.dtype = torch.bfloat16
-) -> PreparedWeight:
+def prepare_weight(weight: Weight, dtype: torch.dtype = torch.bfloat16) -> Weight:
     """q4_0 and q4_1 blocks become 4-bit planes; other quantized formats are dequantized to `dtype`; the rest passes."""
     if not isinstance(weight, QuantizedWeight):
         return weight
@@ -144,7 +138,7 @@ def _(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-def linear(x: torch.Tensor, weight: PreparedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [T,K] @ weight [N,K]^T + bias [N] -> [T,N] in x.dtype."""
     if isinstance(weight, Fp8Weight):
         return linear_fp8(x, weight.values, weight.scale, bias)
@@ -152,13 +146,15 @@ def linear(x: torch.Tensor, weight: PreparedWeight, bias: torch.Tensor | None = 
         if x.shape[0] <= SMALL_TOKENS and x.dtype in (torch.bfloat16, torch.float16):
             return linear_w4(x, weight.packed, weight.scale, weight.offset, bias)
         return F.linear(x, weight.values(x.dtype), bias)
+    assert isinstance(weight, torch.Tensor), "a weight from prepare_weight"
     return F.linear(x, weight, bias)
 
 
-def embedding(ids: torch.Tensor, weight: PreparedWeight, dtype: torch.dtype) -> torch.Tensor:
+def embedding(ids: torch.Tensor, weight: Weight, dtype: torch.dtype) -> torch.Tensor:
     """Rows `ids` [T] of weight [V,E] -> [T,E] in `dtype`."""
     if isinstance(weight, W4Weight):
         return weight.rows(ids).values(dtype)
     if isinstance(weight, Fp8Weight):
         return reference.dequantize_fp8(weight, dtype, ids)
+    assert isinstance(weight, torch.Tensor), "a weight from prepare_weight"
     return F.embedding(ids, weight).to(dtype)

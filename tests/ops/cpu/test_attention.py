@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inferd_kernels import reference
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import AttentionShape, PagedBatch
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, PagedBatch
+
+REFERENCE = Ops()
 
 SHAPES = {
     "gqa3": AttentionShape(9, 3, 64, 0.125),
@@ -50,8 +51,8 @@ def test_matches_the_reference(
     batch = paged_batch([1, 1, 1, 3, 70], [1, 64, 150, 67, 131], page=page)
     k_cache, v_cache = caches_for(ops, batch, shape, page, dtype)
     q = torch.randn(76, shape.num_heads, shape.head_dim)
-    out = ops.paged_attention(q, k_cache, v_cache, batch, shape)
-    expected = reference.paged_attention(q, k_cache, v_cache, batch, shape)
+    out = ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
+    expected = REFERENCE.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=2e-6)
 
 
@@ -66,7 +67,9 @@ def test_keys_in_lanes_and_row_by_row_give_the_same_bits(
         by_row = in_lanes.contiguous()
         assert by_row.stride() != in_lanes.stride()
         q = torch.randn(sum(lengths), shape.num_heads, shape.head_dim)
-        out = [ops.paged_attention(q, k_cache, v_cache, batch, shape) for k_cache in (in_lanes, by_row)]
+        out = [
+            ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch) for k_cache in (in_lanes, by_row)
+        ]
         assert torch.equal(*out)
 
 
@@ -78,7 +81,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_any_chunk(
     batch = paged_batch([length], [length], page=16)
     k_cache, v_cache = caches_for(ops, batch, shape, 16, torch.float32)
     q = torch.randn(length, shape.num_heads, shape.head_dim)
-    whole = ops.paged_attention(q, k_cache, v_cache, batch, shape)
+    whole = ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
     for chunk, stride in ((1, 7), (3, 11), (29, 29), (64, 43)):
         for end in range(chunk, length + 1, stride):
             part = replace(
@@ -88,7 +91,7 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_any_chunk(
                 cu_seqlens=torch.tensor([0, chunk], dtype=torch.int32),
                 seq_lens=torch.tensor([end], dtype=torch.int32),
             )
-            out = ops.paged_attention(q[end - chunk : end], k_cache, v_cache, part, shape)
+            out = ops.paged_attention(q[end - chunk : end], Attention(shape, KVCache(k_cache, v_cache)), part)
             assert torch.equal(out, whole[end - chunk : end])
     many = replace(
         batch,
@@ -98,7 +101,8 @@ def test_a_row_is_the_same_alone_in_a_batch_and_in_any_chunk(
         seq_lens=torch.tensor([150, 71, 4], dtype=torch.int32),
         block_tables=batch.block_tables.repeat(3, 1),
     )
-    assert torch.equal(ops.paged_attention(q[[149, 70, 3]], k_cache, v_cache, many, shape), whole[[149, 70, 3]])
+    attention = Attention(shape, KVCache(k_cache, v_cache))
+    assert torch.equal(ops.paged_attention(q[[149, 70, 3]], attention, many), whole[[149, 70, 3]])
 
 
 def test_threads_do_not_change_a_bit(
@@ -111,8 +115,10 @@ def test_threads_do_not_change_a_bit(
         k_cache, v_cache = caches_for(next(iter(engines.values())), batch, shape, 16, torch.float16)
         q = torch.randn(len(lengths), shape.num_heads, shape.head_dim)
         for isa in {isa for isa, _ in engines}:
-            one = engines[isa, 1].paged_attention(q, k_cache, v_cache, batch, shape)
-            assert torch.equal(one, engines[isa, 2].paged_attention(q, k_cache, v_cache, batch, shape))
+            one = engines[isa, 1].paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
+            assert torch.equal(
+                one, engines[isa, 2].paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
+            )
 
 
 def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Callable[..., PagedBatch]) -> None:
@@ -120,9 +126,9 @@ def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Calla
     batch = paged_batch([1], [200], page=16)
     k_cache, v_cache = caches_for(ops, batch, shape, 16, torch.float32)
     q = torch.randn(1, 4, 32)
-    expected = ops.paged_attention(q, k_cache, v_cache, batch, shape)
+    expected = ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch)
     batch.block_tables[0, : (200 - 37) // 16] = -1
-    assert torch.equal(ops.paged_attention(q, k_cache, v_cache, batch, shape), expected)
+    assert torch.equal(ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch), expected)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -136,15 +142,79 @@ def test_an_8_bit_cache_is_written_bit_for_bit_and_read_as_the_reference_does(
     qkv, zero = torch.randn(76, width), torch.zeros(shape.num_kv_heads * shape.head_dim)
     qkv[3, -len(zero) :] = zero  # a token whose values are all 0
     held = []
-    for backend in (ops, reference):
+    for backend in (ops, REFERENCE):
         generator = torch.Generator().manual_seed(1)
         size = (blocks, page, shape.num_kv_heads)
         caches = [torch.randint(-127, 128, (*size, shape.head_dim), generator=generator).to(torch.int8) for _ in "kv"]
         caches[0] = ops.key_cache(tuple(caches[0].shape), torch.int8, CPU).copy_(caches[0])
         scales = torch.rand(size, generator=generator) / 50, torch.rand(size, generator=generator) / 50
-        q = backend.rope_kv_write(qkv, *caches, batch, None, shape, None, scales)
-        held.append((*caches, *scales, backend.paged_attention(q, *caches, batch, shape, scales)))
+        attention = Attention(shape, KVCache(*caches, scales))
+        q = backend.rope_kv_write(qkv, attention, batch)
+        held.append((*caches, *scales, backend.paged_attention(q, attention, batch)))
     *written, out = held[0]
     *expected, attended = held[1]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(written, expected, strict=True))
     torch.testing.assert_close(out, attended, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dim", [24, 64, 80, 128, 256, 300])
+@pytest.mark.parametrize("options", [{"window": 20}, {"softcap": 5.0}, {"window": 33, "softcap": 3.0}])
+@pytest.mark.parametrize("sinks", [False, True])
+def test_window_cap_and_sinks_for_every_head_size(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], dim: int, options: dict[str, float], sinks: bool
+) -> None:
+    shape = AttentionShape(6, 2, dim, dim**-0.5, **options)
+    batch = paged_batch([1, 1, 3, 30], [1, 150, 67, 70], page=16)
+    caches = caches_for(ops, batch, shape, 16, torch.float16)
+    attention = Attention(shape, KVCache(*caches), sinks=torch.randn(6) * 3 if sinks else None)
+    q = torch.randn(35, 6, dim) * 2
+    out, expected = (backend.paged_attention(q, attention, batch) for backend in (ops, REFERENCE))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_references_sinks_are_logits_without_values(paged_batch: Callable[..., PagedBatch]) -> None:
+    """As gpt-oss defines them, in float64: softmax over the scores and the sink, whose weight goes nowhere."""
+    shape, batch = AttentionShape(4, 2, 8, 0.4), paged_batch([1, 3], [5, 9], page=4)
+    blocks = int(batch.block_tables.max()) + 1
+    k_cache, v_cache = torch.randn(blocks, 4, 2, 8), torch.randn(blocks, 4, 2, 8)
+    sinks, q = torch.tensor([-2.0, 0.0, 1.0, 30.0]), torch.randn(4, 4, 8)
+    out = REFERENCE.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache), sinks=sinks), batch)
+    for row, (sequence, length) in enumerate([(0, 5), (1, 7), (1, 8), (1, 9)]):
+        keys, values = (
+            cache[batch.block_tables[sequence, :3].clamp(min=0)].flatten(0, 1)[:length].double()
+            for cache in (k_cache, v_cache)
+        )
+        for head in range(4):
+            scores = (keys[:, head // 2] @ q[row, head].double() * 0.4).exp()
+            weights = scores / (scores.sum() + sinks[head].double().exp())
+            torch.testing.assert_close(out[row, head].double(), weights @ values[:, head // 2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_a_padded_row_without_context_is_zero(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], sinks: bool
+) -> None:
+    shape, batch = SHAPES["gqa3"], paged_batch([1, 1], [9, 1], page=16)
+    caches = caches_for(ops, batch, shape, 16, torch.float32)
+    batch.seq_lens[1] = 0
+    batch.block_tables[1] = -1
+    attention = Attention(shape, KVCache(*caches), sinks=torch.zeros(9) if sinks else None)
+    out = ops.paged_attention(torch.randn(2, 9, 64), attention, batch)
+    assert out[0].isfinite().all()
+    assert not out[1].any()
+
+
+def test_sinks_keep_a_row_the_same_alone_and_in_a_batch(
+    engines: dict[tuple[str, int], NativeOps], paged_batch: Callable[..., PagedBatch]
+) -> None:
+    shape, lengths = SHAPES["mqa"], [700, 3, 90]
+    batch, sinks = paged_batch([1, 1, 1], lengths, page=16), torch.randn(8)
+    q = torch.randn(3, 8, 128)
+    for native in engines.values():
+        attention = Attention(shape, KVCache(*caches_for(native, batch, shape, 16, torch.float16)), sinks=sinks)
+        together = native.paged_attention(q, attention, batch)
+        for row, length in enumerate(lengths):
+            one = replace(
+                paged_batch([1], [length], page=16), block_tables=batch.block_tables[row : row + 1].contiguous()
+            )
+            assert torch.equal(native.paged_attention(q[row : row + 1], attention, one), together[row : row + 1])

@@ -49,13 +49,13 @@ def test_the_command_prints_a_line_per_op_and_writes_the_figures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "ops.json"
-    assert main(["bench", "ops", "--threads", "1", "--match", "silu", "--seconds", "0", "--json", str(out)]) == 0
+    assert main(["bench", "ops", "--threads", "1", "--match", "activate", "--seconds", "0", "--json", str(out)]) == 0
     limits, header, *rows = capsys.readouterr().out.splitlines()
     assert "1 threads: reads " in limits
     assert header.split()[:2] == ["op", "shape"]
     stored = json.loads(out.read_text())
-    assert [row["shape"] for row in stored["ops"]] == ["1x3072", "16x3072", "512x3072"]
-    assert all(row.startswith("silu_mul") and "%" in row for row in rows)
+    assert [row["shape"] for row in stored["ops"]] == ["1x3072, silu", "16x3072, silu", "512x3072, silu"]
+    assert all(row.startswith("activate_gated") and "%" in row for row in rows)
     assert stored["limits"]["read"] > 1e8
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from inferd_kernels.cpu import build, load_native
 from inferd_kernels.cpu.engine import NativeEngine, usable_processors
-from inferd_kernels.ops import OP_NAMES, load_ops
+from inferd_kernels.ops import load_ops
 
 COMPILER = """#!/bin/sh
 echo run >> {log}
@@ -61,7 +61,7 @@ def test_torch_serves_without_a_compiler_and_says_so(
     with caplog.at_level(logging.WARNING):
         ops = load_ops("cpu", "auto")
     assert set(ops.backends.values()) == {"reference"}
-    assert ops.decoder_stack is None
+    assert not ops.has_threads
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "no C++ compiler found" in caplog.text
     with pytest.raises(ValueError, match="'native' is not available"):
@@ -70,8 +70,16 @@ def test_torch_serves_without_a_compiler_and_says_so(
 
 def test_native_is_chosen_on_cpu_and_named_per_op() -> None:
     ops = load_ops("cpu", "auto", threads=1)
-    assert all(ops.backends[name].startswith("native-") for name in OP_NAMES)
-    assert ops.decoder_stack is not None
+    torchs = {name for name, label in ops.backends.items() if label == "reference"}
+    assert torchs == {
+        "add_layer_norm",
+        "self_attention",
+        "penalize",
+        "mask_tokens",
+        "route",
+    }
+    assert {label for name, label in ops.backends.items() if name not in torchs} == {f"native-{ops.engine.isa}"}
+    assert ops.has_threads
     assert set(load_ops("cpu", "reference").backends.values()) == {"reference"}
     with pytest.raises(ValueError, match="runs on cpu, not on 'cuda'"):
         load_native("cuda", None, required=True)

@@ -9,7 +9,10 @@ import torch
 from inferd_kernels import reference
 from inferd_kernels.cpu.convert import PackedWeight
 from inferd_kernels.cpu.native import NativeOps
+from inferd_kernels.ops import Ops
 from inferd_kernels.weights import QuantizedWeight, WeightRows
+
+REFERENCE = Ops()
 
 FORMATS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
 ROWS = (1, 2, 3, 4, 7, 16, 17, 33, 70)
@@ -42,7 +45,7 @@ def test_quantized_products(
         out = ops.linear(x, packed, bias)
         exact = rounded(x, kind).double() @ values.double().T + bias.double()
         assert relative_error(out, exact) < 1e-5
-        unrounded = reference.linear(x.double(), values.double(), bias.double())
+        unrounded = REFERENCE.linear(x.double(), values.double(), bias.double())
         assert relative_error(out, unrounded) < (1e-4 if kind == "q8_0" else 2e-2)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from inferd_kernels import reference
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, PagedBatch, QkNorm, Rope
+
+REFERENCE = Ops()
 
 CLOSE = {"rtol": 2e-6, "atol": 1e-6}
 
@@ -16,20 +17,20 @@ CLOSE = {"rtol": 2e-6, "atol": 1e-6}
 @pytest.mark.parametrize(("rows", "width"), [(1, 576), (5, 64), (70, 77), (3, 5)])
 def test_norms_and_silu(ops: NativeOps, rows: int, width: int) -> None:
     x, residual, weight = torch.randn(rows, width) * 4, torch.randn(rows, width), torch.randn(width)
-    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5), **CLOSE)
+    torch.testing.assert_close(ops.rms_norm(x, weight, 1e-5), REFERENCE.rms_norm(x, weight, 1e-5), **CLOSE)
     normed, hidden = ops.add_rms_norm(x, residual, weight, 1e-6)
-    expected, expected_hidden = reference.add_rms_norm(x, residual, weight, 1e-6)
+    expected, expected_hidden = REFERENCE.add_rms_norm(x, residual, weight, 1e-6)
     torch.testing.assert_close(normed, expected, **CLOSE)
     assert torch.equal(hidden, expected_hidden)
     gate_up = torch.cat((x * 30, residual), -1)  # far enough for e^-x to overflow
-    torch.testing.assert_close(ops.silu_mul(gate_up), reference.silu_mul(gate_up), **CLOSE)
+    torch.testing.assert_close(ops.activate_gated(gate_up, "silu"), REFERENCE.activate_gated(gate_up, "silu"), **CLOSE)
     assert torch.equal(ops.rms_norm(x, weight, 1e-5)[-1:], ops.rms_norm(x[-1:], weight, 1e-5))
 
 
 def test_what_is_not_a_number_stays_so(ops: NativeOps) -> None:
     x = torch.full((1, 32), float("nan"))
     assert ops.rms_norm(x, torch.ones(32), 1e-5).isnan().all()
-    assert ops.silu_mul(x).isnan().all()
+    assert ops.activate_gated(x, "silu").isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -53,13 +54,14 @@ def test_rope_kv_write(
     rope = Rope(torch.randn(40, rotary), rotary)
     caches = [torch.full((14, page, 2, dim), 7.0, dtype=dtype) for _ in range(4)]
     caches[0] = ops.key_cache((14, page, 2, dim), dtype, torch.device("cpu")).fill_(7.0)
-    q = ops.rope_kv_write(qkv, caches[0], caches[1], batch, rope, shape, qk_norm)
-    expected = reference.rope_kv_write(qkv, caches[2], caches[3], batch, rope, shape, qk_norm)
+    ours, theirs = (Attention(shape, KVCache(*pair), rope, qk_norm) for pair in (caches[:2], caches[2:]))
+    q = ops.rope_kv_write(qkv, ours, batch)
+    expected = REFERENCE.rope_kv_write(qkv, theirs, batch)
     torch.testing.assert_close(q, expected, **CLOSE)
     assert torch.equal(caches[1], caches[3])
     close = CLOSE if dtype == torch.float32 else {"rtol": 8e-3, "atol": 1e-6}
     torch.testing.assert_close(caches[0], caches[2], **close)
-    plain = ops.rope_kv_write(qkv, caches[0], caches[1], batch, None, shape, None)
+    plain = ops.rope_kv_write(qkv, Attention(shape, KVCache(*caches[:2])), batch)
     assert torch.equal(plain, qkv.view(26, 10, dim)[:, :6])
 
 
@@ -74,7 +76,8 @@ def test_half_precision_rounds_like_torch(ops: NativeOps, paged_batch: Callable[
     batch = paged_batch([tokens], [tokens], page=tokens, first_block=0)
     for dtype in (torch.float16, torch.bfloat16):
         k_cache, v_cache = torch.zeros(1, tokens, 1, 32, dtype=dtype), torch.zeros(1, tokens, 1, 32, dtype=dtype)
-        ops.rope_kv_write(torch.cat((values, values, -values), 1), k_cache, v_cache, batch, None, shape)
+        attention = Attention(shape, KVCache(k_cache, v_cache))
+        ops.rope_kv_write(torch.cat((values, values, -values), 1), attention, batch)
         assert torch.equal(k_cache.view(-1, 32), values.to(dtype))
         assert torch.equal(v_cache.view(-1, 32), -values.to(dtype))
 
@@ -85,7 +88,7 @@ def test_copy_blocks(ops: NativeOps, page: int) -> None:
     expected = cache.clone()
     sources, destinations = torch.tensor([1, 8, 1]), torch.tensor([0, 3, 4])
     ops.copy_blocks(cache, sources, destinations)
-    reference.copy_blocks(expected, sources, destinations)
+    REFERENCE.copy_blocks(expected, sources, destinations)
     assert torch.equal(cache, expected)
     with pytest.raises(IndexError):
         ops.copy_blocks(cache, torch.tensor([9]), torch.tensor([0]))

@@ -6,7 +6,9 @@ import pytest
 import torch
 from inferd_kernels import reference
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import SamplingBatch
+from inferd_kernels.ops import Ops, SamplingBatch
+
+REFERENCE = Ops()
 
 
 def make_batch(rows: int, **columns: float | list[float]) -> SamplingBatch:
@@ -55,7 +57,7 @@ def test_tokens_are_those_of_the_reference(ops: NativeOps, vocab: int, columns: 
     logits = torch.randn(40, vocab, generator=generator) * 3
     logits[20:] = (logits[20:] * 2).round() / 2  # many ties
     batch = make_batch(40, **columns)
-    assert ops.sample(logits, batch).tolist() == reference.sample(logits, batch).tolist()
+    assert ops.sample(logits, batch).tolist() == REFERENCE.sample(logits, batch).tolist()
 
 
 def test_tokens_of_a_flat_row_cover_what_is_kept(ops: NativeOps) -> None:

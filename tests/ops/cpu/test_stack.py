@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from inferd_kernels.cpu.native import NativeOps
-from inferd_kernels.ops import AttentionShape, DecoderLayer, PagedBatch, QkNorm, Rope
+from inferd_kernels.ops import Attention, AttentionShape, DecoderLayer, KVCache, PagedBatch, QkNorm, Rope
 from inferd_kernels.weights import QuantizedWeight
 
 WIDTH, INTERMEDIATE, PAGE, EPS = 256, 512, 16, 1e-5
@@ -32,12 +32,17 @@ def make_layers(ops: NativeOps, blocks: Callable[..., QuantizedWeight], count: i
             down=parts([WIDTH], INTERMEDIATE, ["q8_0"]),
             attention_norm=torch.rand(WIDTH),
             mlp_norm=torch.rand(WIDTH),
-            k_cache=ops.key_cache((40, PAGE, 2, 32), cache_dtype, torch.device("cpu")).zero_(),
-            v_cache=torch.zeros(40, PAGE, 2, 32, dtype=cache_dtype),
-            kv_scales=(torch.zeros(40, PAGE, 2), torch.zeros(40, PAGE, 2)) if index == 2 else None,
-            shape=replace(SHAPE, window=20 if index == 1 else 0),
-            rope=rope,
-            qk_norm=QkNorm(torch.rand(32), torch.rand(32), EPS) if index == 2 else None,
+            attention=Attention(
+                shape=replace(SHAPE, window=20 if index == 1 else 0),
+                cache=KVCache(
+                    ops.key_cache((40, PAGE, 2, 32), cache_dtype, torch.device("cpu")).zero_(),
+                    torch.zeros(40, PAGE, 2, 32, dtype=cache_dtype),
+                    (torch.zeros(40, PAGE, 2), torch.zeros(40, PAGE, 2)) if index == 2 else None,
+                ),
+                rope=rope,
+                qk_norm=QkNorm(torch.rand(32), torch.rand(32), EPS) if index == 2 else None,
+                sinks=torch.randn(8) if index == 1 else None,
+            ),
             qkv_bias=torch.randn(384) if index else None,
             o_bias=torch.randn(WIDTH) if index == 1 else None,
         )
@@ -53,11 +58,10 @@ def op_by_op(ops: NativeOps, layers: list[DecoderLayer], stream: torch.Tensor, b
     for layer in layers:
         normed = ops.rms_norm(stream, layer.attention_norm, EPS)
         qkv = project(normed, layer.qkv, layer.qkv_bias)
-        caches, shape, scales = (layer.k_cache, layer.v_cache), layer.shape, layer.kv_scales
-        q = ops.rope_kv_write(qkv, *caches, batch, layer.rope, shape, layer.qk_norm, scales)
-        attended = ops.paged_attention(q, *caches, batch, shape, scales).flatten(1)
+        q = ops.rope_kv_write(qkv, layer.attention, batch)
+        attended = ops.paged_attention(q, layer.attention, batch).flatten(1)
         normed, stream = ops.add_rms_norm(project(attended, layer.o, layer.o_bias), stream, layer.mlp_norm, EPS)
-        stream = stream + project(ops.silu_mul(project(normed, layer.gate_up)), layer.down)
+        stream = stream + project(ops.activate_gated(project(normed, layer.gate_up), "silu"), layer.down)
     return stream
 
 
@@ -101,10 +105,12 @@ def test_a_layer_that_cannot_run_is_refused(ops: NativeOps, random_blocks: Calla
         "qkv": (torch.randn(384, WIDTH),),
         "o": layer.down,
         "mlp_norm": torch.rand(WIDTH, dtype=torch.bfloat16),
-        "k_cache": torch.zeros(4, PAGE, 2, 32, dtype=torch.float64),
+        "attention": replace(
+            layer.attention, cache=KVCache(*(torch.zeros(4, PAGE, 2, 32, dtype=torch.float64) for _ in "kv"))
+        ),
     }
     for field, value in wrong.items():
-        with pytest.raises(ValueError, match=field):
+        with pytest.raises(ValueError, match="cache.k" if field == "attention" else field):
             ops.decoder_stack([replace(layer, **{field: value})], EPS)
     run = ops.decoder_stack([layer], EPS)
     with pytest.raises(ValueError, match="float32 of width 256"):

@@ -46,11 +46,32 @@ struct NormArgs {
     float eps;
 };
 
-struct SiluMulArgs {
-    const float* gate_up;  // [rows, 2 * width]
-    float* out;            // [rows, width]
+enum Activation : int32_t { kSilu = 0, kGelu, kGeluTanh, kRelu, kRelu2, kClampedSwiglu, kActivations };
+
+struct ActivateArgs {
+    const float* x;  // [rows, width], or with gated [rows, 2 * width], gate | up
+    float* out;      // [rows, width]
     int64_t rows;
     int32_t width;
+    int32_t activation;
+    int32_t gated;
+};
+
+struct ExpertsArgs {
+    const float* x;             // [tokens, width]
+    const int32_t* ids;         // [tokens, top_k]
+    const float* weights;       // [tokens, top_k]
+    const Weight* gate_up;      // per expert [2 intermediate, width]
+    const Weight* down;         // per expert [width, intermediate]
+    const float* gate_up_bias;  // [num_experts, 2 intermediate] or null
+    const float* down_bias;     // [num_experts, width] or null
+    float* y;                   // [tokens, width]
+    int64_t tokens;
+    int32_t top_k;
+    int32_t num_experts;
+    int32_t width;
+    int32_t intermediate;
+    int32_t activation;
 };
 
 struct Batch {
@@ -91,21 +112,24 @@ struct Rope {
     float norm_eps;
 };
 
-struct RopeKvArgs {
-    const float* qkv;  // [tokens, (Hq + 2 Hk) D]
-    float* q;          // [tokens, Hq, D]
-    const Batch* batch;
+// How one layer attends, and the cache that it reads and writes.
+struct Attention {
     Cache cache;
     AttentionShape shape;
     Rope rope;
+    const float* sinks;  // [heads] or null: logits that join the softmax and carry no value
 };
 
-struct AttentionArgs {
+struct RopeKvArgs : Attention {
+    const float* qkv;  // [tokens, (Hq + 2 Hk) D]
+    float* q;          // [tokens, Hq, D]
+    const Batch* batch;
+};
+
+struct AttentionArgs : Attention {
     const float* q;  // [tokens, Hq, D]
     float* out;
     const Batch* batch;
-    Cache cache;
-    AttentionShape shape;
 };
 
 struct SampleArgs {
@@ -144,9 +168,7 @@ struct Layer {
     Linear qkv, o, gate_up, down;
     const float* attention_norm;
     const float* mlp_norm;
-    Cache cache;
-    AttentionShape shape;
-    Rope rope;
+    Attention attention;
 };
 
 enum Limit : int32_t { kReadBytes = 0, kFloatRounds, kByteRounds };
@@ -178,7 +200,8 @@ struct Kernels {
     int (*linear)(Engine*, const LinearArgs&);
     int (*embedding)(Engine*, const EmbeddingArgs&);
     int (*norm)(Engine*, const NormArgs&);
-    int (*silu_mul)(Engine*, const SiluMulArgs&);
+    int (*activate)(Engine*, const ActivateArgs&);
+    int (*experts)(Engine*, const ExpertsArgs&);
     int (*rope_kv)(Engine*, const RopeKvArgs&);
     int (*attention)(Engine*, const AttentionArgs&);
     int (*sample)(Engine*, const SampleArgs&);

@@ -31,12 +31,20 @@ inline void merge_part(const Unit& u, const float* part) {
     }
 }
 
+// What the sum of a row's values is multiplied with. A sink adds e^sink to the denominator; rows without a key are 0.
+inline float normalizer(const Unit& u, int32_t row, float m, float l) {
+    if (!u.args.sinks) return l > 0.0f ? 1.0f / l : 0.0f;
+    const float sink = u.args.sinks[u.head * u.group + row % u.group], top = larger(m, sink);
+    const float scale = exp(m - top);
+    return scale / (l * scale + exp(sink - top));
+}
+
 inline void write_output(const Unit& u) {
     const int64_t stride = partial_stride(u.args.shape.head_dim);
     for (int32_t r = 0; r < u.rows; r++) {
         const float* from = u.total + r * stride;
         float* out = u.args.out + u.row_at(r);
-        const F inverse = set1(1.0f / from[u.dim + 1]);
+        const F inverse = set1(normalizer(u, r, from[u.dim], from[u.dim + 1]));
         for (int32_t d = 0; d < u.args.shape.head_dim; d += 16)
             store_n(out + d, mul(load(from + d), inverse), smaller(16, u.args.shape.head_dim - d));
     }

@@ -1,4 +1,5 @@
 // The ops for one instruction set: build.py compiles this file once for each, naming it by INFERD_ISA.
+#include "experts.h"
 #include "limits.h"
 #include "sampling.h"
 #include "stack.h"
@@ -16,7 +17,8 @@ const Kernels* INFERD_JOIN(kernels_, INFERD_ISA)() {
         linear,
         embedding,
         run<NormArgs, norm_body>,
-        run<SiluMulArgs, silu_mul_body>,
+        run<ActivateArgs, activate_body>,
+        experts,
         run<RopeKvArgs, rope_kv_body>,
         attention,
         sample,

@@ -29,14 +29,60 @@ inline void add_row(const float* a, const float* b, float* out, int64_t width) {
     for (; i < width; i++) out[i] = a[i] + b[i];
 }
 
-inline F silu(F x) { return div(x, add(set1(1.0f), exp(sub(zero(), x)))); }
+inline int64_t padded_floats(int64_t count) { return (count + 15) / 16 * 16; }
 
-inline void silu_mul_row(const float* gate, const float* up, float* out, int64_t width) {
-    for (int64_t i = 0; i < width; i += 16) {
-        const int lanes = static_cast<int>(smaller<int64_t>(16, width - i));
-        store_n(out + i, mul(silu(load_n(gate + i, lanes)), load_n(up + i, lanes)), lanes);
+// x / (1 + e^(-slope x)).
+inline F sigmoid_times(F x, float slope) { return div(x, add(set1(1.0f), exp(mul(x, set1(-slope))))); }
+
+inline F error_function(F x) {
+    alignas(64) float lanes[16];
+    store(lanes, x);
+    for (float& lane : lanes) lane = std::erf(lane);
+    return load(lanes);
+}
+
+// Of a gate alone; the second operand of max and min wins where one is not a number.
+template <int kind>
+inline F activated(F x) {
+    if constexpr (kind == kSilu) return div(x, add(set1(1.0f), exp(sub(zero(), x))));
+    else if constexpr (kind == kRelu) return max(zero(), x);
+    else if constexpr (kind == kRelu2) return mul(max(zero(), x), max(zero(), x));
+    else if constexpr (kind == kGelu)
+        return mul(mul(set1(0.5f), x), add(set1(1.0f), error_function(mul(x, set1(0.70710678f)))));
+    else {
+        // x (1 + tanh z) / 2 = x / (1 + e^(-2 z)), z = sqrt(2 / pi) (x + 0.044715 x^3).
+        const F cubic = fma(mul(mul(x, x), x), set1(0.044715f), x);
+        return div(x, add(set1(1.0f), exp(mul(cubic, set1(-1.59576912f)))));
     }
 }
+
+template <int kind>
+inline F gated(F gate, F up) {
+    if constexpr (kind == kClampedSwiglu) {
+        const F limit = set1(7.0f);  // and the slope: as gpt-oss was trained
+        const F cut = min(limit, max(set1(-7.0f), up));
+        return mul(add(cut, set1(1.0f)), sigmoid_times(min(limit, gate), 1.702f));
+    } else {
+        return mul(activated<kind>(gate), up);
+    }
+}
+
+// `up` null: without a gate.
+template <int kind>
+void activate_row(const float* gate, const float* up, float* out, int64_t width) {
+    for (int64_t i = 0; i < width; i += 16) {
+        const int lanes = static_cast<int>(smaller<int64_t>(16, width - i));
+        const F x = load_n(gate + i, lanes);
+        if (up) store_n(out + i, gated<kind>(x, load_n(up + i, lanes)), lanes);
+        else if constexpr (kind != kClampedSwiglu) store_n(out + i, activated<kind>(x), lanes);
+    }
+}
+
+using ActivateRow = void (*)(const float*, const float*, float*, int64_t);
+constexpr ActivateRow kActivateRow[kActivations] = {
+    activate_row<kSilu>, activate_row<kGelu>,  activate_row<kGeluTanh>,
+    activate_row<kRelu>, activate_row<kRelu2>, activate_row<kClampedSwiglu>,
+};
 
 // Half-split rotation in place: pairs (i, i + half) of the first rotary_dim values.
 inline void rotate_head(float* x, const float* cos_sin, int rotary_dim) {
@@ -205,11 +251,11 @@ inline void norm_body(Team& team, void* context) {
     });
 }
 
-inline void silu_mul_body(Team& team, void* context) {
-    const SiluMulArgs& args = *static_cast<const SiluMulArgs*>(context);
+inline void activate_body(Team& team, void* context) {
+    const ActivateArgs& args = *static_cast<const ActivateArgs*>(context);
     team_for(team, args.rows, [&](int64_t i) {
-        const float* gate = args.gate_up + i * 2 * args.width;
-        silu_mul_row(gate, gate + args.width, args.out + i * args.width, args.width);
+        const float* x = args.x + i * args.width * (args.gated ? 2 : 1);
+        kActivateRow[args.activation](x, args.gated ? x + args.width : nullptr, args.out + i * args.width, args.width);
     });
 }
 

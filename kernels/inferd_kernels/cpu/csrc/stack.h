@@ -61,7 +61,7 @@ struct StackSizes {
 
 inline StackSizes stack_sizes(const StackArgs& args) {
     const int64_t tokens = args.batch->tokens, pass = smaller(tokens, kPassRows);
-    const AttentionShape& shape = args.layers[0].shape;
+    const AttentionShape& shape = args.layers[0].attention.shape;
     const int64_t q_width = int64_t{shape.heads} * shape.head_dim;
     const int64_t qkv_width = q_width + 2 * int64_t{shape.kv_heads} * shape.head_dim;
     const int64_t widest = larger<int64_t>(larger<int64_t>(args.width, args.intermediate), q_width);
@@ -116,7 +116,7 @@ inline void mlp(Team& team, const StackJob& job, const Layer& layer, int64_t fir
     float* row = job.row_space + team.rank * job.row_floats;
     team_for(team, last - first, [&](int64_t i) {
         const float* gate = job.gate_up + i * 2 * width;
-        silu_mul_row(gate, gate + width, row, width);
+        activate_row<kSilu>(gate, gate + width, row, width);
         store_input(inputs, layer.down, i, row);
     });
     project(team, layer.down, inputs, last - first, job.delta + first * job.args.width);
@@ -130,8 +130,8 @@ inline void stack_body(Team& team, void* context) {
         const Layer& layer = args.layers[l];
         for (int64_t first = 0; first < tokens; first += kPassRows)
             attention_input(team, job, layer, l > 0, first, smaller(tokens, first + kPassRows));
-        rope_kv_phase(team, {job.qkv, job.q, args.batch, layer.cache, layer.shape, layer.rope});
-        attention_phase(team, {job.q, job.qkv, args.batch, layer.cache, layer.shape}, job.plan);
+        rope_kv_phase(team, {layer.attention, job.qkv, job.q, args.batch});
+        attention_phase(team, {layer.attention, job.q, job.qkv, args.batch}, job.plan);
         for (int64_t first = 0; first < tokens; first += kPassRows) {
             const int64_t last = smaller(tokens, first + kPassRows);
             attention_output(team, job, layer, first, last);
@@ -149,7 +149,7 @@ inline int stack(Engine* engine, const StackArgs& args) {
     const int threads = engine_threads(engine);
     const StackSizes sizes = stack_sizes(args);
     StackJob job{args, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, sizes.row_floats};
-    const size_t plan_bytes = plan_attention(*args.batch, args.layers[0].shape, threads, nullptr, job.plan);
+    const size_t plan_bytes = plan_attention(*args.batch, args.layers[0].attention.shape, threads, nullptr, job.plan);
     const size_t total = sizes.delta + sizes.qkv + sizes.q + sizes.gate_up + sizes.rows +
                          threads * sizes.row_floats * 4 + plan_bytes;
     char* at = engine_scratch(engine, total);
@@ -165,7 +165,7 @@ inline int stack(Engine* engine, const StackArgs& args) {
     job.gate_up = reinterpret_cast<float*>(take(sizes.gate_up));
     job.rows = take(sizes.rows);
     job.row_space = reinterpret_cast<float*>(take(threads * sizes.row_floats * 4));
-    plan_attention(*args.batch, args.layers[0].shape, threads, at, job.plan);
+    plan_attention(*args.batch, args.layers[0].attention.shape, threads, at, job.plan);
     engine_run(engine, stack_body, &job);
     return 0;
 }

@@ -9,7 +9,9 @@ from inferd_kernels.proof import cases
 from inferd_kernels.proof.budgets import broken_rules, load_table, measure, regressions
 from inferd_kernels.proof.cases import CASES, Case
 from inferd_kernels.proof.compiler import offline
-from inferd_kernels.triton import backend
+from inferd_kernels.triton.backend import TritonOps
+
+TRITON = TritonOps()
 
 TABLE = load_table(Path(__file__).parents[4] / "tools" / "kernel_budgets.json")
 FAST = [(case, arch) for case in CASES for arch in case.fast]
@@ -66,8 +68,8 @@ def test_one_binary_for_every_batch_size() -> None:
         with offline("sm_90") as launches:
             cases.attention(128, torch.bfloat16, True, rows=rows)()
             x = torch.empty(rows, 4096, dtype=torch.bfloat16)
-            backend.add_rms_norm(x, x, weight, 1e-5)
-            backend.silu_mul(x)
+            TRITON.add_rms_norm(x, x, weight, 1e-5)
+            TRITON.activate_gated(x, "silu")
             cases.sampling(rows)
             cases.w4_gemm(rows, 128, False)()
             cases.fp8_gemm(rows)()

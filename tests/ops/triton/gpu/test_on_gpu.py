@@ -7,14 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from inferd_kernels import reference, reference_gpu
-from inferd_kernels.ops import AttentionShape, Ops, PagedBatch, Rope, SamplingBatch, load_ops
+from inferd_kernels import reference_gpu
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, PagedBatch, Rope, SamplingBatch, load_ops
 from inferd_kernels.proof import roofline
 from inferd_kernels.proof.budgets import load_table
 from inferd_kernels.proof.problems import QUANTIZED, TOLERANCE, AttentionProblem, attention_problem, relative_error
 from inferd_kernels.proof.timing import decode_launches, prefill_launch, sampling_batch, seconds, this_device
-from inferd_kernels.triton import backend, linear
+from inferd_kernels.triton import linear
+from inferd_kernels.triton.backend import TritonOps
 from inferd_kernels.triton.experts import moe_mlp
+
+REFERENCE, TRITON = Ops(), TritonOps()
 
 pytestmark = pytest.mark.gpu
 
@@ -32,16 +35,13 @@ def on_gpu(value: Any) -> Any:
         return value.cuda()
     if isinstance(value, tuple):
         return tuple(on_gpu(item) for item in value)
-    if isinstance(value, (PagedBatch, SamplingBatch)):
+    if isinstance(value, (PagedBatch, SamplingBatch, Attention, KVCache)):
         return type(value)(**{name: on_gpu(getattr(value, name)) for name in type(value).__dataclass_fields__})
     return value
 
 
 def attend(ops: Ops, problem: AttentionProblem) -> torch.Tensor:
-    return ops.paged_attention(
-        on_gpu(problem.q), on_gpu(problem.k_cache), on_gpu(problem.v_cache), on_gpu(problem.batch), problem.shape,
-        on_gpu(problem.scales), on_gpu(problem.sinks),
-    )  # fmt: skip
+    return ops.paged_attention(on_gpu(problem.q), on_gpu(problem.attention), on_gpu(problem.batch))
 
 
 def expected(problem: AttentionProblem) -> torch.Tensor:
@@ -63,10 +63,10 @@ def test_attention_numerics(ops: Ops, dim: int, cache: torch.dtype | None, queri
 def test_row_numerics(ops: Ops) -> None:
     x, residual, weight = (torch.randn(7, 4096).bfloat16() for _ in range(3))
     out, hidden = ops.add_rms_norm(x.cuda(), residual.cuda(), weight[0].cuda(), 1e-5)
-    expected_out, expected_hidden = reference.add_rms_norm(x, residual, weight[0], 1e-5)
+    expected_out, expected_hidden = REFERENCE.add_rms_norm(x, residual, weight[0], 1e-5)
     assert torch.equal(hidden.cpu(), expected_hidden)
     assert relative_error(out.cpu(), expected_out) < 4e-3
-    assert relative_error(ops.silu_mul(x.cuda()).cpu(), reference.silu_mul(x)) < 4e-3
+    assert relative_error(ops.activate_gated(x.cuda(), "silu").cpu(), REFERENCE.activate_gated(x, "silu")) < 4e-3
 
 
 def test_sampled_tokens_numerics(ops: Ops) -> None:
@@ -77,7 +77,7 @@ def test_sampled_tokens_numerics(ops: Ops) -> None:
         torch.arange(rows), torch.zeros(rows, dtype=torch.int32), torch.arange(rows), False,
     )  # fmt: skip
     logits = torch.randn(rows, vocab) * 3
-    assert torch.equal(ops.sample(logits.cuda(), on_gpu(batch)).cpu(), reference.sample(logits, batch))
+    assert torch.equal(ops.sample(logits.cuda(), on_gpu(batch)).cpu(), REFERENCE.sample(logits, batch))
 
 
 @pytest.mark.parametrize("cache", [None, torch.float8_e4m3fn])
@@ -92,17 +92,17 @@ def test_rows_are_bitwise_equal_over_batch_sizes(ops: Ops, cache: torch.dtype | 
 @pytest.mark.parametrize("bound", [512, 4096])
 def test_graph_replay_equals_eager(ops: Ops, bound: int) -> None:
     problem = attention_problem([1] * 4, [5, 100, 300, 511], AttentionShape(8, 2, 128, 0.1), dtype=torch.bfloat16)
-    moved = [on_gpu(item) for item in (problem.q, problem.k_cache, problem.v_cache)]
+    q, attention = on_gpu(problem.q), on_gpu(problem.attention)
     batch = replace(on_gpu(problem.batch), max_seq_len=bound)
-    eager = ops.paged_attention(*moved, batch, problem.shape)
+    eager = ops.paged_attention(q, attention, batch)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = ops.paged_attention(*moved, batch, problem.shape)
+        captured = ops.paged_attention(q, attention, batch)
     graph.replay()
     assert torch.equal(captured, eager)
     batch.seq_lens.copy_(torch.tensor([0, 17, 200, 1]))
     graph.replay()
-    assert torch.equal(captured, ops.paged_attention(*moved, batch, problem.shape))
+    assert torch.equal(captured, ops.paged_attention(q, attention, batch))
 
 
 def test_rope_kv_write_numerics(ops: Ops) -> None:
@@ -111,9 +111,10 @@ def test_rope_kv_write_numerics(ops: Ops) -> None:
     qkv = torch.randn(48, 12 * 128).bfloat16()
     rope = Rope(torch.rand(64, 128), 128)
     caches = [torch.zeros_like(problem.k_cache) for _ in range(2)]
-    expected_q = reference.rope_kv_write(qkv, *caches, problem.batch, rope, shape)
+    expected_q = REFERENCE.rope_kv_write(qkv, Attention(shape, KVCache(*caches), rope), problem.batch)
     moved = [torch.zeros_like(cache).cuda() for cache in caches]
-    q = ops.rope_kv_write(qkv.cuda(), *moved, on_gpu(problem.batch), Rope(rope.cos_sin.cuda(), 128), shape)
+    attention = Attention(shape, KVCache(*moved), Rope(rope.cos_sin.cuda(), 128))
+    q = ops.rope_kv_write(qkv.cuda(), attention, on_gpu(problem.batch))
     assert relative_error(q.cpu(), expected_q) < 4e-3
     assert relative_error(moved[0].cpu(), caches[0]) < 4e-3
     assert torch.equal(moved[1].cpu(), caches[1])
@@ -151,8 +152,8 @@ def test_logits_edits_numerics(ops: Ops) -> None:
     moved = logits.cuda()
     ops.penalize(moved, *on_gpu((rows, tokens, counts, *penalties)))
     ops.mask_tokens(moved, *on_gpu((rows, bits)))
-    reference.penalize(logits, rows, tokens, counts, *penalties)
-    reference.mask_tokens(logits, rows, bits)
+    REFERENCE.penalize(logits, rows, tokens, counts, *penalties)
+    REFERENCE.mask_tokens(logits, rows, bits)
     assert torch.allclose(moved.cpu(), logits, rtol=1e-6, atol=1e-6)
 
 
@@ -168,11 +169,11 @@ def test_rows_of_norms_draws_and_small_matmuls_are_bitwise_equal_over_batch_size
     x, weight = torch.randn(16, 4096, device="cuda").bfloat16(), torch.rand(4096, device="cuda").bfloat16()
     fp8 = linear.Fp8Weight(*linear.quantize_rows(torch.randn(512, 4096, device="cuda"), torch.float8_e4m3fn))
     logits, batch = torch.randn(16, 128256, device="cuda"), sampling_batch(16, True)
-    norms, products, draws = backend.rms_norm(x, weight, 1e-5), ops.linear(x, fp8), ops.sample(logits, batch)
+    norms, products, draws = TRITON.rms_norm(x, weight, 1e-5), ops.linear(x, fp8), ops.sample(logits, batch)
     for row in (0, 7, 15):
         one = slice(row, row + 1)
         fields = {name: getattr(batch, name)[one] for name in batch.__dataclass_fields__ if name != "all_greedy"}
-        assert torch.equal(norms[one], backend.rms_norm(x[one], weight, 1e-5))
+        assert torch.equal(norms[one], TRITON.rms_norm(x[one], weight, 1e-5))
         assert torch.equal(products[one], ops.linear(x[one], fp8))
         assert torch.equal(draws[one], ops.sample(logits[one], SamplingBatch(**fields, all_greedy=False)))
 
@@ -184,10 +185,10 @@ def test_torchs_varlen_attention_agrees(ops: Ops, page: int, window: int, querie
     shape = AttentionShape(8, 2, 128, 0.09, window=window)
     problem = attention_problem(queries, [5, 700, 40, 90, 1000, 4097], shape, page=page, dtype=torch.bfloat16)
     oracle = load_ops("cuda", "varlen")
-    moved = [on_gpu(item).nan_to_num(0.0) for item in (problem.q, problem.k_cache, problem.v_cache)]
-    batch = on_gpu(problem.batch)
-    theirs = oracle.paged_attention(*moved, batch, shape)
-    assert relative_error(ops.paged_attention(*moved, batch, shape).cpu(), theirs.cpu()) < TOLERANCE[torch.bfloat16]
+    q, *caches = [on_gpu(item).nan_to_num(0.0) for item in (problem.q, problem.k_cache, problem.v_cache)]
+    attention, batch = Attention(shape, KVCache(*caches)), on_gpu(problem.batch)
+    theirs = oracle.paged_attention(q, attention, batch)
+    assert relative_error(ops.paged_attention(q, attention, batch).cpu(), theirs.cpu()) < TOLERANCE[torch.bfloat16]
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,21 @@ import dataclasses
 
 import pytest
 import torch
-from inferd_kernels.ops import LOGITS_OP_NAMES, OP_NAMES, AttentionShape, Ops, load_ops
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, load_ops
 from inferd_kernels.proof.problems import allocate, paged_batch, relative_error
 from inferd_kernels.triton import experts, library, linear
 from torch.library import CustomOpDef
 
 SHAPE = AttentionShape(4, 2, 16, 0.25)
+TORCHS = {
+    "add_layer_norm",
+    "activate",
+    "self_attention",
+    "decoder_stack",
+    "pack_rows",
+    "prepare_experts",
+    "key_cache",
+} | {"route", "experts"}
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +26,11 @@ def ops() -> Ops:
     return load_ops("cpu", "triton")
 
 
-def test_every_op_is_triton(ops: Ops) -> None:
-    assert {ops.backends[name] for name in (*OP_NAMES, *LOGITS_OP_NAMES)} == {"triton"}
+def test_every_op_of_a_decoder_is_triton(ops: Ops) -> None:
+    """What torch computes is of encoders, or runs once at load."""
+    torchs = {name for name, label in ops.backends.items() if label == "reference"}
+    assert torchs == TORCHS
+    assert {label for name, label in ops.backends.items() if name not in torchs} == {"triton"}
 
 
 OP_FILES = (library, linear, experts)
@@ -85,9 +97,10 @@ def test_mixed_batches_equal_the_reference(ops: Ops, queries: list[int], lens: l
     batch = paged_batch(queries, lens, tables)
     kv = [torch.randn(blocks, 16, 2, 16, generator=generator) for _ in range(2)]
     q = torch.randn(sum(queries), 4, 16, generator=generator)
-    out = ops.paged_attention(q, kv[0], kv[1], batch, SHAPE)
+    attention = Attention(SHAPE, KVCache(*kv))
+    out = ops.paged_attention(q, attention, batch)
     rows = [row for row, length in zip(range(len(q)), lens, strict=False) if length] if 0 in lens else slice(None)
-    expected = load_ops("cpu", "reference").paged_attention(q, kv[0], kv[1], batch, SHAPE)
+    expected = load_ops("cpu", "reference").paged_attention(q, attention, batch)
     assert relative_error(out[rows], expected[rows]) < 2e-6
 
 
@@ -99,6 +112,6 @@ def test_padded_decode_rows_of_a_graph_are_harmless(ops: Ops) -> None:
     q = torch.randn(2, 4, 16)
     assert isinstance(kv, torch.Tensor)
     assert kv.shape[0] >= blocks
-    out = ops.paged_attention(q, kv, kv, batch, SHAPE)
+    out = ops.paged_attention(q, Attention(SHAPE, KVCache(kv, kv)), batch)
     assert (out[1] == 0).all()
     assert out[0].isfinite().all()

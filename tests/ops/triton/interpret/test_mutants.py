@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 from inferd_kernels import reference, reference_gpu
-from inferd_kernels.ops import AttentionShape
+from inferd_kernels.ops import AttentionShape, Ops
 from inferd_kernels.proof import launches
 from inferd_kernels.proof.guard import Guard, GuardError
 from inferd_kernels.proof.mutants import Mutant, load
 from inferd_kernels.proof.problems import attention_problem, relative_error
 from inferd_kernels.triton.tiles import AttentionTile, GemmTile
 from triton.runtime.errors import InterpreterError
+
+REFERENCE = Ops()
 
 DECODE = "attention paged_decode"
 PREFILL = "attention paged_prefill"
@@ -128,7 +130,7 @@ def edits(module: ModuleType) -> float:
     bits = torch.tensor([[0x6B3A59C1, 0x2D], [-2, -1 << 7]], dtype=torch.int32)
     for edit, masking, values in (
         (module.launch_penalties, module.launch_bitmask, logits),
-        (reference.penalize, reference.mask_tokens, expected),
+        (REFERENCE.penalize, REFERENCE.mask_tokens, expected),
     ):
         edit(values, rows, tokens, counts, *penalties)
         masking(values, rows, bits)
@@ -201,7 +203,7 @@ def norm(module: ModuleType) -> float:
     weight = torch.ones(20).bfloat16()
     out, hidden = torch.empty_like(x), torch.empty_like(x)
     module.launch(out, hidden, None, x, residual, weight, 1e-6)
-    expected, _ = reference.add_rms_norm(x, residual, weight, 1e-6)
+    expected, _ = REFERENCE.add_rms_norm(x, residual, weight, 1e-6)
     return 0.0 if torch.equal(out, expected) else float("inf")
 
 
@@ -209,7 +211,7 @@ def silu(module: ModuleType) -> float:
     gate_up = torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
     out = torch.empty(2, 20)
     module.launch(out, gate_up)
-    return relative_error(out, reference.silu_mul(gate_up)) / 1e-6
+    return relative_error(out, REFERENCE.activate_gated(gate_up, "silu")) / 1e-6
 
 
 def copy(module: ModuleType) -> float:

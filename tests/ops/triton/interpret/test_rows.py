@@ -2,12 +2,15 @@
 
 import pytest
 import torch
-from inferd_kernels import reference, reference_gpu
-from inferd_kernels.ops import AttentionShape, PagedBatch, QkNorm, Rope
+from inferd_kernels import reference_gpu
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, Ops, PagedBatch, QkNorm, Rope
 from inferd_kernels.proof.guard import Guard
 from inferd_kernels.proof.problems import relative_error
-from inferd_kernels.triton import backend, norm
+from inferd_kernels.triton import norm
+from inferd_kernels.triton.backend import TritonOps
 from inferd_kernels.triton.linear import quantize_rows
+
+REFERENCE, TRITON = Ops(), TritonOps()
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -24,14 +27,14 @@ def test_norms(dtype: torch.dtype, size: int, generator: torch.Generator) -> Non
     x, residual = (torch.randn(5, size, generator=generator).to(dtype) for _ in range(2))
     weight = torch.randn(size, generator=generator).to(dtype)
     with Guard():
-        plain = backend.rms_norm(x, weight, 1e-5)
-        fused, hidden = backend.add_rms_norm(x, residual, weight, 1e-5)
-    assert relative_error(plain, reference.rms_norm(x, weight, 1e-5)) < TOLERANCE[dtype]
-    expected, expected_hidden = reference.add_rms_norm(x, residual, weight, 1e-5)
+        plain = TRITON.rms_norm(x, weight, 1e-5)
+        fused, hidden = TRITON.add_rms_norm(x, residual, weight, 1e-5)
+    assert relative_error(plain, REFERENCE.rms_norm(x, weight, 1e-5)) < TOLERANCE[dtype]
+    expected, expected_hidden = REFERENCE.add_rms_norm(x, residual, weight, 1e-5)
     assert torch.equal(hidden, expected_hidden)
     assert relative_error(fused, expected) < TOLERANCE[dtype]
-    assert torch.equal(fused, backend.rms_norm(hidden, weight, 1e-5))
-    assert torch.equal(plain[3], backend.rms_norm(x[3:4], weight, 1e-5)[0])
+    assert torch.equal(fused, TRITON.rms_norm(hidden, weight, 1e-5))
+    assert torch.equal(plain[3], TRITON.rms_norm(x[3:4], weight, 1e-5)[0])
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -44,7 +47,7 @@ def test_norm_with_quantized_output_equals_norm_then_quantization(
     out, scale = torch.empty(3, 96, dtype=target), torch.empty(3)
     with Guard():
         norm.launch(out, None, scale, x, None, weight, 1e-5)
-        values, expected_scale = quantize_rows(backend.rms_norm(x, weight, 1e-5), target)
+        values, expected_scale = quantize_rows(TRITON.rms_norm(x, weight, 1e-5), target)
     assert same_bytes(out, values)
     assert torch.equal(scale, expected_scale)
 
@@ -54,8 +57,8 @@ def test_norm_with_quantized_output_equals_norm_then_quantization(
 def test_silu_mul(dtype: torch.dtype, size: int, generator: torch.Generator) -> None:
     gate_up = torch.randn(3, 2 * size, generator=generator).to(dtype) * 4
     with Guard():
-        out = backend.silu_mul(gate_up)
-    assert relative_error(out, reference.silu_mul(gate_up)) < TOLERANCE[dtype]
+        out = TRITON.activate_gated(gate_up, "silu")
+    assert relative_error(out, REFERENCE.activate_gated(gate_up, "silu")) < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize("target", EIGHT_BITS)
@@ -78,7 +81,7 @@ def test_copy_blocks(dtype: torch.dtype, generator: torch.Generator) -> None:
     expected = cache.clone()
     sources, destinations = torch.tensor([1, 2, 2]), torch.tensor([3, 5, 0])
     with Guard():
-        backend.copy_blocks(cache, sources, destinations)
+        TRITON.copy_blocks(cache, sources, destinations)
     expected.view(torch.uint8)[destinations] = expected.view(torch.uint8)[sources]
     assert same_bytes(cache, expected)
 
@@ -104,8 +107,8 @@ def test_rope_and_kv_write(dtype: torch.dtype, dim: int, rotary: int, normed: bo
     qk_norm = QkNorm(weights[0], weights[1], 1e-6) if normed else None
     caches = [torch.full((4, 16, 2, dim), 7.0, dtype=dtype) for _ in range(4)]
     with Guard():
-        q = backend.rope_kv_write(qkv, caches[0], caches[1], batch, rope, shape, qk_norm)
-    expected = reference.rope_kv_write(qkv, caches[2], caches[3], batch, rope, shape, qk_norm)
+        q = TRITON.rope_kv_write(qkv, Attention(shape, KVCache(*caches[:2]), rope, qk_norm), batch)
+    expected = REFERENCE.rope_kv_write(qkv, Attention(shape, KVCache(*caches[2:]), rope, qk_norm), batch)
     assert relative_error(q, expected) < TOLERANCE[dtype]
     assert relative_error(caches[0], caches[2]) < TOLERANCE[dtype]
     assert torch.equal(caches[1], caches[3])
@@ -118,11 +121,11 @@ def test_rope_and_kv_write(dtype: torch.dtype, dim: int, rotary: int, normed: bo
 def test_kv_write_quantizes_as_torch_would(target: torch.dtype, dtype: torch.dtype, generator: torch.Generator) -> None:
     qkv, batch, shape = rope_inputs(dtype, 32, generator)
     wide = [torch.zeros(4, 16, 2, 32, dtype=dtype) for _ in range(2)]
-    reference.rope_kv_write(qkv, wide[0], wide[1], batch, None, shape, None)
+    REFERENCE.rope_kv_write(qkv, Attention(shape, KVCache(wide[0], wide[1])), batch)
     caches = [torch.zeros(4, 16, 2, 32).to(target) for _ in range(2)]
     scales = (torch.full((4, 16, 2), -1.0), torch.full((4, 16, 2), -1.0))
     with Guard():
-        backend.rope_kv_write(qkv, caches[0], caches[1], batch, None, shape, None, kv_scales=scales)
+        TRITON.rope_kv_write(qkv, Attention(shape, KVCache(caches[0], caches[1], scales)), batch)
     slots = batch.slots[batch.slots >= 0]
     for cache, scale, values in zip(caches, scales, wide, strict=True):
         expected, expected_scale = reference_gpu.quantize_rows(values.flatten(0, 1)[slots], target)
@@ -136,4 +139,4 @@ def test_two_tokens_with_one_slot_are_a_race(generator: torch.Generator) -> None
     batch.slots[1] = 5
     caches = [torch.zeros(4, 16, 2, 32) for _ in range(2)]
     with pytest.raises(Exception, match="store race"), Guard():
-        backend.rope_kv_write(qkv, caches[0], caches[1], batch, None, shape, None)
+        TRITON.rope_kv_write(qkv, Attention(shape, KVCache(caches[0], caches[1])), batch)

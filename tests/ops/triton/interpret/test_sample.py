@@ -7,9 +7,12 @@ import torch
 import triton
 import triton.language as tl
 from inferd_kernels import reference
-from inferd_kernels.ops import SamplingBatch
+from inferd_kernels.ops import Ops, SamplingBatch
 from inferd_kernels.proof.guard import Guard
-from inferd_kernels.triton import backend, device
+from inferd_kernels.triton import device
+from inferd_kernels.triton.backend import TritonOps
+
+REFERENCE, TRITON = Ops(), TritonOps()
 
 
 def batch(rows: list[tuple[float, int, float, float]], seed: int = 5) -> SamplingBatch:
@@ -49,8 +52,8 @@ def test_tokens_equal_the_reference(dtype: torch.dtype, vocab: int) -> None:
     parameters = batch(ROWS, seed=vocab)
     logits = (torch.randn(len(ROWS), vocab, generator=torch.Generator().manual_seed(vocab)) * 3).to(dtype)
     with Guard():
-        out = backend.sample(logits, parameters)
-    assert out.tolist() == reference.sample(logits, parameters).tolist()
+        out = TRITON.sample(logits, parameters)
+    assert out.tolist() == REFERENCE.sample(logits, parameters).tolist()
 
 
 @pytest.mark.parametrize("ties", [1, 3])
@@ -59,34 +62,34 @@ def test_many_draws_equal_the_reference(ties: int) -> None:
     parameters = batch(rows, seed=ties)
     logits = (torch.randn(1, 64, generator=torch.Generator().manual_seed(1)) * ties).round() / ties
     logits = logits.expand(8, 64).contiguous()
-    out = backend.sample(logits, parameters)
-    assert out.tolist() == reference.sample(logits, parameters).tolist()
+    out = TRITON.sample(logits, parameters)
+    assert out.tolist() == REFERENCE.sample(logits, parameters).tolist()
     assert len(set(out.tolist())) > 2
 
 
 def test_rows_do_not_depend_on_their_neighbours() -> None:
     parameters = batch(ROWS)
     logits = torch.randn(len(ROWS), 300, generator=torch.Generator().manual_seed(2))
-    together = backend.sample(logits, parameters)
+    together = TRITON.sample(logits, parameters)
     for row in (1, 3, 5):
         one = slice(row, row + 1)
         fields = {
             name: getattr(parameters, name)[one]
             for name in ("temperature", "top_k", "top_p", "min_p", "seeds", "choices", "positions")
         }
-        assert backend.sample(logits[one], SamplingBatch(**fields, all_greedy=False))[0] == together[row]
+        assert TRITON.sample(logits[one], SamplingBatch(**fields, all_greedy=False))[0] == together[row]
 
 
 def test_greedy_takes_the_lowest_of_equal_logits() -> None:
     logits = torch.zeros(2, 5000)
     logits[0, 4999] = logits[0, 4100] = logits[0, 17] = 2.0
-    assert backend.sample(logits, batch([(0.0, 0, 1.0, 0.0)] * 2)).tolist() == [17, 0]
+    assert TRITON.sample(logits, batch([(0.0, 0, 1.0, 0.0)] * 2)).tolist() == [17, 0]
 
 
 def test_refused_tokens_are_never_drawn() -> None:
     logits = torch.full((2, 100), -math.inf)
     logits[:, 41] = 0.5
-    assert backend.sample(logits, batch([(1.0, 5, 0.9, 0.1)] * 2)).tolist() == [41] * 2
+    assert TRITON.sample(logits, batch([(1.0, 5, 0.9, 0.1)] * 2)).tolist() == [41] * 2
 
 
 @triton.jit
@@ -114,7 +117,7 @@ def test_noise_is_finite_where_the_uniform_would_round_to_one() -> None:
     assert 16 < float(noise[0, 12376]) < 17
     logits = torch.zeros(1, 12377)
     logits[0, 5] = 1.0
-    assert backend.sample(logits, parameters).tolist() == reference.sample(logits, parameters).tolist() == [5]
+    assert TRITON.sample(logits, parameters).tolist() == REFERENCE.sample(logits, parameters).tolist() == [5]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -126,9 +129,9 @@ def test_penalties(dtype: torch.dtype) -> None:
     repetition, presence = torch.tensor([1.5, 1.0, 2.0]), torch.tensor([0.5, 0.0, 1.0])
     frequency = torch.tensor([0.25, 1.0, 1.0])
     expected = logits.float()
-    reference.penalize(expected, rows, tokens, counts, repetition, presence, frequency)
+    REFERENCE.penalize(expected, rows, tokens, counts, repetition, presence, frequency)
     with Guard():
-        backend.penalize(logits, rows, tokens, counts, repetition, presence, frequency)
+        TRITON.penalize(logits, rows, tokens, counts, repetition, presence, frequency)
     assert torch.equal(logits, expected.to(dtype))
 
 
@@ -140,9 +143,9 @@ def test_grammar_mask(vocab: int, dtype: torch.dtype) -> None:
     rows = torch.tensor([2, 0], dtype=torch.int32)
     logits = torch.randn(3, vocab, generator=generator).to(dtype)
     expected = logits.clone()
-    reference.mask_tokens(expected, rows, bits)
+    REFERENCE.mask_tokens(expected, rows, bits)
     refused = [int(bits[1, token // 32]) >> token % 32 & 1 == 0 for token in range(vocab)]
     assert torch.equal(expected[0] == -math.inf, torch.tensor(refused))
     with Guard():
-        backend.mask_tokens(logits, rows, bits)
+        TRITON.mask_tokens(logits, rows, bits)
     assert torch.equal(logits, expected)
