@@ -6,13 +6,13 @@ The same steps for the one worker of this process and for each of many; what dif
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
+from inferd_kernels.host import usable_processors
 from inferd_kernels.ops import KVCache, Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
@@ -208,7 +208,7 @@ def build_model(model: LoadedModel, num_blocks: int, block_size: int) -> Model:
 
 def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
     """auto: accelerator number `index` if there is one, which becomes this thread's current device (kernels are
-    launched and collectives run there). On a CPU torch gets config.threads, or the cores of the affinity mask."""
+    launched and collectives run there). On a CPU torch gets config.threads, or the processors this process may use."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cuda" and not count:
         raise StartupError("device cuda was asked for, but torch finds none")
@@ -218,17 +218,13 @@ def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> 
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         return device
-    torch.set_num_threads(config.threads or usable_cores())
+    torch.set_num_threads(config.threads or usable_processors())
     return torch.device("cpu")
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def rank_device(config: DeviceConfig, num_local: int) -> DeviceConfig:
     """`config` for one of num_local ranks of a machine: each computes with an even share of its threads."""
-    share = max((config.threads or usable_cores()) // num_local, 1)
+    share = max((config.threads or usable_processors()) // num_local, 1)
     return msgspec.structs.replace(config, threads=share)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+from inferd_kernels.host import available_memory
 
 from inferd.blocks.parameters import WHOLE, Share
 from inferd.config import CacheConfig
@@ -13,8 +12,6 @@ from inferd.models.spec import ModelSpec
 CPU_SHARE = 0.25  # of the memory that is free when the pool is sized
 CPU_MAX_BYTES = 4 << 30
 LOGITS_BYTES = 128 << 20  # float32 logits held at once
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 
 
 def cache_budget(cache: CacheConfig, device: torch.device, working: int, num_neighbours: int = 1) -> int:
@@ -37,15 +34,3 @@ def step_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, itemsize: int, s
 def rows_per_slice(vocab_size: int) -> int:
     """Rows whose logits are computed at once, so that memory stays bounded whatever the batch."""
     return max(LOGITS_BYTES // (4 * vocab_size), 1)
-
-
-def available_memory() -> int:
-    """Bytes this process can still take: MemAvailable, or what the control group leaves when that is less."""
-    fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(min(available, int(limit) - used), 0)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from inferd_kernels.cpu import build, load_native
-from inferd_kernels.cpu.engine import NativeEngine, usable_processors
+from inferd_kernels.cpu.engine import NativeEngine
+from inferd_kernels.host import usable_processors
 from inferd_kernels.ops import OP_NAMES, load_ops
 
 COMPILER = """#!/bin/sh

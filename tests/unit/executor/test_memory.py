@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inferd_kernels import host
 
 from inferd.blocks.attention import AttentionSpec
 from inferd.blocks.caches import PagedNeed
@@ -19,7 +20,7 @@ from inferd.errors import StartupError
 from inferd.executor import memory
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, requested_context
 from inferd.executor.kv_plan import plan_kv as plan_ranks
-from inferd.executor.memory import available_memory, cache_budget
+from inferd.executor.memory import cache_budget
 from inferd.models.spec import HeadSpec, ModelSpec
 
 
@@ -102,28 +103,12 @@ def test_a_context_outside_the_models_is_refused(length: int) -> None:
         requested_context(SPEC, length)
 
 
-def write_memory(folder: Path, limit: str, used: int) -> None:
-    (folder / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    1000000 kB\n")
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-
-
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    write_memory(tmp_path, "max", 0)
+    (tmp_path / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    1000000 kB\n")
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
     return tmp_path
-
-
-def test_available_memory_respects_the_control_group(machine: Path) -> None:
-    assert available_memory() == 1_024_000_000
-    write_memory(machine, "500000000", 200_000_000)
-    assert available_memory() == 300_000_000
-    write_memory(machine, "100", 200)
-    assert available_memory() == 0
-    (machine / "memory.max").unlink()
-    assert available_memory() == 1_024_000_000
 
 
 def test_the_cpu_budget_is_a_quarter_of_it_less_the_step(machine: Path) -> None:
