@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+
+from inferd.executor.wire import KEY_VARIABLE
 
 COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.worker_process")
 EXIT_PATIENCE_S = 2.0
@@ -29,15 +32,21 @@ class RankProcesses:
             self._processes[rank] = subprocess.Popen(command, pass_fds=[descriptor], stdin=subprocess.DEVNULL)
         return ours
 
-    def start_remote(self, rank: int, address: str, arguments: Sequence[str] = ()) -> None:
-        """A worker that connects to HOST:PORT."""
+    def start_remote(self, rank: int, address: str, key: str, arguments: Sequence[str] = ()) -> None:
+        """A worker that connects to HOST:PORT, with the key that opens it."""
         command = [*COMMAND, "--connect", address, "--rank", str(rank), *arguments]
-        self._processes[rank] = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        environment = os.environ | {KEY_VARIABLE: key}
+        self._processes[rank] = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that were started still run."""
+        return all(process.poll() is None for process in self._processes.values())
 
     def endings(self) -> str:
         """How those that have ended did: `rank 1 (pid 7) was killed by SIGKILL`. A socket closes a moment before."""
         deadline = time.monotonic() + REAP_PATIENCE_S
-        while all(process.poll() is None for process in self._processes.values()) and time.monotonic() < deadline:
+        while self.is_whole and time.monotonic() < deadline:
             time.sleep(0.01)
         ended = {rank: process for rank, process in self._processes.items() if process.poll() is not None}
         return "; ".join(f"rank {rank} (pid {each.pid}) {_ending(each)}" for rank, each in ended.items())
