@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -9,11 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from inferd.executor.wire import KEY_VARIABLE
 
+logger = logging.getLogger(__name__)
+
 COMMAND = (sys.executable, "-X", "faulthandler", "-m", "inferd.worker_process")
 EXIT_PATIENCE_S = 2.0
+KILL_PATIENCE_S = 10.0
 REAP_PATIENCE_S = 0.2
 
 
@@ -52,21 +57,26 @@ class RankProcesses:
         return "; ".join(f"rank {rank} (pid {each.pid}) {_ending(each)}" for rank, each in ended.items())
 
     def stop(self) -> None:
-        """Wait a little for those that were told to leave, end the others, reap all."""
-        deadline = time.monotonic() + EXIT_PATIENCE_S
-        for process in self._processes.values():
-            try:
-                process.wait(max(deadline - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        for process in self._processes.values():
-            process.wait()
+        """Wait a little for those that were told to leave, end the others, reap all that can be ended: one that is
+        stuck in a driver's call is not, and nobody waits for it for ever."""
+        for process in self._wait(EXIT_PATIENCE_S).values():
+            process.kill()
+        for rank, process in self._wait(KILL_PATIENCE_S).items():
+            logger.error("rank %d (pid %d) does not end when it is killed: it is left behind", rank, process.pid)
         self._processes.clear()
 
     def kill(self) -> None:
         for process in self._processes.values():
             process.kill()
         self.stop()
+
+    def _wait(self, seconds: float) -> dict[int, subprocess.Popen[bytes]]:
+        """Those that still run after that time at most."""
+        deadline = time.monotonic() + seconds
+        for process in self._processes.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
+        return {rank: process for rank, process in self._processes.items() if process.poll() is None}
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:
