@@ -60,6 +60,10 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
     port: int
 
 
+class Measure(msgspec.Struct, frozen=True, tag="measure"):
+    """The weights of all ranks are in memory: say how much is left. Ranks with an accelerator run a step together."""
+
+
 class Allocate(msgspec.Struct, frozen=True, tag="allocate"):
     num_blocks: int
 
@@ -112,16 +116,21 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The weights are in memory; block_bytes and budget are what one KV block takes here and all of them may take."""
+    """The weights are in memory."""
 
     architecture: str
     dtype: str
     quantization: str
     weight_bytes: int
     bytes_read: int
+    backends: dict[str, str]
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """What one KV block takes here, and all of them may take."""
+
     block_bytes: int
     budget: int
-    backends: dict[str, str]
 
 
 class Allocated(msgspec.Struct, frozen=True, tag="allocated"):
@@ -156,9 +165,9 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     is_startup: bool
 
 
-ToRank: TypeAlias = Challenge | Setup | Connect | Allocate | RunStep | DumpStacks | Stop | Refused
+ToRank: TypeAlias = Challenge | Setup | Connect | Measure | Allocate | RunStep | DumpStacks | Stop | Refused
 FromRank: TypeAlias = (
-    JoinNode | JoinRank | Hello | Loading | Loaded | Allocated | StepDone | StepTimes | Stacks | RankFailed
+    JoinNode | JoinRank | Hello | Loading | Loaded | Measured | Allocated | StepDone | StepTimes | Stacks | RankFailed
 )
 ToNode: TypeAlias = Challenge | Welcome | Refused
 MessageT = TypeVar("MessageT")
