@@ -178,7 +178,7 @@ def test_a_capture_ends_for_no_call_of_another_thread(model: Any, monkeypatch: p
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph", graph)
-    decoder = build_decoder(model, PLAN.num_blocks, PLAN.block_size)
+    decoder = build_model(model, PLAN.num_blocks, PLAN.block_size)
     DecodeGraphs(decoder, 2, PLAN.max_context, PLAN.block_size, CPU).capture()
     assert modes == ["thread_local"] * 2
 

@@ -26,7 +26,7 @@ from inferd.executor.wire import (
     local_environment,
 )
 from inferd.models.registry import check_checkpoint
-from inferd.models.spec import DecoderSpec
+from inferd.models.spec import ModelSpec
 from inferd.parallel import context
 from inferd.parallel.context import TensorGroup
 from inferd.parallel.placement import Placement
@@ -111,7 +111,7 @@ def test_no_rank_measures_before_the_last_has_loaded(
     path = tiny_model("llama")
     checkpoint = open_checkpoint(path)
     spec = check_checkpoint(checkpoint)
-    assert isinstance(spec, DecoderSpec)
+    assert isinstance(spec, ModelSpec)
     environment = local_environment(checkpoint.fingerprint)
     links = StandInLinks(
         {
