@@ -156,8 +156,11 @@ def weight_bytes(stored: StoredParameter, quantization: Quantization | None) -> 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
-    size = block_bytes(model.cache_needs, config.cache.block_size, model.kv_dtype.itemsize)
-    return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
+    page = config.cache.block_size
+    size = block_bytes(model.cache_needs, page, model.kv_dtype.itemsize)
+    context_bytes = -(-requested_context(model.spec, config.model.max_model_len) // page) * size
+    working = working_bytes(model, config)
+    return KVRoom(size, cache_budget(config.cache, model.device, working, context_bytes, num_neighbours))
 
 
 def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
@@ -317,4 +320,5 @@ def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, loo
         backends=dict(model.ops.backends),
         pipeline_depth=pipeline_depth,
         looks_ahead=looks_ahead,
+        is_pageable=model.device.type == "cpu",
     )

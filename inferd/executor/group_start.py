@@ -137,5 +137,6 @@ def _info(config: EngineConfig, spec: ModelSpec, loaded: list[Loaded], plan: KVP
         weight_bytes=sum(each.weight_bytes for each in loaded),
         kv_bytes=plan.total_bytes,
         backends=loaded[0].backends,
+        is_pageable=all(each.is_pageable for each in loaded),
         pipeline_depth=config.parallel.pipeline_parallel_size,
     )

@@ -10,17 +10,23 @@ from inferd.config import CacheConfig
 from inferd.models.spec import ModelSpec
 
 CPU_SHARE = 0.25  # of the memory that is free when the pool is sized
-CPU_MAX_BYTES = 4 << 30
+CPU_BYTES = 1 << 30  # of all ranks of a machine, so that other programs go on beside us
+CPU_MAX_BYTES = 4 << 30  # where one context needs more than CPU_BYTES
 LOGITS_BYTES = 128 << 20  # float32 logits held at once
 
 
-def cache_budget(cache: CacheConfig, device: torch.device, working: int, num_neighbours: int = 1) -> int:
+def cache_budget(
+    cache: CacheConfig, device: torch.device, working: int, context_bytes: int, num_neighbours: int = 1
+) -> int:
     """Bytes that the KV pool may take once the weights are in memory, beside the `working` bytes of a step.
-    num_neighbours ranks share the machine's memory; an accelerator is one rank's."""
+
+    An accelerator is one rank's, and filled. num_neighbours ranks share the machine's memory: CPU_BYTES, or what one
+    sequence of the longest context takes (context_bytes of this rank) up to CPU_MAX_BYTES."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(cache.memory_utilization * total) - (total - free) - working
-    return min(int(CPU_SHARE * available_memory()), CPU_MAX_BYTES) // num_neighbours - working
+    bound = min(max(CPU_BYTES // num_neighbours, context_bytes), CPU_MAX_BYTES // num_neighbours)
+    return min(int(CPU_SHARE * available_memory()) // num_neighbours - working, bound)
 
 
 def step_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, itemsize: int, share: Share = WHOLE) -> int:

@@ -28,6 +28,7 @@ from inferd.executor.wire import (
     Connect,
     DumpStacks,
     FromRank,
+    GiveBack,
     Hello,
     Loaded,
     Loading,
@@ -213,6 +214,7 @@ def _loaded(model: LoadedModel) -> Loaded:
         weight_bytes=model.weights.num_bytes,
         bytes_read=model.bytes_read,
         backends=dict(model.ops.backends),
+        is_pageable=model.device.type == "cpu",
     )
 
 
@@ -228,6 +230,9 @@ def serve_steps(core: CoreSocket, worker: Worker, placement: Placement) -> None:
         else:
             if message is None or isinstance(message, Stop):
                 return
+            if isinstance(message, GiveBack):
+                worker.give_back(message.blocks)
+                continue
             assert isinstance(message, RunStep), f"{type(message).__name__} is no step"
             began, waited = time.monotonic(), worker.waited_s
             result = worker.execute(message.plan)

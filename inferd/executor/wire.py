@@ -68,6 +68,12 @@ class Allocate(msgspec.Struct, frozen=True, tag="allocate"):
     num_blocks: int
 
 
+class GiveBack(msgspec.Struct, frozen=True, tag="give_back"):
+    """See Executor.give_back."""
+
+    blocks: list[tuple[int, int]]
+
+
 class RunStep(msgspec.Struct, frozen=True, tag="step"):
     plan: StepPlan
 
@@ -124,6 +130,7 @@ class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
     weight_bytes: int
     bytes_read: int
     backends: dict[str, str]
+    is_pageable: bool
 
 
 class Measured(msgspec.Struct, frozen=True, tag="measured"):
@@ -165,7 +172,7 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     is_startup: bool
 
 
-ToRank: TypeAlias = Challenge | Setup | Connect | Measure | Allocate | RunStep | DumpStacks | Stop | Refused
+ToRank: TypeAlias = Challenge | Setup | Connect | Measure | Allocate | GiveBack | RunStep | DumpStacks | Stop | Refused
 FromRank: TypeAlias = (
     JoinNode | JoinRank | Hello | Loading | Loaded | Measured | Allocated | StepDone | StepTimes | Stacks | RankFailed
 )

@@ -114,11 +114,21 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_cpu_budget_is_a_quarter_of_it_less_the_step(machine: Path) -> None:
     step = memory.step_bytes(SPEC, 512, 4, 4)
     assert 0 < step < 10_000_000
-    assert cache_budget(CacheConfig(), torch.device("cpu"), step) == 256_000_000 - step
-    assert cache_budget(CacheConfig(), torch.device("cpu"), step, num_neighbours=4) == 64_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step, 10**9) == 256_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step, 10**9, num_neighbours=4) == 64_000_000 - step
+
+
+@pytest.mark.parametrize(
+    ("context", "ranks", "expected"),
+    [(10_000, 1, 1 << 30), (3 << 30, 1, 3 << 30), (9 << 30, 1, 4 << 30), (10_000, 4, 1 << 28), (3 << 29, 2, 3 << 29)],
+)
+def test_a_cpu_pool_is_a_gibibyte_or_one_context(context: int, ranks: int, expected: int, machine: Path) -> None:
+    """A machine with plenty of memory goes on beside us."""
+    (machine / "meminfo").write_text("MemTotal:  99999999 kB\nMemAvailable:    64000000 kB\n")
+    assert cache_budget(CacheConfig(), torch.device("cpu"), 10**8, context, ranks) == expected
 
 
 def test_the_budget_of_an_accelerator_is_its_share_less_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000, 100_000))
     cache = CacheConfig(memory_utilization=0.8)
-    assert cache_budget(cache, torch.device("cuda", 1), 15_000, num_neighbours=4) == 80_000 - 30_000 - 15_000
+    assert cache_budget(cache, torch.device("cuda", 1), 15_000, 10**9, num_neighbours=4) == 80_000 - 30_000 - 15_000

@@ -135,7 +135,11 @@ def test_quantized_weights_through_the_model(
     """Kept in the kernels' form, and computed as the reference does with the same rounded weights."""
     model = decoder(wide_llama, "triton", quantization)
     (layer,) = model.weights.layers
-    parts = [part for matrix in (layer.mixer.qkv, layer.mixer.o, layer.feed_forward.up, layer.feed_forward.down) for part in matrix.parts]
+    parts = [
+        part
+        for matrix in (layer.mixer.qkv, layer.mixer.o, layer.feed_forward.up, layer.feed_forward.down)
+        for part in matrix.parts
+    ]
     assert {type(part) for part in parts} == {kind}
     assert model.weights.num_bytes < decoder(wide_llama, "triton", None).weights.num_bytes
     tokens = prompts(3)[2]
