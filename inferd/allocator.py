@@ -4,6 +4,7 @@ Without glibc and Linux nothing here does anything."""
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +41,21 @@ def return_start_up_memory() -> None:
     them up (75 MB in a core, nearly all of it torch's); what runs again comes back from the page cache as it is called.
     """
     return_freed_memory()
+    if MAPS.exists():
+        for start, end in code_mappings(MAPS.read_text()):
+            drop_pages(start, end - start)
+
+
+def drop_pages(address: int, size: int) -> None:
+    """Give the system the pages that lie whole within the range. Memory of our own is zero when it is next read; of a
+    file that is mapped and was not written, nothing is lost."""
     madvise = getattr(ctypes.CDLL(None), "madvise", None)
-    if madvise is None or not MAPS.exists():
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
+    if madvise is None or end <= first:
         return
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    for start, end in code_mappings(MAPS.read_text()):
-        madvise(start, end - start, MADV_DONTNEED)
+    madvise(first, end - first, MADV_DONTNEED)
 
 
 def code_mappings(maps: str) -> Iterator[tuple[int, int]]:

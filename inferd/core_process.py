@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from inferd.core.channel import FrontChannel, FrontGone, receive_config
 from inferd.core.dump import describe
 from inferd.core.lifetime import exit_after_grace, follow_parent, settle_garbage_collector
 from inferd.core.loop import EngineLoop
+from inferd.core.reclaim import Reclaimer
 from inferd.core.startup import PhaseReporter
 from inferd.errors import StartupError
 from inferd.executor.base import Executor, ExecutorDead, Progress
@@ -95,7 +97,7 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
         settle_garbage_collector()
         channel.send(ready_message(executor, scheduler, reporter))
         return_start_up_memory()
-        EngineLoop(scheduler, executor, channel).run()
+        EngineLoop(scheduler, executor, channel, Reclaimer(scheduler, executor, config.cache, time.monotonic)).run()
     finally:
         executor.shutdown()
 

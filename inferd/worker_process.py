@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from inferd.core.lifetime import follow_parent, settle_garbage_collector
 from inferd.executor.rank import run_rank
-from inferd.executor.wire import Challenge, JoinRank, Setup, encode, proof, receive
+from inferd.executor.wire import HANDSHAKE_BYTES, Challenge, JoinRank, Setup, cluster_key, encode, proof, receive
 from inferd.log import configure_logging
 
 logger = logging.getLogger("inferd.worker")
@@ -47,8 +47,8 @@ def join(address: str, rank: int) -> socket.socket:
     host, _, port = address.rpartition(":")
     sock = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    nonce = receive(sock, Challenge).nonce
-    sock.sendall(encode(JoinRank(rank, proof(nonce, f"rank {rank}"))))
+    nonce = receive(sock, Challenge, HANDSHAKE_BYTES).nonce
+    sock.sendall(encode(JoinRank(rank, proof(cluster_key(), nonce, f"rank {rank}"))))
     sock.settimeout(None)
     return sock
 

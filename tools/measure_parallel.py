@@ -13,6 +13,7 @@ import argparse
 import os
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, cast
@@ -23,6 +24,7 @@ from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, DeviceConfig, EngineConfig, ModelConfig, ParallelConfig, SchedulerConfig
 from inferd.core.channel import FrontChannel
 from inferd.core.loop import EngineLoop
+from inferd.core.reclaim import Reclaimer
 from inferd.executor.factory import create_executor
 from inferd.executor.group import GroupExecutor
 from inferd.executor.wire import StepTime
@@ -167,7 +169,8 @@ def measure_bubble(options: argparse.Namespace) -> None:
     prompts = ([(key * 31 + index * 7) % 1000 + 10 for index in range(32)] for key in range(options.sequences))
     requests = [make_request(key, prompt, stop=stop) for key, prompt in enumerate(prompts)]
     scheduler = Scheduler(config.scheduler, config.cache, capacity(executor.info))
-    EngineLoop(scheduler, executor, cast("FrontChannel", Audience(requests))).run()
+    reclaimer = Reclaimer(scheduler, executor, config.cache, time.monotonic)
+    EngineLoop(scheduler, executor, cast("FrontChannel", Audience(requests)), reclaimer).run()
     executor.shutdown()
     begin = max(min(each.began for each in times[rank]) for rank in times)
     end = min(max(each.ended for each in times[rank]) for rank in times)

@@ -21,6 +21,7 @@ INFERD=("$PYTHON" -m inferd)
 SERVE=("${INFERD[@]}" serve)
 FLAGS=(-tp 2 -pp 2 --device cpu --num-kv-blocks 200 --max-model-len 1024 --metrics-port off)
 FLAGS+=(--host "$A" --port "$PORT" --insecure)
+export INFERD_CLUSTER_KEY=two-nodes
 
 in_namespaces() {
     ip netns pids inferd-a

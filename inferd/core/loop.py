@@ -11,6 +11,7 @@ from queue import Empty
 from inferd.allocator import return_freed_memory
 from inferd.core.channel import FrontChannel, FrontGone, WorkerLost
 from inferd.core.constraints import ConstraintBuilder, MatcherBuilt
+from inferd.core.reclaim import Reclaimer
 from inferd.executor.base import Executor
 from inferd.messages import (
     AbortChoice,
@@ -42,11 +43,13 @@ class EngineLoop:
         scheduler: Scheduler,
         executor: Executor,
         channel: FrontChannel,
+        reclaimer: Reclaimer,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._channel = channel
+        self._reclaimer = reclaimer
         self._clock = clock
         self._constraints = ConstraintBuilder(scheduler.limits.vocab_size, self._deliver)
         self._in_flight: deque[StepPlan] = deque()  # submitted, oldest first
@@ -72,6 +75,7 @@ class EngineLoop:
             result = self._executor.collect()
             now = self._clock()
             self._trim(now)
+            self._reclaimer.run()
             outputs += self._scheduler.commit(self._in_flight.popleft(), result, now)
             if self._executor.info.pipeline_depth > 1:
                 outputs += self._submit(now)  # the first stage waits for it: before the front gets its outputs
@@ -114,7 +118,11 @@ class EngineLoop:
                 self._scheduler.check()
                 return_freed_memory()
                 self._settled = True
-        return inbox.get()
+        while True:
+            try:
+                return inbox.get(timeout=self._reclaimer.wait_s)
+            except Empty:
+                self._reclaimer.run()
 
     def _handle(self, message: ToCore | MatcherBuilt | WorkerLost) -> None:
         match message:

@@ -31,6 +31,7 @@ class ExecutorInfo:
     backends: Mapping[str, str]
     pipeline_depth: int = 1  # plans worth having in flight
     looks_ahead: bool = False  # one more, made before the tokens of the last are known: see step.PENDING
+    is_pageable: bool = False  # KV memory is the machine's: unused pages can be given back
     whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
 
     @property
@@ -51,6 +52,9 @@ class Executor(Protocol):
 
     def execute(self, plan: StepPlan) -> StepResult:
         """submit and collect, for callers with one step at a time."""
+
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        """Blocks [first, end) hold nothing: their memory goes back to the system, before any later plan."""
 
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         """Call on_death, from whatever thread, when a worker dies that has nothing to do."""

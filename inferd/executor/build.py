@@ -6,13 +6,13 @@ The same steps for the one worker of this process and for each of many; what dif
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import torch
+from inferd_kernels.host import usable_processors
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
@@ -156,8 +156,11 @@ def weight_bytes(stored: StoredParameter, quantization: Quantization | None) -> 
 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
-    size = block_bytes(model.cache_needs, config.cache.block_size, model.kv_dtype.itemsize)
-    return KVRoom(size, cache_budget(config.cache, model.device, working_bytes(model, config), num_neighbours))
+    page = config.cache.block_size
+    size = block_bytes(model.cache_needs, page, model.kv_dtype.itemsize)
+    context_bytes = -(-requested_context(model.spec, config.model.max_model_len) // page) * size
+    working = working_bytes(model, config)
+    return KVRoom(size, cache_budget(config.cache, model.device, working, context_bytes, num_neighbours))
 
 
 def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
@@ -206,7 +209,7 @@ def build_model(model: LoadedModel, num_blocks: int, block_size: int) -> Model:
 
 def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
     """auto: accelerator number `index` if there is one, which becomes this thread's current device (kernels are
-    launched and collectives run there). On a CPU torch gets config.threads, or the cores of the affinity mask."""
+    launched and collectives run there). On a CPU torch gets config.threads, or the processors this process may use."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.device == "cuda" and not count:
         raise StartupError("device cuda was asked for, but torch finds none")
@@ -216,17 +219,13 @@ def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> 
         device = torch.device("cuda", index)
         torch.cuda.set_device(device)
         return device
-    torch.set_num_threads(config.threads or usable_cores())
+    torch.set_num_threads(config.threads or usable_processors())
     return torch.device("cpu")
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def rank_device(config: DeviceConfig, num_local: int) -> DeviceConfig:
     """`config` for one of num_local ranks of a machine: each computes with an even share of its threads."""
-    share = max((config.threads or usable_cores()) // num_local, 1)
+    share = max((config.threads or usable_processors()) // num_local, 1)
     return msgspec.structs.replace(config, threads=share)
 
 
@@ -305,4 +304,5 @@ def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, loo
         backends=dict(model.ops.backends),
         pipeline_depth=pipeline_depth,
         looks_ahead=looks_ahead,
+        is_pageable=model.device.type == "cpu",
     )

@@ -106,7 +106,8 @@ class DecodeGraphs:
             self._decoder.forward(bucket.ids, bucket.batch)  # compiles kernels; all rows are padding
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
+            # Of this thread alone: another's calls, such as those of NCCL's watchdog, would end a global capture.
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 bucket.stream = self._decoder.forward(bucket.ids, bucket.batch)
             bucket.graph = graph
 

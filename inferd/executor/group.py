@@ -13,7 +13,7 @@ from inferd.config import ParallelConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.executor.links import RankLinks
-from inferd.executor.wire import DumpStacks, Loaded, RunStep, StepDone, StepTime, StepTimes, Stop
+from inferd.executor.wire import DumpStacks, GiveBack, Loaded, RunStep, StepDone, StepTime, StepTimes, Stop
 from inferd.parallel.placement import Placement
 from inferd.step import RankTimings, StepPlan, StepResult
 
@@ -78,6 +78,9 @@ class GroupExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         self.submit(plan)
         return self.collect()
+
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        self._links.broadcast(GiveBack(blocks))
 
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         self._links.watch(on_death)

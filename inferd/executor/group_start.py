@@ -22,6 +22,8 @@ from inferd.executor.wire import (
     Hello,
     Loaded,
     Loading,
+    Measure,
+    Measured,
     Setup,
     local_environment,
 )
@@ -89,7 +91,9 @@ def _bring_up(
     loaded = _collect(links, Loaded, progress)
     progress("weights", 1.0)
     progress("cache", 0.0)
-    plan = plan_kv(spec, config, [KVRoom(each.block_bytes, each.budget) for each in loaded])
+    links.broadcast(Measure())
+    measured = _collect(links, Measured, progress)
+    plan = plan_kv(spec, config, [KVRoom(each.block_bytes, each.budget) for each in measured])
     links.broadcast(Allocate(plan.num_blocks))
     _collect(links, Allocated, progress)
     progress("cache", 1.0)
@@ -133,5 +137,6 @@ def _info(config: EngineConfig, spec: ModelSpec, loaded: list[Loaded], plan: KVP
         weight_bytes=sum(each.weight_bytes for each in loaded),
         kv_bytes=plan.total_bytes,
         backends=loaded[0].backends,
+        is_pageable=all(each.is_pageable for each in loaded),
         pipeline_depth=config.parallel.pipeline_parallel_size,
     )

@@ -77,7 +77,12 @@ def plan_kv(spec: ModelSpec, config: EngineConfig, rooms: Sequence[KVRoom]) -> K
             )
         logger.warning("context lowered from %d to %d tokens: that is what the KV cache holds", context, fits)
         context = fits
-    return KVPlan(num_blocks, page, sum(room.block_bytes for room in rooms), context)
+    plan = KVPlan(num_blocks, page, sum(room.block_bytes for room in rooms), context)
+    logger.info(
+        "KV cache: %d tokens in %d blocks, %.2f GiB of memory when full; --kv-cache-memory-bytes sets another size",
+        *(num_blocks * page, num_blocks, plan.total_bytes / (1 << 30)),
+    )
+    return plan
 
 
 def _fitting_blocks(cache: CacheConfig, room: KVRoom, most: int) -> int:

@@ -36,6 +36,10 @@ class LocalExecutor:
             self._worker = None
             raise ExecutorDead(f"step {plan.step} failed: {error}") from error
 
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        if isinstance(self._worker, Worker):
+            self._worker.give_back(blocks)
+
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         """The worker dies with this process."""
 
@@ -73,6 +77,9 @@ class DeviceExecutor:
     def execute(self, plan: StepPlan) -> StepResult:
         self.submit(plan)
         return self.collect()
+
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        """An accelerator's memory is the pool's as long as it lives."""
 
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         """The worker dies with this process."""

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
+from inferd_kernels.host import available_memory
 
 from inferd.blocks.parameters import WHOLE, Share
 from inferd.config import CacheConfig
 from inferd.models.spec import ModelSpec
 
 CPU_SHARE = 0.25  # of the memory that is free when the pool is sized
-CPU_MAX_BYTES = 4 << 30
+CPU_BYTES = 1 << 30  # of all ranks of a machine, so that other programs go on beside us
+CPU_MAX_BYTES = 4 << 30  # where one context needs more than CPU_BYTES
 LOGITS_BYTES = 128 << 20  # float32 logits held at once
-CGROUP = Path("/sys/fs/cgroup")
-MEMINFO = Path("/proc/meminfo")
 
 
-def cache_budget(cache: CacheConfig, device: torch.device, working: int, num_neighbours: int = 1) -> int:
+def cache_budget(
+    cache: CacheConfig, device: torch.device, working: int, context_bytes: int, num_neighbours: int = 1
+) -> int:
     """Bytes that the KV pool may take once the weights are in memory, beside the `working` bytes of a step.
-    num_neighbours ranks share the machine's memory; an accelerator is one rank's."""
+
+    An accelerator is one rank's, and filled. num_neighbours ranks share the machine's memory: CPU_BYTES, or what one
+    sequence of the longest context takes (context_bytes of this rank) up to CPU_MAX_BYTES."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return int(cache.memory_utilization * total) - (total - free) - working
-    return min(int(CPU_SHARE * available_memory()), CPU_MAX_BYTES) // num_neighbours - working
+    bound = min(max(CPU_BYTES // num_neighbours, context_bytes), CPU_MAX_BYTES // num_neighbours)
+    return min(int(CPU_SHARE * available_memory()) // num_neighbours - working, bound)
 
 
 def step_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, itemsize: int, share: Share = WHOLE) -> int:
@@ -37,15 +40,3 @@ def step_bytes(spec: ModelSpec, max_tokens: int, max_rows: int, itemsize: int, s
 def rows_per_slice(vocab_size: int) -> int:
     """Rows whose logits are computed at once, so that memory stays bounded whatever the batch."""
     return max(LOGITS_BYTES // (4 * vocab_size), 1)
-
-
-def available_memory() -> int:
-    """Bytes this process can still take: MemAvailable, or what the control group leaves when that is less."""
-    fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    try:
-        limit = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return available
-    return available if limit == "max" else max(min(available, int(limit) - used), 0)

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -14,11 +15,25 @@ from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.rank_processes import RankProcesses
-from inferd.executor.wire import Challenge, JoinNode, Refused, Welcome, encode, local_environment, proof, receive
+from inferd.executor.wire import (
+    HANDSHAKE_BYTES,
+    Challenge,
+    Environment,
+    JoinNode,
+    Refused,
+    Welcome,
+    cluster_key,
+    encode,
+    local_environment,
+    proof,
+    receive,
+)
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 5.0
+JOIN_TIMEOUT_S = 30.0
+WATCH_S = 1.0
 RETRY_S = 0.5
 REMIND_AFTER_S = 10.0
 
@@ -33,37 +48,66 @@ def run_node(config: EngineConfig) -> int:
         signal.signal(number, _stop)
     parallel, path = config.parallel, config.model.path
     environment = local_environment(open_checkpoint(Path(path), with_vocabulary=False).fingerprint)
-    address = f"{parallel.master_addr}:{parallel.master_port}"
-    processes = RankProcesses()
+    node = Node(config, environment)
     try:
         while True:
             with _connect(parallel.master_addr, parallel.master_port, parallel.node_rank) as sock:
-                nonce = receive(sock, Challenge).nonce
-                who = f"node {parallel.node_rank}"
-                sock.sendall(encode(JoinNode(parallel.node_rank, environment, proof(nonce, who))))
-                _serve(sock, processes, address, path)
+                node.serve(sock)
             time.sleep(RETRY_S)
     except Stopped:
         return 0
     finally:
-        processes.kill()
+        node.leave()
 
 
-def _serve(sock: socket.socket, processes: RankProcesses, address: str, path: str) -> None:
-    """Start the ranks that node 0 names, and end them when it leaves."""
-    try:
-        answer = receive(sock, Welcome | Refused)  # type: ignore[arg-type]  # a union is no type
-        if isinstance(answer, Refused):
-            raise StartupError(answer.message)
-        assert isinstance(answer, Welcome), "the decoder yields nothing else"
-        for rank in answer.ranks:
-            processes.start_remote(rank, address, ["--model", path])
-        logger.info("ranks %d to %d are started for %s", answer.ranks[0], answer.ranks[-1], address)
-        sock.recv(1)  # nothing comes: it returns when the engine is gone
-    except (OSError, EOFError, ValueError) as error:
-        logger.warning("the connection to %s broke: %s", address, error)
-    logger.info("the engine at %s is gone", address)
-    processes.kill()
+class Node:
+    """The ranks of this machine, and the key that lets them in."""
+
+    def __init__(self, config: EngineConfig, environment: Environment) -> None:
+        self._number = config.parallel.node_rank
+        self._address = f"{config.parallel.master_addr}:{config.parallel.master_port}"
+        self._path = config.model.path
+        self._environment = environment
+        self._key = cluster_key()
+        self._processes = RankProcesses()
+
+    def serve(self, sock: socket.socket) -> None:
+        """Start the ranks that node 0 names, and end them when it leaves, whenever that is, or when one of them ends.
+        Raises StartupError when node 0 refuses us."""
+        try:
+            ranks = self._join(sock)
+            for rank in ranks:
+                self._processes.start_remote(rank, self._address, self._key, ["--model", self._path])
+            logger.info("ranks %d to %d are started for %s", ranks[0], ranks[-1], self._address)
+            self._watch(sock)
+        except (OSError, EOFError, ValueError) as error:
+            logger.warning("the connection to %s broke: %s", self._address, error)
+        self.leave()
+
+    def leave(self) -> None:
+        self._processes.kill()
+
+    def _join(self, sock: socket.socket) -> list[int]:
+        """The numbers of our ranks. Raises StartupError, and what a connection that breaks raises."""
+        sock.settimeout(JOIN_TIMEOUT_S)
+        nonce = receive(sock, Challenge, HANDSHAKE_BYTES).nonce
+        answer = proof(self._key, nonce, f"node {self._number}")
+        sock.sendall(encode(JoinNode(self._number, self._environment, answer)))
+        welcome = receive(sock, Welcome | Refused, HANDSHAKE_BYTES)  # type: ignore[arg-type]  # a union is no type
+        if isinstance(welcome, Refused):
+            raise StartupError(welcome.message)
+        assert isinstance(welcome, Welcome), "the decoder yields nothing else"
+        return welcome.ranks
+
+    def _watch(self, sock: socket.socket) -> None:
+        """Until the engine is gone, or a rank is: node 0 waits for one that never came, unless we come again."""
+        sock.settimeout(WATCH_S)
+        while self._processes.is_whole:
+            with suppress(TimeoutError):
+                sock.recv(1)  # nothing comes: it returns when the engine is gone
+                logger.info("the engine at %s is gone", self._address)
+                return
+        logger.warning("%s; all ranks of this node start again", self._processes.endings())
 
 
 def _connect(host: str, port: int, node: int) -> socket.socket:
@@ -78,7 +122,6 @@ def _connect(host: str, port: int, node: int) -> socket.socket:
                 logger.info("node %d waits for node 0 at %s:%d (%s)", node, host, port, error)
             time.sleep(RETRY_S)
         else:
-            sock.settimeout(None)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             return sock
 

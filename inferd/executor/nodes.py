@@ -12,7 +12,7 @@ from inferd.executor.base import Progress
 from inferd.executor.rank_listener import Guest, RankListener
 from inferd.executor.rank_processes import RankProcesses
 from inferd.executor.seats import Seat
-from inferd.executor.wire import Environment, JoinNode, JoinRank, Refused, Welcome, encode
+from inferd.executor.wire import Environment, JoinNode, JoinRank, Refused, Welcome, cluster_key, encode
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class NodesLauncher:
     def start(self, progress: Progress) -> Sequence[Seat]:
         """Waits for the other nodes, however long they take. Raises StartupError when it cannot listen."""
         parallel, size = self._parallel, self._parallel.world_size
-        listener = RankListener(parallel.master_addr, parallel.master_port, ACCEPT_TIMEOUT_S)
+        listener = RankListener(parallel.master_addr, parallel.master_port, ACCEPT_TIMEOUT_S, cluster_key())
         try:
             for rank in range(self._per_node):
                 sock = self._processes.start_local(rank)
@@ -90,7 +90,7 @@ class NodesLauncher:
             reason = f"node {node} is not like node 0: {'; '.join(differences)}"
         if reason:
             logger.error("%s was refused: %s", guest.host, reason)
-            guest.sock.sendall(encode(Refused(reason)))
+            _answer(guest, Refused(reason))
             guest.sock.close()
             return
         ranks = list(range(node * self._per_node, (node + 1) * self._per_node))
@@ -100,10 +100,18 @@ class NodesLauncher:
                 if rank in self._seats:
                     self._seats.pop(rank).sock.close()
         self._nodes[node] = guest.sock
-        guest.sock.sendall(encode(Welcome(ranks)))
+        _answer(guest, Welcome(ranks))
         logger.info("node %d (%s) joined with ranks %d to %d", node, guest.host, ranks[0], ranks[-1])
 
     def _leave_nodes(self) -> None:
         for sock in self._nodes.values():
             sock.close()
         self._nodes.clear()
+
+
+def _answer(guest: Guest, message: Welcome | Refused) -> None:
+    """A guest that has left already comes again, if it is a node's."""
+    try:
+        guest.sock.sendall(encode(message))
+    except OSError as error:
+        logger.warning("%s left before it was answered: %s", guest.host, error)

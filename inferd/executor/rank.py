@@ -28,9 +28,12 @@ from inferd.executor.wire import (
     Connect,
     DumpStacks,
     FromRank,
+    GiveBack,
     Hello,
     Loaded,
     Loading,
+    Measure,
+    Measured,
     RankFailed,
     RunStep,
     Setup,
@@ -159,7 +162,7 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     spec = check_checkpoint(checkpoint)
     assert not spec.is_encoder, "the core starts groups for decoders only"
     import_torch()
-    from inferd.executor.build import build_worker, load_model, rank_device, resolve_device
+    from inferd.executor.build import build_worker, kv_room, load_model, rank_device, resolve_device
     from inferd.parallel.context import connect, join_store, open_store
 
     setup = settings.setup
@@ -179,7 +182,10 @@ def _prepare(core: CoreSocket, settings: RankSettings) -> tuple[Worker, Placemen
     context = connect(placement, store, device, setup.host, timeout_s)
     with freed_memory_returned():
         model = load_model(config, checkpoint, spec, device, LoadingReporter(core), context)
-    core.send(_loaded(model, config, setup.num_local))
+    core.send(_loaded(model))
+    core.expect(Measure)  # a collective would give up on a rank that loads much longer than others
+    room = kv_room(model, config, setup.num_local)
+    core.send(Measured(room.block_bytes, room.budget))
     worker = build_worker(model, core.expect(Allocate).num_blocks, config.cache.block_size)
     core.on_step = worker.expect
     core.send(Allocated())
@@ -200,19 +206,15 @@ class LoadingReporter:
             self._core.send(Loading(fraction))
 
 
-def _loaded(model: LoadedModel, config: EngineConfig, num_local: int) -> Loaded:
-    from inferd.executor.build import kv_room
-
-    room = kv_room(model, config, num_local)
+def _loaded(model: LoadedModel) -> Loaded:
     return Loaded(
         architecture=model.spec.architecture,
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=model.quantization,
         weight_bytes=model.weights.num_bytes,
         bytes_read=model.bytes_read,
-        block_bytes=room.block_bytes,
-        budget=room.budget,
         backends=dict(model.ops.backends),
+        is_pageable=model.device.type == "cpu",
     )
 
 
@@ -228,6 +230,9 @@ def serve_steps(core: CoreSocket, worker: Worker, placement: Placement) -> None:
         else:
             if message is None or isinstance(message, Stop):
                 return
+            if isinstance(message, GiveBack):
+                worker.give_back(message.blocks)
+                continue
             assert isinstance(message, RunStep), f"{type(message).__name__} is no step"
             began, waited = time.monotonic(), worker.waited_s
             result = worker.execute(message.plan)

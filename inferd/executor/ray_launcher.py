@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ from inferd.executor.base import Progress
 from inferd.executor.rank_listener import RankListener
 from inferd.executor.rank_processes import RankProcesses
 from inferd.executor.seats import Seat
-from inferd.executor.wire import KEY_VARIABLE, JoinRank
+from inferd.executor.wire import JoinRank
 
 logger = logging.getLogger(__name__)
 
 ACCEPT_TIMEOUT_S = 0.2
 PLACEMENT_TIMEOUT_S = 60.0
 JOIN_TIMEOUT_S = 120.0
+KEY_BYTES = 32
 
 
 class WorkerStarter:
@@ -37,8 +39,8 @@ class WorkerStarter:
 
         return str(ray.get_runtime_context().get_node_id())
 
-    def start(self, rank: int, address: str) -> None:
-        self._processes.start_remote(rank, address)
+    def start(self, rank: int, address: str, key: str) -> None:
+        self._processes.start_remote(rank, address, key)
 
     def endings(self) -> str:
         return self._processes.endings()
@@ -64,9 +66,13 @@ class RayLauncher:
         order = sorted(range(size), key=lambda index: (nodes[index] != nodes[0], nodes[index]))
         actors, nodes = [self._actors[index] for index in order], [nodes[index] for index in order]
         host = str(ray.util.get_node_ip_address())
-        listener = RankListener(host, 0, ACCEPT_TIMEOUT_S)
+        # What opens this start's door, and is worth nothing afterwards. The cluster's own key stays out of Ray, which
+        # would store it with the actors and show it to whoever may look at them.
+        key = secrets.token_hex(KEY_BYTES)
+        listener = RankListener(host, 0, ACCEPT_TIMEOUT_S, key)
+        address = f"{host}:{listener.port}"
         try:
-            ray.get([actor.start.remote(rank, f"{host}:{listener.port}") for rank, actor in enumerate(actors)])
+            ray.get([actor.start.remote(rank, address, key) for rank, actor in enumerate(actors)])
             guests = self._await_ranks(listener, progress)
         finally:
             listener.close()
@@ -111,7 +117,7 @@ class RayLauncher:
             raise StartupError(f"the Ray cluster cannot place {size} workers of {resources} each; it has {have}")
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        names = ("PYTHONPATH", "INFERD_LOG_LEVEL", KEY_VARIABLE)
+        names = ("PYTHONPATH", "INFERD_LOG_LEVEL")
         variables = {name: os.environ[name] for name in names if name in os.environ}
         starter = ray.remote(
             num_cpus=resources.get("CPU", 0),

@@ -11,12 +11,14 @@ import torch
 from inferd.config import SchedulerConfig
 from inferd.errors import StartupError
 from inferd.request import LogprobParams, SamplingParams
-from inferd.step import NewSequence, PlanItem, StepPlan
+from inferd.step import BlockCopy, NewSequence, PlanItem, StepPlan
 
 # Every buffer of the sampler: a copy of the logits for log probabilities, a sorted one for the filters.
 SAMPLING = SamplingParams(temperature=1.0, top_p=0.9)
 LOGPROBS = LogprobParams(top_n=1)
 GREEDY = SamplingParams(temperature=0.0)
+# All that edits logits, each by a kernel of its own.
+EDITED = SamplingParams(repetition_penalty=1.1, logit_bias=((0, 1.0),), allowed_token_ids=(0,))
 
 
 def largest_plan(limits: SchedulerConfig, context: int, block_size: int, has_head: bool = True) -> StepPlan:
@@ -36,7 +38,8 @@ def largest_plan(limits: SchedulerConfig, context: int, block_size: int, has_hea
 
 
 def warm_up_plans(limits: SchedulerConfig, context: int, block_size: int) -> Iterator[StepPlan]:
-    """Prompts of 1, 2, 4, .. tokens, as many as a step may take, each beside a decoding sequence where two may run.
+    """Prompts of 1, 2, 4, .. tokens, as many as a step may take, each beside a decoding sequence where two may run;
+    then a token that is drawn from edited logits, after a block was copied.
 
     On an H100 the first such step took 0.75 s without them, most of it compiling the kernel of short contexts. All
     write the same blocks 0, 1, ..: what they compute means nothing. Nothing is left of them.
@@ -51,7 +54,12 @@ def warm_up_plans(limits: SchedulerConfig, context: int, block_size: int) -> Ite
         prompt = PlanItem(number, 0, [0] * size, [], (0,))
         dropped = [number - 1] if number > 1 else []
         yield StepPlan(number, [*items, prompt], [_sequence(number, size, block_size, SAMPLING)], dropped=dropped)
-    yield StepPlan(len(sizes) + 1, [], dropped=[*neighbours, len(sizes)] if sizes else neighbours)
+    last = len(sizes) + 1
+    edited = NewSequence(last, [0], EDITED, LOGPROBS, None, [0], 0, 0, ())
+    copies = [BlockCopy(last, 0, 0, 1)] if context > block_size else []  # else there may be one block, and no copy
+    dropped = [*neighbours, len(sizes)] if sizes else neighbours
+    yield StepPlan(last, [PlanItem(last, 0, [0], [], (0,))], [edited], copies, dropped)
+    yield StepPlan(last + 1, [], dropped=[last])
 
 
 def _sequence(seq_id: int, length: int, block_size: int, sampling: SamplingParams) -> NewSequence:

@@ -16,7 +16,8 @@ from inferd.config import EngineConfig
 from inferd.messages import HEADER, MAX_FRAME_BYTES
 from inferd.step import StepPlan, StepResult
 
-KEY_VARIABLE = "INFERD_CLUSTER_KEY"  # shared by the machines of a model; both ends prove that they have it
+KEY_VARIABLE = "INFERD_CLUSTER_KEY"  # shared by the machines of a model; whoever joins proves that it has it
+HANDSHAKE_BYTES = 16 * 1024  # of a frame from someone who has proved nothing yet, or to them
 
 
 class Environment(msgspec.Struct, frozen=True):
@@ -59,8 +60,18 @@ class Connect(msgspec.Struct, frozen=True, tag="connect"):
     port: int
 
 
+class Measure(msgspec.Struct, frozen=True, tag="measure"):
+    """The weights of all ranks are in memory: say how much is left. Ranks with an accelerator run a step together."""
+
+
 class Allocate(msgspec.Struct, frozen=True, tag="allocate"):
     num_blocks: int
+
+
+class GiveBack(msgspec.Struct, frozen=True, tag="give_back"):
+    """See Executor.give_back."""
+
+    blocks: list[tuple[int, int]]
 
 
 class RunStep(msgspec.Struct, frozen=True, tag="step"):
@@ -111,16 +122,22 @@ class Loading(msgspec.Struct, frozen=True, tag="loading"):
 
 
 class Loaded(msgspec.Struct, frozen=True, tag="loaded"):
-    """The weights are in memory; block_bytes and budget are what one KV block takes here and all of them may take."""
+    """The weights are in memory."""
 
     architecture: str
     dtype: str
     quantization: str
     weight_bytes: int
     bytes_read: int
+    backends: dict[str, str]
+    is_pageable: bool
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """What one KV block takes here, and all of them may take."""
+
     block_bytes: int
     budget: int
-    backends: dict[str, str]
 
 
 class Allocated(msgspec.Struct, frozen=True, tag="allocated"):
@@ -155,9 +172,9 @@ class RankFailed(msgspec.Struct, frozen=True, tag="failed"):
     is_startup: bool
 
 
-ToRank: TypeAlias = Challenge | Setup | Connect | Allocate | RunStep | DumpStacks | Stop | Refused
+ToRank: TypeAlias = Challenge | Setup | Connect | Measure | Allocate | GiveBack | RunStep | DumpStacks | Stop | Refused
 FromRank: TypeAlias = (
-    JoinNode | JoinRank | Hello | Loading | Loaded | Allocated | StepDone | StepTimes | Stacks | RankFailed
+    JoinNode | JoinRank | Hello | Loading | Loaded | Measured | Allocated | StepDone | StepTimes | Stacks | RankFailed
 )
 ToNode: TypeAlias = Challenge | Welcome | Refused
 MessageT = TypeVar("MessageT")
@@ -173,11 +190,18 @@ def encode(message: ToRank | FromRank | ToNode) -> bytes:
     return HEADER.pack(len(payload)) + payload
 
 
-def receive(sock: socket.socket, kind: type[MessageT]) -> MessageT:
-    """The next frame, and not a byte more. Raises EOFError, OSError, and ValueError for anything else than `kind`."""
-    (length,) = HEADER.unpack(_receive_exactly(sock, HEADER.size))
-    if length > MAX_FRAME_BYTES:
-        raise ValueError(f"frame of {length} bytes, at most {MAX_FRAME_BYTES} are allowed")
+def frame_length(header: bytes, most: int = MAX_FRAME_BYTES) -> int:
+    """Bytes that follow `header`. Raises ValueError when they are more than `most`."""
+    (length,) = HEADER.unpack(header)
+    if length > most:
+        raise ValueError(f"frame of {length} bytes, at most {most} are allowed")
+    return int(length)
+
+
+def receive(sock: socket.socket, kind: type[MessageT], most: int = MAX_FRAME_BYTES) -> MessageT:
+    """The next frame, of at most `most` bytes, and not a byte more. Raises EOFError, OSError, and ValueError for
+    anything else than `kind`."""
+    length = frame_length(_receive_exactly(sock, HEADER.size), most)
     return msgspec.msgpack.decode(_receive_exactly(sock, length), type=kind)
 
 
@@ -198,11 +222,15 @@ def local_environment(checkpoint: str) -> Environment:
     return Environment(__version__, platform.python_version(), version("torch"), checkpoint)
 
 
-def proof(nonce: bytes, who: str) -> bytes:
-    """Shows that we have the cluster's key, without showing the key."""
-    key = os.environ.get(KEY_VARIABLE, "").encode()
-    return hmac.digest(key, nonce + who.encode(), hashlib.sha256)
+def cluster_key() -> str:
+    """Empty where none is set."""
+    return os.environ.get(KEY_VARIABLE, "")
 
 
-def is_proof(given: bytes, nonce: bytes, who: str) -> bool:
-    return hmac.compare_digest(given, proof(nonce, who))
+def proof(key: str, nonce: bytes, who: str) -> bytes:
+    """Shows that we have the key, without showing the key."""
+    return hmac.digest(key.encode(), nonce + who.encode(), hashlib.sha256)
+
+
+def is_proof(given: bytes, key: str, nonce: bytes, who: str) -> bool:
+    return hmac.compare_digest(given, proof(key, nonce, who))

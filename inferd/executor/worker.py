@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from inferd.allocator import drop_pages
 from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.pooling import float32_bytes
@@ -61,6 +62,14 @@ class Worker:
         self._copy_blocks(plan.copies)
         results = self._compute(plan) if plan.items else []
         return StepResult(plan.step, results, time.perf_counter() - started)
+
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        """Return the memory of blocks [first, end) to the system, in every layer; what they held is lost."""
+        for cache in self._decoder.caches:
+            for tensor in () if cache is None else cache.tensors:
+                size = tensor.stride(0) * tensor.element_size()
+                for first, end in blocks:
+                    drop_pages(tensor.data_ptr() + first * size, (end - first) * size)
 
     def _copy_blocks(self, copies: list[BlockCopy]) -> None:
         if not copies:

@@ -26,6 +26,9 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._cached: dict[bytes, int] = {}
+        self._written: set[int] = set()  # that take memory, since they were allocated and not given back
+        self._age = 0  # grows with each reclaim()
+        self._released_at = [0] * num_blocks  # the age when the last reference went
 
     @property
     def num_available(self) -> int:
@@ -55,6 +58,7 @@ class BlockPool:
             block, _ = self._idle.popitem(last=False)
             self._forget(block)
         self._refs[block] = 1
+        self._written.add(block)
         return block
 
     def take(self, block: int) -> None:
@@ -67,6 +71,7 @@ class BlockPool:
         """One reference less; the last one leaves a hashed block idle and any other free."""
         refs = self._refs[block] = self._refs[block] - 1
         if refs == 0:
+            self._released_at[block] = self._age
             if self._hashes[block] is None:
                 self._free.append(block)
             else:
@@ -95,6 +100,28 @@ class BlockPool:
                 self._free.append(block)
         return len(blocks)
 
+    @property
+    def holds_unused(self) -> bool:
+        """Whether reclaim() will find something, now or at a later call."""
+        return len(self._written) > self.num_used
+
+    def reclaim(self, calls: int) -> list[tuple[int, int]]:
+        """Forget what nobody has referred to for the last `calls` calls. Returns the blocks [first, end) whose memory
+        is for nothing, also those that were returned before: their neighbours share pages with them. Nothing when no
+        block is new among them. O(blocks)."""
+        self._age += 1
+        oldest = self._age - calls
+        forgotten = [block for block in self._idle if self._released_at[block] <= oldest]
+        for block in forgotten:
+            del self._idle[block]
+            self._forget(block)
+        self._free = forgotten + self._free  # those that still take memory are allocated first
+        unused = [block for block in self._free if self._released_at[block] <= oldest]
+        if self._written.isdisjoint(unused):
+            return []
+        self._written.difference_update(unused)
+        return _ranges(sorted(unused))
+
     def check(self, tables: Iterable[list[int]]) -> None:
         """Audit against the block tables of all live sequences. Raises AuditError. O(blocks)."""
         uses = Counter(block for table in tables for block in table)
@@ -122,3 +149,10 @@ class BlockPool:
         assert block_hash is not None, f"block {block} is not cached"
         del self._cached[block_hash]
         self._hashes[block] = None
+
+
+def _ranges(blocks: list[int]) -> list[tuple[int, int]]:
+    """Ascending block numbers as ranges [first, end)."""
+    firsts = [block for index, block in enumerate(blocks) if index == 0 or blocks[index - 1] != block - 1]
+    lasts = [block for index, block in enumerate(blocks) if index + 1 == len(blocks) or blocks[index + 1] != block + 1]
+    return [(first, last + 1) for first, last in zip(firsts, lasts, strict=True)]

@@ -82,6 +82,16 @@ class Scheduler:
         """Forget cached prefixes of salt (None: all). Returns how many blocks were forgotten."""
         return self._kv.clear(salt)
 
+    @property
+    def holds_unused_memory(self) -> bool:
+        """Whether reclaim() will find something, now or at a later call."""
+        return self._kv.pool.holds_unused
+
+    def reclaim(self, calls: int) -> list[tuple[int, int]]:
+        """Forget cached prefixes that nothing has used for the last `calls` calls. Returns the blocks [first, end) that
+        hold nothing any more, for the executor to give their memory back before the next plan."""
+        return self._kv.pool.reclaim(calls)
+
     def check(self) -> None:
         """Audit blocks against sequences. Raises AuditError. O(blocks): for tests, and for when nothing runs."""
         self._kv.check(self._roster.sequences.values())

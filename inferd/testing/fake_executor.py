@@ -122,6 +122,7 @@ class FakeExecutor:
         self._kv: list[list[Slot | None]] = [[None] * self.info.block_size for _ in range(self.info.num_blocks)]
         self._step = 0
         self._results: deque[StepResult] = deque()
+        self.given_back: list[tuple[int, int]] = []
 
     def submit(self, plan: StepPlan) -> None:
         _require(len(self._results) < self.info.max_in_flight, "more plans in flight than the pipeline holds")
@@ -129,6 +130,11 @@ class FakeExecutor:
 
     def collect(self) -> StepResult:
         return self._results.popleft()
+
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        for block in (block for first, end in blocks for block in range(first, end)):
+            self._kv[block] = [None] * self.info.block_size
+        self.given_back += blocks
 
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         self.on_death = on_death

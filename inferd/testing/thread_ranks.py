@@ -74,6 +74,9 @@ class ThreadExecutor:
         self.submit(plan)
         return self.collect()
 
+    def give_back(self, blocks: list[tuple[int, int]]) -> None:
+        """Ranks of one process are too short-lived for it."""
+
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         """Threads do not die alone."""
 

@@ -4,6 +4,7 @@ what the plain worker gives, bit for bit where a matmul's rows do not depend on 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,49 @@ def test_a_warm_up_leaves_nothing(model: Any, plain: Callable[[], Driver], limit
     asked = requests(PLAIN_DRAWS[:3])  # under the warm-up's sequence numbers
     drive = Driver(config=limits, executor=DeviceExecutor(worker, executor_info(model, PLAN, looks_ahead=True)))
     assert outcomes(drive, asked) == outcomes(plain(), asked)
+
+
+OPS_OF_REQUESTS = {
+    *("embedding", "linear", "rms_norm", "add_rms_norm", "activate_gated", "rope_kv_write", "paged_attention"),
+    *("copy_blocks", "penalize", "mask_tokens", "sample"),
+}
+
+
+def test_a_warm_up_launches_every_op_that_a_request_may_need(model: Any) -> None:
+    """What was never launched is compiled while all wait: 1 s for the first schema, the first penalty, the first fork.
+    On a GPU the same plans are run; that has not been timed."""
+    launched: set[str] = set()
+
+    class Recording:
+        """The ops, and the names of those that were asked for."""
+
+        def __getattr__(self, name: str) -> Any:
+            launched.add(name)
+            return getattr(model.ops, name)
+
+    watched = replace(model, ops=Recording())
+    worker = build_device_worker(watched, PLAN, SCHEDULER)
+    for step in warm_up_plans(SCHEDULER, PLAN.max_context, PLAN.block_size):
+        worker.finish(worker.launch(step))
+    assert launched >= OPS_OF_REQUESTS
+
+
+def test_a_capture_ends_for_no_call_of_another_thread(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for capture: not run on a GPU."""
+    modes: list[str] = []
+
+    @contextmanager
+    def graph(graph: object, pool: object, capture_error_mode: str = "global") -> Iterator[None]:
+        modes.append(capture_error_mode)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    decoder = build_model(model, PLAN.num_blocks, PLAN.block_size)
+    DecodeGraphs(decoder, 2, PLAN.max_context, PLAN.block_size, CPU).capture()
+    assert modes == ["thread_local"] * 2
 
 
 def test_vectors_are_the_plain_workers(plain: Callable[[], Driver], ahead: Callable[[], Driver]) -> None:

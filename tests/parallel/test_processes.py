@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,8 +15,10 @@ import pytest
 
 from inferd.config import EngineConfig, ParallelConfig
 from inferd.errors import StartupError
+from inferd.executor import rank_processes
 from inferd.executor.base import Executor, ExecutorDead
 from inferd.executor.factory import create_executor
+from inferd.executor.rank_processes import RankProcesses
 from inferd.request import SamplingParams
 from inferd.step import NewSequence, PlanItem, StepPlan
 from inferd.testing.processes import children_of, descriptors, shared_memory
@@ -157,3 +160,28 @@ def test_a_rank_that_cannot_start_says_why(engine_config: Config, tiny_model: Ca
     with pytest.raises(StartupError, match=r"quantization fp8: kernel backend native-\w+ takes q4, q8"):
         create_executor(config, lambda phase, fraction: None)
     assert set(children_of(os.getpid())) <= set(before)
+
+
+def test_a_worker_that_cannot_be_killed_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process in an uninterruptible call of a driver: SIGKILL waits until it returns."""
+
+    class Stuck:
+        pid = 4242
+
+        def kill(self) -> None:
+            pass
+
+        def poll(self) -> None:
+            return None
+
+        def wait(self, timeout: float | None = None) -> None:
+            assert timeout is not None, "nobody waits for ever"
+            raise subprocess.TimeoutExpired("worker", timeout)
+
+    monkeypatch.setattr(rank_processes.subprocess, "Popen", lambda *args, **options: Stuck())
+    processes = RankProcesses()
+    processes.start_remote(3, "127.0.0.1:1", "")
+    processes.kill()
+    assert "rank 3 (pid 4242) does not end" in caplog.text

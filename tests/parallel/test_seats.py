@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import msgspec
 import pytest
+import torch
+from inferd_kernels import host
 
 from inferd.config import DeviceConfig, EngineConfig, ModelConfig, ParallelConfig
 from inferd.errors import StartupError
@@ -73,8 +78,6 @@ def test_ranks_share_the_threads_of_their_machine(threads: int | None, ranks: in
 
 
 def test_each_rank_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -83,3 +86,17 @@ def test_each_rank_has_an_accelerator_of_its_own(monkeypatch: pytest.MonkeyPatch
     assert chosen == [torch.device("cuda", 1)]
     with pytest.raises(StartupError, match="3 ranks on a machine with 2 CUDA devices: one device each is needed"):
         resolve_device(DeviceConfig(), 2, 3)
+
+
+def test_threads_are_those_that_the_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of four processors on a machine with sixty-four."""
+    (tmp_path / "cpu.max").write_text("400000 100000\n")
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)))
+    assert rank_device(DeviceConfig(), 2).threads == 2
+    before = torch.get_num_threads()
+    try:
+        assert resolve_device(DeviceConfig(device="cpu")) == torch.device("cpu")
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

@@ -85,7 +85,7 @@ def random_request(setting: Setting, key: int) -> Request:
 def operate(setting: Setting, key: int) -> None:
     """One random operation; most are steps, or nothing would ever finish."""
     rng, drive = setting.rng, setting.drive
-    kind = rng.choices(["step", "add", "abort", "abort choice", "clear"], [60, 22, 4, 4, 2])[0]
+    kind = rng.choices(["step", "add", "abort", "abort choice", "clear", "reclaim"], [60, 22, 4, 4, 2, 4])[0]
     setting.live = {each: request for each, request in setting.live.items() if not has_ended(setting, request)}
     if kind == "add" and len(setting.live) < MAX_LIVE:
         request = setting.live[key] = setting.asked[key] = random_request(setting, key)
@@ -98,6 +98,8 @@ def operate(setting: Setting, key: int) -> None:
         setting.aborted |= {(request.key, each) for each in stopped if not drive.outputs[request.key, each].num_ends}
     elif kind == "clear":
         drive.scheduler.clear_prefix_cache(rng.choice([None, "", "a", "b"]))
+    elif kind == "reclaim":
+        drive.executor.give_back(drive.scheduler.reclaim(rng.randrange(3)))
     else:  # with an audit of its own
         kind = "step"
         drive.now += rng.uniform(0, 2)
@@ -189,7 +191,10 @@ def test_ten_thousand_operations(record_property):
     total = play_many(range(40), 250)
     for name, value in sorted(total.items()):
         record_property(name, value)
-    assert total["step"] + total["add"] + total["abort"] + total["abort choice"] + total["clear"] == 10_000
+    assert (
+        total["step"] + total["add"] + total["abort"] + total["abort choice"] + total["clear"] + total["reclaim"]
+        == 10_000
+    )
     for name, least in (("preemptions", 300), ("ahead", 1000), ("copies", 100), ("hits", 1000), ("choices", 1500)):
         assert total[name] >= least, f"the operations hardly reach {name}: {total}"
     for finish in ("EOS", "STOP_TOKEN", "MAX_TOKENS", "CONTEXT_FULL"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import subprocess
 import sys
 
-from inferd.allocator import code_mappings
+from inferd.allocator import code_mappings, drop_pages
 
 MAPS = """\
 5581c0000000-5581c0021000 rw-p 00000000 00:00 0                          [heap]
@@ -42,3 +44,18 @@ print(before, code_kb(), json.loads("[1]"), tokenizers.Tokenizer(tokenizers.mode
     output = subprocess.check_output([sys.executable, "-c", code], env=os.environ, text=True).split()
     assert int(output[1]) < int(output[0])
     assert output[2:] == ["[1]", "0"]
+
+
+def test_only_whole_pages_are_dropped() -> None:
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, 4 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.write(b"x" * (4 * page))
+        view = (ctypes.c_char * len(memory)).from_buffer(memory)
+        address = ctypes.addressof(view)
+        del view
+        drop_pages(address + page - 1, page + 2)
+        assert memory[:page] == b"x" * page
+        assert memory[page : 2 * page] == bytes(page)
+        assert memory[2 * page :] == b"x" * (2 * page)
+        drop_pages(address + 1, page)  # a part of two
+        assert memory[:page] == b"x" * page

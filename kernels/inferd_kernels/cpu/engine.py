@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from inferd_kernels.cpu import library
 from inferd_kernels.cpu.build import cached_library
+from inferd_kernels.host import usable_processors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,13 +81,3 @@ class Slabs:
         taken = self._slab[self._used : self._used + num_bytes]
         self._used += -(-num_bytes // 64) * 64
         return taken
-
-
-def usable_processors() -> int:
-    """Processors of this process's affinity mask, cut to the control group's CPU quota."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, int(quota) // int(period)))

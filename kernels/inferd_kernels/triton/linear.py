@@ -105,14 +105,23 @@ def linear_fp8(x: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, bias:
     """Activations are quantized per token on the way in."""
     quantized, x_scale = quantize_rows(x, torch.float8_e4m3fn)
     if x.shape[0] > SMALL_TOKENS and _scaled_mm_takes(values):
-        # Scales per row come with bfloat16 results alone.
-        wide = torch._scaled_mm(
-            quantized, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), out_dtype=torch.bfloat16
-        ).to(x.dtype)
+        wide = _scaled_product(quantized, values, x_scale, scale, x.dtype)
         return wide if bias is None else wide + bias
     out = x.new_empty(x.shape[0], values.shape[0])
     gemm_small.launch(out, quantized, values, bias, (x_scale, scale), gemm_small_tile(architecture(), 1, x.shape[0]))
     return out
+
+
+def _scaled_product(
+    x: torch.Tensor, values: torch.Tensor, x_scale: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """Scales per row come with bfloat16 results alone: for another dtype, whose values they would round, the sums come
+    in float32 and are scaled here."""
+    if dtype == torch.bfloat16:
+        return torch._scaled_mm(x, values.t(), x_scale.unsqueeze(1), scale.unsqueeze(0), out_dtype=dtype)
+    one = torch.ones((), device=x.device)
+    sums = torch._scaled_mm(x, values.t(), one, one, out_dtype=torch.float32)
+    return (sums * x_scale.unsqueeze(1) * scale).to(dtype)
 
 
 def _scaled_mm_takes(values: torch.Tensor) -> bool:

@@ -22,7 +22,7 @@ from inferd_kernels.triton.attention import (
     store_rows,
 )
 from inferd_kernels.triton.eight_bit import paired
-from inferd_kernels.triton.tiles import AttentionTile, padded_head_dim, targets_ptx
+from inferd_kernels.triton.tiles import AttentionTile, next_power_of_2, padded_head_dim, targets_ptx
 
 
 @triton.jit
@@ -128,13 +128,14 @@ def launch(
     page, kv_heads = k_cache.shape[1:3]
     group = heads // kv_heads
     sequences = lens.shape[0]
-    per_program = tile.rows // group
+    rows = max(tile.rows, next_power_of_2(group))  # a program takes all heads of a token: 71 of a multi-query model
+    per_program = rows // group
     none = q.new_empty(0, dtype=torch.float32)
     k_scale, v_scale = scales if scales is not None else (none, none)
     prefill[(kv_heads, tokens // per_program + sequences)](
         q, k_cache, paired(v_cache), k_scale, v_scale, none if sinks is None else sinks, tables, starts, lens, out,
         scale, softcap, window, sequences, tables.stride(0), k_cache.stride(0), k_cache.stride(1), kv_heads,
-        GROUP=group, ROWS=tile.rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,
+        GROUP=group, ROWS=rows, TOKENS=per_program, HEAD_DIM=dim, DIM_PAD=padded_head_dim(dim), PAGE=page,
         TILE=tile.tile, QUANTIZED=scales is not None, PTX=targets_ptx(), CAPPED=softcap > 0, WINDOWED=window > 0,
         HAS_SINKS=sinks is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from inferd_kernels.cpu import build, load_native
-from inferd_kernels.cpu.engine import NativeEngine, usable_processors
+from inferd_kernels.cpu.engine import NativeEngine
+from inferd_kernels.host import usable_processors
 from inferd_kernels.ops import load_ops
 
 COMPILER = """#!/bin/sh
@@ -77,6 +78,9 @@ def test_native_is_chosen_on_cpu_and_named_per_op() -> None:
         "penalize",
         "mask_tokens",
         "route",
+        "rotate",
+        "write_latents",
+        "latent_attention",
     }
     assert {label for name, label in ops.backends.items() if name not in torchs} == {f"native-{ops.engine.isa}"}
     assert ops.has_threads

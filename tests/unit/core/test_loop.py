@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +16,7 @@ from inferd.config import CacheConfig, SchedulerConfig
 from inferd.core.channel import Describe, FrontChannel, FrontGone
 from inferd.core.dump import MAX_SEQUENCES, MAX_TOKENS, describe
 from inferd.core.loop import EngineLoop
+from inferd.core.reclaim import Reclaimer
 from inferd.executor.base import ExecutorDead
 from inferd.messages import (
     MAX_FRAME_BYTES,
@@ -81,8 +83,9 @@ class Engine:
         self.channel = FrontChannel(self.sock, partial(describe, self.scheduler))
         self.channel.start()
         self.failure: BaseException | None = None
+        reclaimer = Reclaimer(self.scheduler, self.executor, CacheConfig(), time.monotonic)
         self.thread = threading.Thread(
-            target=self._run, args=(EngineLoop(self.scheduler, self.executor, self.channel),)
+            target=self._run, args=(EngineLoop(self.scheduler, self.executor, self.channel, reclaimer),)
         )
         self.thread.start()
 
@@ -319,7 +322,8 @@ def test_outputs_too_large_for_a_frame_are_split_and_a_hopeless_one_fails_alone(
     executor = FakeExecutor()
     scheduler = Scheduler(SchedulerConfig(), CacheConfig(), capacity(executor.info))
     channel = NarrowChannel(limit=2)
-    loop = EngineLoop(scheduler, executor, channel)  # type: ignore[arg-type]
+    reclaimer = Reclaimer(scheduler, executor, CacheConfig(), time.monotonic)
+    loop = EngineLoop(scheduler, executor, channel, reclaimer)  # type: ignore[arg-type]
     outputs = [ChoiceOutput(key, 0, [1], []) for key in (1, 2, 666, 3, 4)]
     loop._send(outputs)
     sent = [output for message in channel.sent for output in message.outputs]  # type: ignore[union-attr]

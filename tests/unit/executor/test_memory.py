@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from inferd_kernels import host
 
 from inferd.blocks.attention import AttentionSpec
 from inferd.blocks.caches import PagedNeed
@@ -19,7 +20,7 @@ from inferd.errors import StartupError
 from inferd.executor import memory
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, requested_context
 from inferd.executor.kv_plan import plan_kv as plan_ranks
-from inferd.executor.memory import available_memory, cache_budget
+from inferd.executor.memory import cache_budget
 from inferd.models.spec import HeadSpec, ModelSpec
 
 
@@ -102,38 +103,32 @@ def test_a_context_outside_the_models_is_refused(length: int) -> None:
         requested_context(SPEC, length)
 
 
-def write_memory(folder: Path, limit: str, used: int) -> None:
-    (folder / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    1000000 kB\n")
-    (folder / "memory.max").write_text(f"{limit}\n")
-    (folder / "memory.current").write_text(f"{used}\n")
-
-
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "CGROUP", tmp_path)
-    write_memory(tmp_path, "max", 0)
+    (tmp_path / "meminfo").write_text("MemTotal:  9999 kB\nMemAvailable:    1000000 kB\n")
+    monkeypatch.setattr(host, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
     return tmp_path
-
-
-def test_available_memory_respects_the_control_group(machine: Path) -> None:
-    assert available_memory() == 1_024_000_000
-    write_memory(machine, "500000000", 200_000_000)
-    assert available_memory() == 300_000_000
-    write_memory(machine, "100", 200)
-    assert available_memory() == 0
-    (machine / "memory.max").unlink()
-    assert available_memory() == 1_024_000_000
 
 
 def test_the_cpu_budget_is_a_quarter_of_it_less_the_step(machine: Path) -> None:
     step = memory.step_bytes(SPEC, 512, 4, 4)
     assert 0 < step < 10_000_000
-    assert cache_budget(CacheConfig(), torch.device("cpu"), step) == 256_000_000 - step
-    assert cache_budget(CacheConfig(), torch.device("cpu"), step, num_neighbours=4) == 64_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step, 10**9) == 256_000_000 - step
+    assert cache_budget(CacheConfig(), torch.device("cpu"), step, 10**9, num_neighbours=4) == 64_000_000 - step
+
+
+@pytest.mark.parametrize(
+    ("context", "ranks", "expected"),
+    [(10_000, 1, 1 << 30), (3 << 30, 1, 3 << 30), (9 << 30, 1, 4 << 30), (10_000, 4, 1 << 28), (3 << 29, 2, 3 << 29)],
+)
+def test_a_cpu_pool_is_a_gibibyte_or_one_context(context: int, ranks: int, expected: int, machine: Path) -> None:
+    """A machine with plenty of memory goes on beside us."""
+    (machine / "meminfo").write_text("MemTotal:  99999999 kB\nMemAvailable:    64000000 kB\n")
+    assert cache_budget(CacheConfig(), torch.device("cpu"), 10**8, context, ranks) == expected
 
 
 def test_the_budget_of_an_accelerator_is_its_share_less_what_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70_000, 100_000))
     cache = CacheConfig(memory_utilization=0.8)
-    assert cache_budget(cache, torch.device("cuda", 1), 15_000, num_neighbours=4) == 80_000 - 30_000 - 15_000
+    assert cache_budget(cache, torch.device("cuda", 1), 15_000, 10**9, num_neighbours=4) == 80_000 - 30_000 - 15_000

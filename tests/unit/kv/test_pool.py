@@ -36,6 +36,28 @@ def test_idle_blocks_are_found_until_reused_oldest_first():
     assert pool.lookup(b"first") == first
 
 
+def test_blocks_that_nothing_uses_are_forgotten_and_named_with_their_free_neighbours():
+    pool = BlockPool(8)
+    blocks = [cached(pool, bytes([number])) for number in range(6)]
+    live = pool.allocate()
+    pool.take(blocks[2])
+    assert pool.holds_unused
+    assert pool.reclaim(2) == []
+    pool.take(blocks[4])
+    pool.release(blocks[4])  # used since
+    assert pool.reclaim(2) == [(0, 2), (3, 4), (5, 6), (7, 8)]
+    assert [pool.lookup(bytes([number])) for number in range(6)] == [None, None, 2, None, 4, None]
+    assert pool.reclaim(2) == [(0, 2), (3, 6), (7, 8)]  # those beside it are said again: their pages were shared
+    assert not pool.holds_unused
+    pool.release(live)
+    pool.release(blocks[2])
+    pool.check([])
+    assert pool.reclaim(2) == []
+    assert pool.reclaim(1) == [(0, 8)]
+    assert (pool.num_cached, pool.num_available, pool.holds_unused) == (0, 8, False)
+    pool.check([])
+
+
 def test_free_blocks_are_taken_before_idle_ones():
     pool = BlockPool(2)
     cached(pool, b"kept")

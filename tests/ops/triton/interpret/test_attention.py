@@ -187,3 +187,11 @@ def test_a_cache_beyond_two_to_the_31_elements() -> None:
     problem = replace(small, k_cache=caches[0], v_cache=caches[1], batch=replace(small.batch, block_tables=far))
     assert caches[0].numel() > 2**31
     assert torch.equal(decode(problem), decode(small))
+
+
+def test_a_token_of_more_heads_than_a_tile_has_rows() -> None:
+    """Falcon-7B: 71 query heads, one of keys and values."""
+    problem = attention_problem([3, 18], [5, 33], shape(71, 1, 16))
+    with Guard():
+        out = prefill(problem)
+    assert relative_error(out, expected(problem)) < TOLERANCE[torch.float32]

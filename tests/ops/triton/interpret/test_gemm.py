@@ -45,6 +45,18 @@ def test_fp8_linear_quantizes_tokens_and_applies_both_scales(dtype: torch.dtype,
     assert relative_error(out, expected + bias.double()) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_many_tokens_times_fp8_are_rounded_to_their_own_dtype(dtype: torch.dtype, generator: torch.Generator) -> None:
+    """torch multiplies from 65 tokens on: here its product on a CPU; cuBLAS' has not run this way."""
+    x = torch.randn(65, 96, generator=generator).to(dtype)
+    values, scale = reference_gpu.quantize_rows(torch.randn(64, 96, generator=generator), torch.float8_e4m3fn)
+    tokens, token_scale = reference_gpu.quantize_rows(x, torch.float8_e4m3fn)
+    expected = (tokens.double() * token_scale.double()[:, None]) @ (values.double() * scale.double()[:, None]).T
+    out = linear.linear(x, linear.Fp8Weight(values, scale))
+    assert out.dtype == dtype
+    assert relative_error(out, expected) < {torch.float32: 1e-5, torch.float16: 4e-4, torch.bfloat16: 4e-3}[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("offsets", [False, True])
 def test_4_bit_linear(dtype: torch.dtype, offsets: bool, generator: torch.Generator) -> None:
