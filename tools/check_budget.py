@@ -92,7 +92,8 @@ def check_function(node: Function) -> Iterator[str]:
 
 
 def check_class(node: ast.ClassDef) -> Iterator[str]:
-    methods = [item for item in node.body if isinstance(item, Function)]
+    inherited = dir(str) if "str" in map(ast.unparse, node.bases) else []  # a kind of string has a string's methods
+    methods = [item for item in node.body if isinstance(item, Function) and item.name not in inherited]
     attributes = {
         child.attr
         for method in methods

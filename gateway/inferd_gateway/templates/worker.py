@@ -10,8 +10,9 @@ import json
 import resource
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from jinja2 import Template
 
@@ -22,6 +23,7 @@ from inferd_gateway.templates.traits import ROLES, TemplateTraits, found_traits
 
 MEMORY_BYTES = 512 * 2**20
 HEADER = struct.Struct("!I")
+T = TypeVar("T")
 
 
 class OutputTooLarge(Exception):
@@ -61,10 +63,7 @@ class LoadedTemplate:
     def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str | None:
         """The rendering at a fixed time; None when the template refuses or fails."""
         variables = {**self._variables, "strftime_now": str, "documents": None, "add_generation_prompt": False}
-        try:
-            return self._generate({**variables, "messages": messages, "tools": tools})
-        except Exception:  # whatever a template does: it does not take these messages
-            return None
+        return attempted(lambda: self._generate({**variables, "messages": messages, "tools": tools}))[0]
 
     def _generate(self, variables: dict[str, Any]) -> str:
         pieces, size = [], 0
@@ -97,14 +96,23 @@ def up_to_last_message(text: str) -> str:
 
 
 def answer(job: dict[str, Any], loaded: dict[str, LoadedTemplate]) -> dict[str, Any]:
-    try:
+    def work() -> dict[str, Any]:
         if "template" in job:
             loaded[job["key"]] = LoadedTemplate(**job["template"])
         return {"segments": loaded[job["key"]].render(job)} if "messages" in job else {}
+
+    reply, problem = attempted(work)
+    return {"error": problem} if reply is None else reply
+
+
+def attempted(work: Callable[[], T]) -> tuple[T | None, str]:
+    """What `work` gives; None, and why, where the template refuses or fails."""
+    try:
+        return work(), ""
     except RaisedByTemplate as error:
-        return {"error": str(error)}
+        return None, str(error)
     except Exception as error:  # the top of this process: whatever a template does ends as its error
-        return {"error": f"the chat template failed: {type(error).__name__}: {str(error)[:500]}"}
+        return None, f"the chat template failed: {type(error).__name__}: {str(error)[:500]}"
 
 
 def read_frame(stream: BinaryIO) -> dict[str, Any] | None:
