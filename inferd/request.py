@@ -91,6 +91,13 @@ class CacheParams(msgspec.Struct, frozen=True, kw_only=True):
     write: bool = True
 
 
+class Tenant(msgspec.Struct, frozen=True):
+    """Who asks: tenants share the engine fairly within a priority, first keys, then the callers of one key."""
+
+    key: str = ""  # a digest of the API key; empty: anonymous
+    caller: str = ""  # whom the key's holder names, a gateway for instance; empty: itself
+
+
 class ConstraintSpec(msgspec.Struct, frozen=True):
     """A constraint as the caller wrote it. source: the schema, regex or grammar; a JSON list for choices.
 
@@ -118,6 +125,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     stop: StopParams
     num_choices: int = 1
+    tenant: Tenant = Tenant()
     priority: int = 0  # higher runs first
     logprobs: LogprobParams | None = None
     prompt_logprobs: LogprobParams | None = None

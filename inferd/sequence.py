@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Protocol, Self
 
+from inferd.account import Account
 from inferd.request import Request
 
 NEVER = sys.maxsize
@@ -61,6 +62,7 @@ class Sequence:
 
     seq_id: int
     request: Request
+    account: Account  # of the request's tenant
     choices: tuple[int, ...]  # sampled when all tokens are computed; several before the fork, none if no token may come
     token_ids: list[int]  # prompt, then output
     num_prompt_tokens: int

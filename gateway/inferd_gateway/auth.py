@@ -7,6 +7,8 @@ import hmac
 from collections.abc import Iterable
 from pathlib import Path
 
+from starlette.requests import Request
+
 from inferd_gateway.errors import ApiError
 from inferd_gateway.settings import Settings, SettingsError
 
@@ -28,6 +30,12 @@ class KeyRing:
         """Whether some key has the scope."""
         return any(scope in scopes for scopes in self._scopes.values())
 
+    def holder(self, authorization: str | None) -> str | None:
+        """A name for the holder of a key that was checked, from which the key cannot be told; None without keys."""
+        if not self._scopes or authorization is None:
+            return None
+        return digest(authorization.strip().partition(" ")[2].strip()).hex()[:32]
+
     def check(self, authorization: str | None, needed: frozenset[str] = frozenset({INFER})) -> None:
         """`authorization` is the header's value; a key needs one of the scopes. Raises a 401 or 403 ApiError."""
         if not self._scopes:
@@ -45,6 +53,12 @@ class KeyRing:
         if not found & needed:
             message = f"The key has the scope {' and '.join(sorted(found))}, not {' or '.join(sorted(needed))}."
             raise ApiError(403, message, error_type="permission_error", code="forbidden")
+
+
+def credential(request: Request) -> str | None:
+    """The Authorization header; Anthropic's clients send x-api-key instead."""
+    key = request.headers.get("x-api-key")
+    return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 def digest(key: str) -> bytes:

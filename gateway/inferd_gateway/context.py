@@ -12,7 +12,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.types import Scope
 
-from inferd_gateway.auth import KeyRing
+from inferd_gateway.auth import KeyRing, credential
 from inferd_gateway.backend import CallContext
 from inferd_gateway.errors import invalid
 from inferd_gateway.metrics import Metrics
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RECORD = "inferd.record"
 BODY = "inferd.body"  # sends the body of a response that has begun, past the layers that look at its start alone
+TENANT = "x-inferd-tenant"  # metadata: whom a call is for
 MAX_TIMEOUT_MS = 24 * 3600 * 1000
 MAX_TRACE_HEADER = 512
 
@@ -86,8 +87,13 @@ class Call:
             self.record.request_id,
             self.record.started + seconds,
             client_deadline=limit is not None,
-            metadata=trace_headers(headers),
+            metadata=(*trace_headers(headers), *self._tenant()),
         )
+
+    def _tenant(self) -> tuple[tuple[str, str], ...]:
+        """The daemon shares itself between those whom it is told; of the gateway's own key it knows but one."""
+        holder = self.gateway.keys.holder(credential(self.request))
+        return () if holder is None else ((TENANT, holder),)
 
 
 def timeout_seconds(milliseconds: str) -> float:

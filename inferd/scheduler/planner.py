@@ -2,9 +2,13 @@
 uncomputed tokens as the budget leaves; one with a single uncomputed token is what others call a decode.
 
 Order: running sequences with one token first (they keep their pace whatever arrives), then running ones with more,
-then waiting ones. Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in
-flight and takes no more than its share of the rest, so that there is something to plan meanwhile. The cost is that of
-the tokens chosen: neither the queue nor a prompt nor the pool is walked.
+then waiting ones; but a waiting one goes before running ones of a lower priority, or of an account that was served
+more. It takes their seats or blocks as well when it lacks them: from a lower priority, or, within its own, from an
+account that holds no fewer seats even then. Each token of a plan is charged to its account.
+
+Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in flight and takes no more
+than its share of the rest, so that there is something to plan meanwhile. The cost is that of the tokens chosen and of
+the sequences that run: neither the queue nor a prompt nor the pool is walked.
 
 Where the executor looks ahead, the next plan is made while one runs: each of its sequences goes on with the token that
 is being drawn, PENDING. A sequence that the token ends is in the next plan for nothing; its result is left out. When
@@ -15,9 +19,13 @@ single token (a chunk of a prompt, several choices), nothing is planned before t
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left, bisect_right
+from collections import Counter
 
+from inferd.account import Account
 from inferd.scheduler.draft import NO_BLOCKS, Draft
 from inferd.scheduler.limits import StepLimits
+from inferd.scheduler.queues import fair_rank
 from inferd.scheduler.roster import Roster
 from inferd.scheduler.speculation import add_guesses, read_tokens
 from inferd.sequence import Sequence
@@ -41,7 +49,10 @@ class Planner:
             return None
         draft = Draft(self._steps + 1, self._limits.token_budget, self._room())
         self._seat_urgent(now)
-        self._advance_running(draft, looks_ahead)
+        for sequence in self._advance_running(draft, looks_ahead):
+            self._admit_waiting(draft, now, ahead_of=sequence)
+            if draft.room > 0 and (num_tokens := self._share(sequence, draft)):
+                draft.add(sequence, num_tokens)
         self._admit_waiting(draft, now)
         if self._limits.speculative is not None:
             read_tokens(draft, self._roster, self._limits.speculative)
@@ -54,6 +65,9 @@ class Planner:
             return None
         self._steps = draft.step
         self._last_items = items
+        sequences = self._roster.sequences
+        for item in items:
+            sequences[item.seq_id].account.charge(len(item.token_ids))
         new, dropped = self._roster.take_news()
         return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
 
@@ -99,8 +113,8 @@ class Planner:
         draft.single.append(PlanItem(sequence.seq_id, position, [PENDING], blocks, sequence.choices))
         sequence.ahead = draft.step
 
-    def _advance_running(self, draft: Draft, looks_ahead: bool) -> None:
-        """One token for each running sequence that lacks one, then the rest of the budget to those that lack more."""
+    def _advance_running(self, draft: Draft, looks_ahead: bool) -> list[Sequence]:
+        """One token for each running sequence that lacks one. Returns those that lack more, by turns."""
         longer: list[Sequence] = []
         single, room, step = draft.single, draft.room, draft.step
         # Whoever finds no block takes it from the end of the list: from nobody that this loop has passed.
@@ -120,9 +134,7 @@ class Planner:
                 self._advance_into_new_slot(sequence, draft)
         draft.budget -= len(single)
         draft.room -= len(single)
-        for sequence in longer:
-            if draft.room > 0 and (num_tokens := self._share(sequence, draft)):
-                draft.add(sequence, num_tokens)
+        return sorted(longer, key=fair_rank)
 
     def _advance_into_new_slot(self, sequence: Sequence, draft: Draft) -> None:
         growth = self._roster.grow(sequence, sequence.num_computed_tokens)
@@ -135,10 +147,13 @@ class Planner:
         draft.single.append(item)
         sequence.in_flight = draft.step
 
-    def _admit_waiting(self, draft: Draft, now: float) -> None:
-        """Waiting sequences in strict order: one that does not fit holds back those behind it."""
+    def _admit_waiting(self, draft: Draft, now: float, ahead_of: Sequence | None = None) -> None:
+        """Waiting sequences in strict order: one that does not fit holds back those behind it. Only those whose turn is
+        before that of a running one, if it is given."""
         waiting = self._roster.waiting
         while (sequence := waiting.peek()) is not None and self._may_start(sequence, draft):
+            if ahead_of is not None and not comes_before(sequence, ahead_of):
+                return
             if not self._admit(sequence, now):
                 return
             num_tokens = self._share(sequence, draft)
@@ -175,36 +190,63 @@ class Planner:
         return lacking if lacking <= draft.budget or not draft.has_prompt else 0
 
     def _seat_urgent(self, now: float) -> None:
-        """Seat waiting sequences of a higher priority than running ones before those take the step's blocks."""
-        roster = self._roster
-        while (urgent := roster.waiting.peek()) is not None and roster.running.sequences:
-            if urgent.request.priority <= roster.running.sequences[-1].request.priority:
+        """Seat waiting sequences that outrank running ones before those take the step's blocks, as many as the step has
+        tokens for."""
+        roster, budget = self._roster, self._limits.token_budget
+        while budget > 0 and (urgent := roster.waiting.peek()) is not None:
+            outranked = self._outranked(urgent)
+            if not outranked:
                 return
-            if roster.admit(urgent, now):
-                continue
-            victims = self._victims(urgent)
-            if not victims:
-                return
-            for victim in victims:
-                roster.preempt(victim)
-            admitted = roster.admit(urgent, now)
-            assert admitted, "the victims' blocks and seats were counted"
+            if not self._admit(urgent, now):
+                victims = self._victims(urgent, outranked)
+                if not victims:
+                    return
+                for victim in victims:
+                    roster.preempt(victim)
+                admitted = roster.admit(urgent, now)
+                assert admitted, "the victims' blocks and seats were counted"
+            budget -= urgent.num_tokens - urgent.num_computed_tokens
 
-    def _victims(self, urgent: Sequence) -> list[Sequence]:
-        """The fewest of the worst sequences of lower priority that make room; none when all of them would not.
+    def _outranked(self, urgent: Sequence) -> list[Sequence]:
+        """Running sequences that may have to make way: the lowest priority first; within the waiting one's own priority
+        those of the accounts that hold most seats."""
+        running, priority = self._roster.running.sequences, urgent.request.priority
+        first_equal = bisect_left(running, -priority, key=lambda each: -each.request.priority)
+        first_lower = bisect_right(running, -priority, key=lambda each: -each.request.priority)
+        outranked = running[first_lower:][::-1]
+        if self._roster.accounts.contended:
+            rivals = [(each.account.rivals(urgent.account), each) for each in running[first_equal:first_lower][::-1]]
+            holding_more = [(theirs.seats, each) for (theirs, ours), each in rivals if theirs.seats > ours.seats]
+            outranked += [each for _, each in sorted(holding_more, key=lambda pair: -pair[0])]
+        return outranked
+
+    def _victims(self, urgent: Sequence, outranked: list[Sequence]) -> list[Sequence]:
+        """The fewest of these, from the first on, that make room; none when all of them would not.
 
         Each that leaves gives back what it shares with nobody else, and the block that was kept for it to grow into.
         """
         running = self._roster.running
         blocks, eviction = self._roster.kv.shortage(urgent, headroom=len(running))
-        seats = running.seats_for(urgent) - running.free_seats
+        needed = running.seats_for(urgent)
+        missing = needed - running.free_seats
+        given: Counter[Account] = Counter()  # seats, by accounts of the same priority
         victims: list[Sequence] = []
-        for sequence in reversed(running.sequences):
-            if sequence.request.priority >= urgent.request.priority:
-                break
+        for sequence in outranked:
+            seats = running.seats_for(sequence)
+            if sequence.request.priority == urgent.request.priority:
+                theirs, ours = sequence.account.rivals(urgent.account)
+                if theirs.seats - given[theirs] - seats < ours.seats + needed:
+                    continue  # it would hold fewer than the newcomer
+                given[theirs] += seats
             victims.append(sequence)
             eviction.add(sequence)
-            seats -= running.seats_for(sequence)
-            if eviction.num_freed + len(victims) >= blocks and seats <= 0:
+            missing -= seats
+            if eviction.num_freed + len(victims) >= blocks and missing <= 0:
                 return victims
         return []
+
+
+def comes_before(waiting: Sequence, running: Sequence) -> bool:
+    """Whether a waiting sequence's turn is before that of one that runs."""
+    ours, theirs = waiting.request.priority, running.request.priority
+    return ours > theirs or (ours == theirs and waiting.account.is_behind(running.account))

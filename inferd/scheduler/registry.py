@@ -36,7 +36,8 @@ class Registry:
         if (reason := rejection(request, self._limits)) is not None:
             self.refuse(request, reason)
             return
-        sequence = first_sequence(self._roster.next_seq_id(), request, self._limits, matcher)
+        account = self._roster.accounts.enter(request.tenant)
+        sequence = first_sequence(self._roster.next_seq_id(), request, account, self._limits, matcher)
         self.live[request.key] = LiveRequest(request, dict.fromkeys(range(request.num_choices), sequence))
         self._timers.start(request)
         self._roster.enqueue(sequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inferd.account import Account
 from inferd.messages import ChoiceOutput, Failure, PromptOutput
 from inferd.request import FinishReason, Request
 from inferd.scheduler.limits import StepLimits
@@ -42,7 +43,9 @@ def rejection(request: Request, limits: StepLimits) -> Failure | None:
     return None
 
 
-def first_sequence(seq_id: int, request: Request, limits: StepLimits, matcher: Matcher | None = None) -> Sequence:
+def first_sequence(
+    seq_id: int, request: Request, account: Account, limits: StepLimits, matcher: Matcher | None = None
+) -> Sequence:
     """The sequence that computes the prompt for all choices."""
     num_prompt = len(request.prompt_token_ids)
     max_tokens = min(num_prompt - request.resumed_tokens + request.stop.max_tokens, limits.max_context)
@@ -51,6 +54,7 @@ def first_sequence(seq_id: int, request: Request, limits: StepLimits, matcher: M
     return Sequence(
         seq_id=seq_id,
         request=request,
+        account=account,
         choices=choices if max_tokens > num_prompt else (),
         token_ids=list(request.prompt_token_ids),
         num_prompt_tokens=num_prompt,
@@ -65,6 +69,7 @@ def forked_sequence(seq_id: int, parent: Sequence, choice: int) -> Sequence:
     return Sequence(
         seq_id=seq_id,
         request=parent.request,
+        account=parent.account,
         choices=(choice,),
         token_ids=list(parent.token_ids),
         num_prompt_tokens=parent.num_prompt_tokens,

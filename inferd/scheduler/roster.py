@@ -3,6 +3,7 @@ blocks, seats and the executor's knowledge in step."""
 
 from __future__ import annotations
 
+from inferd.account import Accounts
 from inferd.kv.manager import Growth, KVManager
 from inferd.scheduler.queues import RunningList, WaitingQueue
 from inferd.scheduler.requests import announcement, forked_sequence
@@ -15,6 +16,7 @@ class Roster:
 
     def __init__(self, kv: KVManager, seats: int) -> None:
         self.kv = kv
+        self.accounts = Accounts()
         self.waiting = WaitingQueue()
         self.running = RunningList(seats)
         self.sequences: dict[int, Sequence] = {}
@@ -29,6 +31,7 @@ class Roster:
         return self._next_seq_id
 
     def enqueue(self, sequence: Sequence) -> None:
+        """Take in a new sequence; its account knows of it already."""
         self.sequences[sequence.seq_id] = sequence
         self.waiting.push(sequence)
 
@@ -51,6 +54,7 @@ class Roster:
         sequence.status = SequenceStatus.RUNNING
         if sequence.first_scheduled is None:
             sequence.first_scheduled = now
+        sequence.account.choose()
         self.running.add(sequence)
         self._announce(sequence)
         return True
@@ -83,6 +87,7 @@ class Roster:
     def fork(self, parent: Sequence, choice: int) -> Sequence:
         """A sequence for another choice of parent's computed prompt; seat_forks says where it goes."""
         child = forked_sequence(self.next_seq_id(), parent, choice)
+        child.account.join()
         self.kv.fork(parent, child)
         self.sequences[child.seq_id] = child
         return child
@@ -120,6 +125,7 @@ class Roster:
             self.waiting.remove(sequence)
         sequence.status = SequenceStatus.FINISHED
         del self.sequences[sequence.seq_id]
+        sequence.account.leave()
         self.constrained.pop(sequence.seq_id, None)
 
     def take_news(self) -> tuple[list[NewSequence], list[int]]:

@@ -10,7 +10,7 @@ import grpc
 from inferd.errors import BadToken, Forbidden, InferdError, MissingToken
 from inferd.front.metrics import FrontMetrics
 from inferd.server.call import Call, CallRunner, Context
-from inferd.server.keys import KeyRing
+from inferd.server.keys import KeyRing, bearer
 from inferd.server.scopes import scopes_of_method
 
 Details = grpc.HandlerCallDetails
@@ -43,9 +43,8 @@ class KeyCheck(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         values = [str(value) for key, value in details.invocation_metadata or () if key == "authorization"]
         if not values:
             return MissingToken("no credentials: send the metadata `authorization: Bearer KEY`")
-        scheme, _, key = values[0].partition(" ")
-        scopes = self._ring.scopes_of(key.strip())
-        if len(values) > 1 or scheme.lower() != "bearer" or scopes is None:
+        scopes = self._ring.scopes_of(bearer(values[0]))
+        if len(values) > 1 or scopes is None:
             return BadToken("the given key is not valid")
         if not scopes & needed:
             return Forbidden(f"the key has the scope {' and '.join(sorted(scopes))}, not {' or '.join(sorted(needed))}")

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from inferd.errors import InferdError, InternalError, InvalidParameter, SlowConsumer
+from inferd.request import Tenant
 from inferd.server.status import Metadata, shorten, status_code, status_trailers
 
 logger = logging.getLogger("inferd.server")
@@ -22,6 +23,8 @@ access = logging.getLogger("inferd.access")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]+")
 REQUEST_ID_KEY = "x-request-id"
 TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C trace context
+TENANT_KEY = "x-inferd-tenant"
+MAX_TENANT_CHARS = 128
 QUIET_SERVICE = "/inferd.v1.ModelService/"  # polled by every gateway
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 T = TypeVar("T")
@@ -37,6 +40,7 @@ class CallBase:
         self.method = method
         self.started = time.monotonic()
         self.request_id = ""
+        self.api_key = ""  # a digest of the key that let the call in; empty where there are no keys
         self.trailers: Metadata = ()
         self.log_fields: dict[str, object] = {}
         self.background = False  # a drain does not wait for it
@@ -69,6 +73,14 @@ class CallBase:
                 raise InvalidParameter(f"{field} must be 1 to {max_chars} characters of [A-Za-z0-9._:-]", field=field)
             self.request_id = value
             return
+
+    def tenant(self) -> Tenant:
+        """Who asks: the key, and whom its holder names. Raises InvalidParameter for a bad name."""
+        name = self.metadata(TENANT_KEY) or ""
+        if len(name) > MAX_TENANT_CHARS:
+            message = f"{TENANT_KEY} has {len(name)} characters, at most {MAX_TENANT_CHARS} are allowed"
+            raise InvalidParameter(message, field=TENANT_KEY)
+        return Tenant(self.api_key, name)
 
     def deadline(self, cap_s: float) -> float:
         """The call's deadline on the monotonic clock, at most cap_s from now."""
@@ -137,8 +149,12 @@ Handler: TypeAlias = Callable[[Any, Call], Awaitable[Message | None]]
 class CallRunner:
     """Runs handlers. The server's last line: whatever a handler raises ends as one status and one log line."""
 
-    def __init__(self, stall_timeout_s: float, max_request_id_chars: int) -> None:
+    def __init__(
+        self, stall_timeout_s: float, max_request_id_chars: int, identify: Callable[[str], str] | None = None
+    ) -> None:
+        """identify: what names the holder of a key, where calls have keys that were checked."""
         self.max_request_id_chars = max_request_id_chars
+        self._identify = identify
         self.closing = asyncio.Event()
         self._stall_timeout_s = stall_timeout_s
         self._calls: set[CallBase] = set()
@@ -164,6 +180,8 @@ class CallRunner:
     async def run(self, method: str, handler: Handler, request: Any, context: Context) -> Message | None:
         """`request` is a message, an iterator of them, or None: the bytes were no such message."""
         call = Call(context, method, self.closing)
+        if self._identify is not None:
+            call.api_key = self._identify((call.metadata_values("authorization") or [""])[0])
 
         async def work() -> Message | None:
             call.choose_request_id(getattr(request, "request_id", ""), self.max_request_id_chars)

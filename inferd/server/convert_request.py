@@ -11,7 +11,7 @@ import msgspec
 from inferd.config import Limits
 from inferd.errors import InvalidParameter
 from inferd.front.output import OutputParams
-from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams
+from inferd.request import CacheParams, ConstraintSpec, LogprobParams, Request, SamplingParams, StopParams, Tenant
 from inferd.server.convert_constraint import constraint_from_pb
 from inferd.server.convert_prompt import check_fits, check_prompt, truncate
 from inferd.server.fields import (
@@ -50,6 +50,7 @@ class CallParams:
     request_id: str
     deadline: float
     default_queue_timeout_s: float | None
+    tenant: Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,7 @@ def build_request(
             time_limit_s=checked.time_limit_s,
         ),
         num_choices=checked.num_choices,
+        tenant=call.tenant,
         priority=pb.priority,
         logprobs=checked.logprobs,
         prompt_logprobs=checked.prompt_logprobs,

@@ -26,7 +26,7 @@ from inferd.server.handlers import service_handler
 from inferd.server.health import PROCESS, READINESS, SERVICE_NAME, HealthService
 from inferd.server.inference_service import InferenceService
 from inferd.server.inputs import Serving
-from inferd.server.keys import KeyRing, admin_ring, data_ring, load_keys
+from inferd.server.keys import KeyRing, admin_ring, data_ring, identify, load_keys
 from inferd.server.listen import bind, listen_admin
 from inferd.server.model_service import ModelService
 from inferd.server.mux import mux_handler
@@ -61,14 +61,17 @@ class Daemon:
         self._pool = TextPool()
         self._checker = ConstraintChecker(partial(vocabulary_of, model.tokenizer), front.introduce)
         self._exporter: Exporter | None = None
-        self._runner = CallRunner(config.server.stall_timeout_s, config.server.limits.max_request_id_chars)
+        keys = load_keys(config.server)
+        ring = data_ring(config.server, keys)
+        self._runner = CallRunner(
+            config.server.stall_timeout_s, config.server.limits.max_request_id_chars, identify if ring else None
+        )
         self._draining = False
         self._watch: asyncio.Task[None] | None = None
         self.health = HealthService()
         self.model = model
         self.port = 0
-        keys = load_keys(config.server)
-        self._server = make_server(config.server, data_ring(config.server, keys), self._runner, front.metrics)
+        self._server = make_server(config.server, ring, self._runner, front.metrics)
         self._add_services()
         self._admin: AdminListener | None = None
         if config.server.admin_listen is not None:

@@ -105,6 +105,7 @@ class InferenceService:
             request_id=call.request_id,
             deadline=call.deadline(server.limits.max_deadline_s),
             default_queue_timeout_s=server.queue_timeout_s,
+            tenant=call.tenant(),
         )
         checked = check_request(pb, bounds)
         constraint = None

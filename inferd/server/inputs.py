@@ -12,7 +12,7 @@ from inferd.config import InferdConfig
 from inferd.errors import ContextLengthExceeded, InvalidParameter
 from inferd.front.engine import FrontEngine
 from inferd.front.output import OutputDelta
-from inferd.request import CacheParams, PoolingParams, Request, SamplingParams, StopParams
+from inferd.request import CacheParams, PoolingParams, Request, SamplingParams, StopParams, Tenant
 from inferd.server.fields import check_at_most, check_count
 from inferd.server.served_model import ServedModel
 from inferd.server.text_pool import TextPool
@@ -50,6 +50,7 @@ class Caller:
 
     request_id: str
     deadline: float
+    tenant: Tenant
     priority: int = 0
 
 
@@ -159,6 +160,7 @@ def plain_request(serving: Serving, caller: Caller, index: int, ids: list[int], 
         prompt_token_ids=ids,
         sampling=GREEDY,
         stop=stop,
+        tenant=caller.tenant,
         priority=caller.priority,
         arrival=now,
         deadline=caller.deadline,

@@ -73,5 +73,17 @@ def admin_ring(keys: list[tuple[str, str]]) -> KeyRing:
     return KeyRing(keys) if any(scope in (ADMIN, OBSERVE) for scope, _ in keys) else KeyRing([])
 
 
+def identify(authorization: str) -> str:
+    """A name for the holder of a key, from which the key cannot be told; empty without one."""
+    key = bearer(authorization)
+    return digest(key).hex()[:32] if key else ""
+
+
+def bearer(authorization: str) -> str:
+    """`Bearer KEY` -> KEY; empty for anything else."""
+    scheme, _, key = authorization.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
 def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -141,6 +141,7 @@ class Mux:
 
     async def _serve(self, stream_id: int, start: inference_pb2.MuxStart) -> None:
         call = MuxCall(stream_id, start, self._outbox)
+        call.api_key = self._call.api_key
 
         async def work() -> None:
             call.choose_request_id(start.request.request_id, self._runner.max_request_id_chars)

@@ -77,7 +77,7 @@ class PoolingService:
             raise InvalidParameter(f"request_id must be {allowed}", field="request_id")
         check_at_most("priority", pb.priority, 2**31 - 1, low=-(2**31))
         check_enum("truncation", pb.truncation, TRUNCATIONS)
-        return Caller(pb.request_id or default_id, call.deadline(limits.max_deadline_s), pb.priority)
+        return Caller(pb.request_id or default_id, call.deadline(limits.max_deadline_s), call.tenant(), pb.priority)
 
 
 async def embed(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
-from inferd.request import CacheParams, FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.request import CacheParams, FinishReason, LogprobParams, Request, SamplingParams, StopParams, Tenant
 from inferd.step import PENDING
 from inferd.testing.fake_executor import FakeExecutor, fake_info, fake_logprobs, solo_tokens
 from inferd.testing.requests import Driver, make_request
@@ -71,6 +71,7 @@ def random_request(setting: Setting, key: int) -> Request:
             temperature=0.0, seed=rng.randrange(1 << 64), presence_penalty=0.5 if rng.random() < 0.25 else 0.0
         ),
         num_choices=rng.choice([1, 1, 1, 2, 3, 4]),
+        tenant=Tenant(rng.choice("aaab"), rng.choice(["", "x"])),
         priority=rng.choice([0, 0, 0, -1, 1]),
         logprobs=LogprobParams(top_n=1) if rng.random() < 0.2 else None,
         prompt_logprobs=LogprobParams() if rng.random() < 0.2 else None,
@@ -171,6 +172,7 @@ def play(seed: int, operations: int) -> Counter[str]:
     stats = drive.scheduler.stats()
     assert (stats.running, stats.waiting, stats.waiting_prompt_tokens, stats.blocks_used) == (0, 0, 0, 0)
     assert len(drive.scheduler._registry._timers) == 0
+    assert drive.scheduler._roster.accounts.num_live == 0
     return setting.counts + Counter(
         preemptions=stats.preemptions,
         hits=stats.prefix_hits,

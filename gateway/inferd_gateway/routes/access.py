@@ -8,18 +8,12 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from inferd_gateway.auth import ADMIN, INFER, OBSERVE, KeyRing
+from inferd_gateway.auth import ADMIN, INFER, OBSERVE, KeyRing, credential
 from inferd_gateway.json_body import JsonRequest
 
 # For the description: a key is needed where keys are set.
 KEY_OR_NONE: dict[str, Any] = {"security": [{"key": []}, {}]}
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-def credential(request: Request) -> str | None:
-    """The Authorization header; Anthropic's clients send x-api-key instead."""
-    key = request.headers.get("x-api-key")
-    return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 class PublicRoute(APIRoute):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from inferd.account import Accounts
 from inferd.config import SchedulerConfig
 from inferd.kv.manager import KVManager
-from inferd.request import CacheParams, LogprobParams
+from inferd.request import CacheParams, LogprobParams, Tenant
 from inferd.scheduler.limits import Capacity, step_limits
 from inferd.scheduler.requests import first_sequence, forked_sequence
 from inferd.sequence import Sequence
@@ -16,7 +17,7 @@ LIMITS = step_limits(SchedulerConfig(), Capacity(64, 4, 256, 1000))
 
 
 def make_sequence(seq_id: int, prompt: range | list[int], **fields: object) -> Sequence:
-    return first_sequence(seq_id, make_request(seq_id, prompt, **fields), LIMITS)
+    return first_sequence(seq_id, make_request(seq_id, prompt, **fields), Accounts().enter(Tenant()), LIMITS)
 
 
 def compute(kv: KVManager, sequence: Sequence) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from inferd.account import Accounts
 from inferd.config import SchedulerConfig
 from inferd.request import StopParams
 from inferd.scheduler.limits import Capacity, step_limits
@@ -13,11 +14,13 @@ from inferd.scheduler.timers import Timer, TimerKind, Timers
 from inferd.sequence import Sequence
 from inferd.testing.requests import make_request
 
+ACCOUNTS = Accounts()
 LIMITS = step_limits(SchedulerConfig(), Capacity(64, 4, 256, 1000))
 
 
 def make_sequence(seq_id: int, **fields: object) -> Sequence:
-    return first_sequence(seq_id, make_request(seq_id, [1, 2, 3], **fields), LIMITS)
+    request = make_request(seq_id, [1, 2, 3], **fields)
+    return first_sequence(seq_id, request, ACCOUNTS.enter(request.tenant), LIMITS)
 
 
 def drain(queue: WaitingQueue) -> list[int]:
