@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from inferd.address import join_address
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
@@ -33,7 +34,7 @@ def run_node(config: EngineConfig) -> int:
         signal.signal(number, _stop)
     parallel, path = config.parallel, config.model.path
     environment = local_environment(open_checkpoint(Path(path), with_vocabulary=False).fingerprint)
-    address = f"{parallel.master_addr}:{parallel.master_port}"
+    address = join_address(parallel.master_addr, parallel.master_port)
     processes = RankProcesses()
     try:
         while True:

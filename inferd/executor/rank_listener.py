@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import Literal
 
+from inferd.address import join_address
 from inferd.errors import StartupError
 from inferd.executor.wire import Challenge, JoinNode, JoinRank, encode, is_proof, receive
 
@@ -38,7 +39,9 @@ class RankListener:
         try:
             self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
-            raise StartupError(f"cannot listen on {host}:{port} for other ranks: {error.strerror}") from None
+            raise StartupError(
+                f"cannot listen on {join_address(host, port)} for other ranks: {error.strerror}"
+            ) from None
         self._listener.settimeout(timeout_s)
         self.port = int(self._listener.getsockname()[1])
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from inferd.address import join_address
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import Progress
@@ -66,7 +67,7 @@ class RayLauncher:
         host = str(ray.util.get_node_ip_address())
         listener = RankListener(host, 0, ACCEPT_TIMEOUT_S)
         try:
-            ray.get([actor.start.remote(rank, f"{host}:{listener.port}") for rank, actor in enumerate(actors)])
+            ray.get([actor.start.remote(rank, join_address(host, listener.port)) for rank, actor in enumerate(actors)])
             guests = self._await_ranks(listener, progress)
         finally:
             listener.close()
