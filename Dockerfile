@@ -3,7 +3,6 @@
 #   docker build -t inferd .                                  CPU; give TORCH_INDEX where a plain torch is a CUDA build
 #   docker build -t inferd:cuda --build-arg DEVICE=cuda .     CUDA
 # See docs/deployment.md. Linted, not built: no Docker engine was at hand.
-ARG DEVICE=cpu
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # hadolint ignore=DL3006
@@ -24,26 +23,22 @@ ARG TORCH_INDEX=
 RUN pip install "${TORCH_SPEC}" ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"}
 WORKDIR /src
 COPY . .
-ARG DEVICE
+ARG DEVICE=cpu
 RUN extras=server,gateway \
     && if [ "${DEVICE}" = cuda ]; then extras=${extras},cuda; fi \
     && pip install --constraint tools/constraints.txt ".[${extras}]"
 
+# One stage for both devices: choosing a stage by a variable needs a default that some builders do not resolve.
 # hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE} AS runtime-cpu
-
+FROM ${PYTHON_IMAGE} AS runtime
+ARG DEVICE=cpu
 # Triton compiles small launchers with a C compiler at run time. CUDA itself comes with torch's wheels.
-# hadolint ignore=DL3006
-FROM ${PYTHON_IMAGE} AS runtime-cuda
 # hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install --no-install-recommends --yes gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
-ENV NVIDIA_VISIBLE_DEVICES=all \
-    NVIDIA_DRIVER_CAPABILITIES=compute,utility
-
-# hadolint ignore=DL3006
-FROM runtime-${DEVICE} AS runtime
+RUN if [ "${DEVICE}" = cuda ]; then \
+        apt-get update \
+        && apt-get install --no-install-recommends --yes gcc libc6-dev \
+        && rm -rf /var/lib/apt/lists/*; \
+    fi
 RUN useradd --uid 10001 --user-group --create-home --home-dir /var/lib/inferd --shell /usr/sbin/nologin inferd
 COPY --from=build /opt/inferd /opt/inferd
 ENV PATH=/opt/inferd/bin:$PATH \

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from inferd.address import split_address
 from inferd.core.lifetime import follow_parent, settle_garbage_collector
 from inferd.executor.rank import run_rank
 from inferd.executor.wire import HANDSHAKE_BYTES, Challenge, JoinRank, Setup, cluster_key, encode, proof, receive
@@ -44,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def join(address: str, rank: int) -> socket.socket:
     """Connect to the core and show that we belong to it. Raises OSError, EOFError and ValueError."""
-    host, _, port = address.rpartition(":")
-    sock = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
+    sock = socket.create_connection(split_address(address), CONNECT_TIMEOUT_S)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     nonce = receive(sock, Challenge, HANDSHAKE_BYTES).nonce
     sock.sendall(encode(JoinRank(rank, proof(cluster_key(), nonce, f"rank {rank}"))))

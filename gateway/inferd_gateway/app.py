@@ -66,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="inferd gateway", version=status.package_version(), lifespan=lifespan,
-        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False,
+        docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, strict_content_type=False,
     )  # fmt: skip
     for router in ROUTERS:
         app.include_router(router)

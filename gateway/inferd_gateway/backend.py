@@ -18,7 +18,7 @@ from inferd.v1 import inference_pb2_grpc, model_pb2_grpc
 from inferd_gateway.channel import open_channel
 from inferd_gateway.load import LoadWatch
 from inferd_gateway.mux import MuxPool, MuxUnsupported
-from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry
+from inferd_gateway.resume import RETRIES, Progress, backoff, may_retry, retry_id
 
 DEADLINE_MARGIN_S = 0.05
 READINESS = "inferd.v1.InferenceService"
@@ -84,8 +84,9 @@ class Backend:
     ) -> M:
         """One call without side effects: UNAVAILABLE is retried. Raises grpc.aio.AioRpcError."""
         for attempt in range(RETRIES + 1):
+            one = renamed(request, attempt) if attempt else request
             try:
-                return await method(request, timeout=context.remaining(), metadata=self._metadata(context))
+                return await method(one, timeout=context.remaining(), metadata=self._metadata(context))
             except grpc.aio.AioRpcError as error:
                 if not may_retry(error, attempt):
                     raise
@@ -167,3 +168,14 @@ class Backend:
 
     def _metadata(self, context: CallContext) -> tuple[tuple[str, str], ...]:
         return (("x-request-id", context.request_id), *context.metadata, *self._token)
+
+
+def renamed(request: Message, attempt: int) -> Message:
+    """The same request for a further attempt, under another id where it has one."""
+    request_id: str = getattr(request, "request_id", "")
+    if not request_id:
+        return request
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.request_id = retry_id(request_id, attempt)  # type: ignore[attr-defined]  # it has one
+    return copy

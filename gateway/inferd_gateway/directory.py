@@ -133,18 +133,22 @@ class ModelDirectory:
         await asyncio.gather(*followers)
 
     async def _follow(self, backend: Backend) -> None:
-        """Ask a daemon what it serves whenever its health changes; one without health is asked now and then."""
+        """Ask a daemon what it serves whenever its health changes; one without health is asked now and then.
+
+        Nobody else writes `backend.serving`: a daemon that drains or has no engine still lists its models.
+        """
         while True:
             try:
                 async with aclosing(backend.watch()) as statuses:
                     async for serving in statuses:
-                        await self._refresh_backend(backend)
+                        if not serving:
+                            backend.serving = False
+                        if not await self._refresh_backend(backend):
+                            break
                         backend.serving = serving
             except grpc.aio.AioRpcError as error:
-                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-                    await self._refresh_backend(backend)
-                else:
-                    backend.serving = False
+                without_health = error.code() is grpc.StatusCode.UNIMPLEMENTED
+                backend.serving = without_health and await self._refresh_backend(backend)
             await asyncio.sleep(REFRESH_S if backend.serving and self._models[backend] else RETRY_S)
 
     async def refresh(self, not_older_than_s: float = 0.0) -> None:
@@ -153,8 +157,9 @@ class ModelDirectory:
                 await asyncio.gather(*(self._refresh_backend(backend) for backend in self.backends))
                 self._refreshed = time.monotonic()
 
-    async def _refresh_backend(self, backend: Backend) -> None:
-        """What was known stays known while a daemon is away: its requests then answer 503, not 404."""
+    async def _refresh_backend(self, backend: Backend) -> bool:
+        """Whether the daemon answered. What was known stays known while it is away: its requests then answer 503, not
+        404."""
         context = CallContext("directory", time.monotonic() + CALL_S)
         known = self._models[backend]
         try:
@@ -168,10 +173,9 @@ class ModelDirectory:
                 found[card.name] = old if unchanged and old else await self._load(backend, info)
         except grpc.aio.AioRpcError as error:
             log.debug("a daemon does not answer", extra={"backend": backend.target, "status": error.code().name})
-            backend.serving = False
-            return
+            return False
         self._models[backend] = found
-        backend.serving = True
+        return True
 
     async def _load(self, backend: Backend, info: model_pb2.GetModelInfoResponse) -> ServedModel:
         own = (info.card.name, *info.card.aliases)

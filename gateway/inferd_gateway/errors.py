@@ -176,6 +176,13 @@ def from_rpc(error: grpc.aio.AioRpcError, fields: Mapping[str, str], *, client_d
     )
 
 
+def deadline_passed(*, client_deadline: bool) -> ApiError:
+    """What a call whose deadline passed in the gateway ends with: as if it had passed in the daemon."""
+    row = TABLE["DEADLINE_EXCEEDED", ""]
+    status = 408 if client_deadline else row.status
+    return ApiError(status, row.message or "", error_type=row.error_type, code=row.code)
+
+
 def http_field(path: str, fields: Mapping[str, str]) -> str:
     """`stop.stop_strings[2]` -> `stop`: the longest known prefix of the path, else its last name."""
     name = re.sub(r"\[\d+\]", "", path)

@@ -14,7 +14,7 @@ from inferd.v1 import inference_pb2 as pb
 from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.context import Call
 from inferd_gateway.directory import ServedModel
-from inferd_gateway.errors import ApiError, from_rpc, internal_error, invalid
+from inferd_gateway.errors import ApiError, deadline_passed, from_rpc, internal_error, invalid
 from inferd_gateway.templates.renderer import Conversation
 
 PARALLEL_PROMPTS = 16
@@ -40,7 +40,11 @@ class Generator:
         if template is None:
             message = f"The model {self._model.name} has no chat template; start the gateway with --chat-template."
             raise ApiError(400, message, code="chat_template_error", param="messages")
-        return await self._call.gateway.renderer.render(template, conversation)
+        context = self._context
+        try:
+            return await self._call.gateway.renderer.render(template, conversation, context.remaining())
+        except TimeoutError:
+            raise deadline_passed(client_deadline=context.client_deadline) from None
 
     async def tokenize(self, prompt: common_pb2.Prompt, *, strings: bool = False) -> pb.TokenizedInput:
         request = pb.TokenizeRequest(model=self._model.name, inputs=[prompt], vocabulary_strings=strings)

@@ -20,8 +20,8 @@ class JsonRequest(Request):
     async def load_json(self) -> None:
         """Raises a 400 or 415 ApiError."""
         kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
-            raise ApiError(415, f"The body must be application/json, got {kind[:80] or 'no content type'!r}.")
+        if kind not in ("", "application/json") and not (kind.startswith("application/") and kind.endswith("+json")):
+            raise ApiError(415, f"The body must be application/json, got {kind[:80]!r}.")
         body = await self.body()
         parsed = await asyncio.to_thread(parse, body) if len(body) > THREAD_BYTES else parse(body)
         if not isinstance(parsed, dict):

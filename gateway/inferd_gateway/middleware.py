@@ -14,6 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferd_gateway.api_errors import error_body, is_anthropic
+from inferd_gateway.body_coding import ACCEPTED, CODINGS, BodyError, Unpacker
 from inferd_gateway.context import BODY, RECORD, RequestRecord
 from inferd_gateway.errors import ApiError, internal_error
 from inferd_gateway.metrics import Metrics
@@ -42,12 +43,16 @@ class Exchange:
         self._settings = settings
         self._body_bytes = 0
         self._body_complete = False
+        self._unpacker: Unpacker | None = None
 
     def check_headers(self) -> None:
         """Raises ApiError for a body that must not be read."""
-        encoding = self.headers.get("content-encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise ApiError(415, "Content-Encoding is not supported: send the body as it is.")
+        coding = self.headers.get("content-encoding", "").strip().lower()
+        if coding in CODINGS:
+            self._unpacker = Unpacker(coding, self._settings.max_body_bytes)
+        elif coding not in ("", "identity"):
+            message = f"Content-Encoding must be one of {ACCEPTED}, got {coding[:80]!r}."
+            raise ApiError(415, message, headers={"accept-encoding": ACCEPTED})
         length = self.headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self._settings.max_body_bytes:
             raise self._too_large()
@@ -64,9 +69,20 @@ class Exchange:
             self._body_complete = not message.get("more_body", False)
             if self._body_bytes > self._settings.max_body_bytes:
                 raise self._too_large()
+            if self._unpacker is not None:
+                message = {**message, "body": await self._unpacked(self._unpacker, message.get("body", b""))}
         elif message["type"] == "http.disconnect":
             raise ClientGone
         return message
+
+    async def _unpacked(self, unpacker: Unpacker, piece: bytes) -> bytes:
+        """In a thread: a small piece can unpack to much."""
+        try:
+            return await asyncio.to_thread(unpacker.unpack, piece, last=self._body_complete)
+        except BodyError as error:
+            raise ApiError(400, str(error)) from None
+        except OverflowError:
+            raise self._too_large() from None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -78,7 +94,7 @@ class Exchange:
         body = json.dumps(error_body(error, self._path, self.record.request_id)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers += [(name.encode(), value.encode("latin-1", "replace")) for name, value in error.headers.items()]
-        if not self._body_complete and error.status in (408, 413, 415):
+        if not self._body_complete and error.status in (400, 408, 413, 415):
             headers.append((b"connection", b"close"))
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})

@@ -42,9 +42,11 @@ class Inbox:
     def __init__(self) -> None:
         self._items: deque[pb.MuxItem | grpc.aio.AioRpcError | MuxUnsupported] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._taken = time.monotonic()
+        self._unread_since = 0.0  # while there are items: when the reader last took one, or the first came
 
     def put(self, item: pb.MuxItem | grpc.aio.AioRpcError | MuxUnsupported) -> None:
+        if not self._items:
+            self._unread_since = time.monotonic()
         self._items.append(item)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -53,7 +55,7 @@ class Inbox:
     def is_stuck(self) -> bool:
         """Whether nobody reads."""
         backlog = len(self._items)
-        return backlog > MAX_BACKLOG or (backlog > 1 and time.monotonic() - self._taken > STALL_S)
+        return backlog > MAX_BACKLOG or (backlog > 1 and time.monotonic() - self._unread_since > STALL_S)
 
     async def take(self) -> pb.MuxItem:
         """The next item. Raises the error that ended the generation."""
@@ -63,7 +65,7 @@ class Inbox:
                 await self._waiter
             finally:
                 self._waiter = None
-        self._taken = time.monotonic()
+        self._unread_since = time.monotonic()
         item = self._items.popleft()
         if isinstance(item, Exception):
             raise item

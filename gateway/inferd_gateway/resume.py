@@ -36,6 +36,12 @@ def may_retry(error: grpc.aio.AioRpcError, attempt: int) -> bool:
     return wait is None or wait <= LONGEST_WAIT_S
 
 
+def retry_id(request_id: str, attempt: int) -> str:
+    """The id of a further attempt. Not that of the first: a daemon that has not noticed a lost connection still runs
+    that one, and would refuse a second request of the same id."""
+    return f"{request_id}.r{attempt}"
+
+
 class Progress:
     """One generation over as many streams as it takes."""
 
@@ -47,7 +53,8 @@ class Progress:
         self._opening = True  # the stream has not told of the prompt, as it does with the first tokens
         self._finished = False
         self._attempt = 0  # since the last message
-        self._breaks = 0
+        self._attempts = 0  # beyond the first
+        self._resumed = False
         self._broken_at = 0.0
         # The ids of several choices do not fit into one prompt, and a final message is all or nothing.
         self._resumable = request.num_choices <= 1 and request.stream.mode == pb.STREAM_MODE_DELTAS
@@ -66,7 +73,7 @@ class Progress:
             self._received += delta.token_ids[:]
             if delta.HasField("finish"):
                 self._finished = True
-        if self._breaks and self._prompt_ids and message.HasField("usage"):
+        if self._resumed and self._prompt_ids and message.HasField("usage"):
             message.usage.prompt_tokens = len(self._prompt_ids)
             message.usage.completion_tokens = len(self._received)
         return message
@@ -95,20 +102,22 @@ class Progress:
     def pause(self) -> float:
         """Seconds to wait before the next attempt."""
         self._attempt += 1
+        self._attempts += 1
         return backoff(self._attempt - 1)
 
     def next_request(self) -> pb.GenerateRequest:
         """The original, or what is left of it."""
-        if not self._started:
+        if not self._attempts:
             return self._request
-        self._breaks += 1
-        self._opening = True
         request = pb.GenerateRequest()
         request.CopyFrom(self._request)
+        request.request_id = retry_id(self._request.request_id, self._attempts)
+        if not self._started:
+            return request
+        self._opening = self._resumed = True
         ids = common_pb2.TokenIds(ids=self._prompt_ids + self._received)
         request.prompt.CopyFrom(common_pb2.Prompt(token_ids=ids))
         request.resumed_tokens = len(self._received)
-        request.request_id = f"{self._request.request_id}.r{self._breaks}"
         request.output.ClearField("prompt_logprobs")
         request.output.ClearField("prompt_text")
         request.ClearField("truncation")

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     config = uvicorn.Config(
         app,
-        host=settings.host,
+        host=settings.host.strip("[]"),
         port=settings.port,
         log_level=settings.uvicorn_log_level,
         timeout_graceful_shutdown=int(settings.shutdown_timeout),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -89,12 +90,7 @@ def check(settings: Settings) -> None:
         raise SettingsError("backend-certfile and backend-keyfile come together")
     if (settings.backend_ca_certs or settings.backend_certfile) and not settings.backend_tls:
         raise SettingsError("backend-ca-certs and backend-certfile need backend-tls")
-    for pair in settings.backend_admin:
-        backend, _, admin = pair.partition("=")
-        if not admin or backend not in settings.backend:
-            raise SettingsError(
-                f"backend-admin: expected BACKEND=ADMIN with one of {', '.join(settings.backend)}, got {pair!r}"
-            )
+    check_backends(settings)
     for alias in settings.model_alias:
         if not all(alias.partition("=")):
             raise SettingsError(f"model-alias: expected ALIAS=MODEL, got {alias!r}")
@@ -113,6 +109,19 @@ def check_numbers(settings: Settings) -> None:
             (low, high), value = item.metadata["bounds"], getattr(settings, item.name)
             if not low <= value <= high:
                 raise SettingsError(f"{item.name.replace('_', '-')}: must be {low:.10g} to {high:.10g}, got {value}")
+
+
+def check_backends(settings: Settings) -> None:
+    """Raises SettingsError for an address that cannot be one."""
+    for target in settings.backend:
+        if re.fullmatch(r"[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:\d+", target):
+            raise SettingsError(f"backend: an IPv6 address stands in brackets, [ADDRESS]:PORT, got {target!r}")
+    for pair in settings.backend_admin:
+        backend, _, admin = pair.partition("=")
+        if not admin or backend not in settings.backend:
+            raise SettingsError(
+                f"backend-admin: expected BACKEND=ADMIN with one of {', '.join(settings.backend)}, got {pair!r}"
+            )
 
 
 def is_loopback(host: str) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 
 import msgspec
 
+from inferd.address import bare_host
 from inferd.cli.arguments import Parsed
 from inferd.config import InferdConfig, ParallelConfig, ServerConfig
 from inferd.errors import StartupError
 from inferd.server.keys import admin_ring, data_ring, load_keys
-from inferd.server.options import UNIX, check_tls, split_address
+from inferd.server.options import UNIX, admin_address, check_tls
 
 
 def build_config(parsed: Parsed) -> InferdConfig:
@@ -61,7 +62,7 @@ def check_access(server: ServerConfig, insecure: bool) -> None:
         )
     if server.admin_listen is None or server.admin_listen.startswith(UNIX):
         return
-    host, _ = split_address(server.admin_listen)
+    host, _ = admin_address(server.admin_listen)
     if not (is_loopback(host) or admin_ring(keys) or server.tls_client_ca or insecure):
         raise StartupError(
             f"--admin-listen {server.admin_listen} is reachable from other machines: give --admin-api-key or "
@@ -72,6 +73,6 @@ def check_access(server: ServerConfig, insecure: bool) -> None:
 def is_loopback(host: str) -> bool:
     """Whether an address to listen on is this machine's alone; names but localhost count as public."""
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        return ipaddress.ip_address(bare_host(host)).is_loopback
     except ValueError:
         return host == "localhost"

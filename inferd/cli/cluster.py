@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from inferd.address import join_address, split_address
 from inferd.cli.arguments import Parser
 from inferd.config import Count, FixedPort, number
 from inferd.errors import StartupError
@@ -55,8 +56,16 @@ def ray_arguments(options: object) -> list[str]:
         words += ["--head", f"--port={given['port']}", "--include-dashboard=false"]
     else:
         address = given["address"]
-        words += [f"--address={address}" if ":" in address else f"--address={address}:{given['port']}"]
+        words += [f"--address={with_port(address, given['port'])}"]
     for name in ("node_ip_address", "num_cpus"):
         if given[name] is not None:
             words += [f"--{name.replace('_', '-')}={given[name]}"]
     return [*words, "--block"] if given["block"] else words
+
+
+def with_port(address: str, port: int) -> str:
+    """The address as HOST:PORT, with this port where it names none."""
+    try:
+        return join_address(*split_address(address))
+    except ValueError:
+        return join_address(address, port)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from inferd.address import bare_host, join_address
 from inferd.cli.arguments import Parsed
 from inferd.cli.build import build_config, check_config
 from inferd.cli.flags import GATEWAY_FLAGS, SHARED_WITH_GATEWAY
@@ -18,7 +19,7 @@ from inferd.log import configure_logging
 from inferd.server.keys import read_key_file
 from inferd.server.scopes import INFER
 
-WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]"}
+LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where to reach what listens on every address
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,9 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
     http_port, grpc_port = int(parsed.get("port")), int(parsed.get("grpc-port"))
     if 0 in (http_port, grpc_port) or http_port == grpc_port:
         raise UsageError(f"--port {http_port} and --grpc-port {grpc_port} must be two ports other than 0")
-    host = str(parsed.get("host"))
-    address = WILDCARDS.get(host, host)
+    listening = bare_host(str(parsed.get("host")))
+    host = LOOPBACK_OF.get(listening, listening)
+    grpc, http = join_address(host, grpc_port), join_address(host, http_port)
     metrics_port = parsed.get("metrics-port")
     keys = infer_keys(parsed)
     own = {ENV_PREFIX + flag.name.upper().replace("-", "_") for flag in parsed.command.all_flags}
@@ -66,11 +68,11 @@ def make_plan(parsed: Parsed, environment: Mapping[str, str]) -> Plan:
     python = (sys.executable, "-P", "-m")
     return Plan(
         daemon=(*python, "inferd", "serve", str(parsed.get("model")), f"--port={grpc_port}", *daemon),
-        gateway=(*python, "inferd_gateway", f"--backend={address}:{grpc_port}", f"--port={http_port}", *gateway),
+        gateway=(*python, "inferd_gateway", f"--backend={grpc}", f"--port={http_port}", *gateway),
         environment=child_environment,
-        grpc=f"{address}:{grpc_port}",
-        http=f"http://{address}:{http_port}",
-        metrics=f"http://{address}:{metrics_port}/metrics" if metrics_port else None,
+        grpc=grpc,
+        http=f"http://{http}",
+        metrics=f"http://{join_address(host, metrics_port)}/metrics" if metrics_port else None,
         api_key=keys[0] if keys else None,
         patience_s=float(parsed.get("drain-timeout")) + 15,
     )

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
+from inferd.address import join_address
 from inferd.checkpoint import open_checkpoint
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
@@ -65,7 +66,7 @@ class Node:
 
     def __init__(self, config: EngineConfig, environment: Environment) -> None:
         self._number = config.parallel.node_rank
-        self._address = f"{config.parallel.master_addr}:{config.parallel.master_port}"
+        self._address = join_address(config.parallel.master_addr, config.parallel.master_port)
         self._path = config.model.path
         self._environment = environment
         self._key = cluster_key()

@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from inferd.address import join_address
 from inferd.config import ParallelConfig
 from inferd.executor.base import Progress
 from inferd.executor.rank_listener import Guest, RankListener
@@ -66,7 +67,7 @@ class NodesLauncher:
     def _remind(self) -> None:
         missing = sorted(set(range(1, self._parallel.nnodes)) - set(self._nodes))
         if missing:
-            address = f"{self._parallel.master_addr}:{self._parallel.master_port}"
+            address = join_address(self._parallel.master_addr, self._parallel.master_port)
             logger.info("waiting at %s for node %s", address, ", ".join(map(str, missing)))
 
     def _receive(self, guest: Guest) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 
 import msgspec
 
+from inferd.address import join_address
 from inferd.errors import StartupError
 from inferd.executor.wire import (
     HANDSHAKE_BYTES,
@@ -84,7 +85,9 @@ class RankListener:
         try:
             self._listener = socket.create_server((host, port), family=family, backlog=64)
         except OSError as error:
-            raise StartupError(f"cannot listen on {host}:{port} for other ranks: {error.strerror}") from None
+            raise StartupError(
+                f"cannot listen on {join_address(host, port)} for other ranks: {error.strerror}"
+            ) from None
         address, self.port = self._listener.getsockname()[:2]
         if not key and not ipaddress.ip_address(address).is_loopback:
             self._listener.close()

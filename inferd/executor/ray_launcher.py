@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from inferd.address import join_address
 from inferd.config import EngineConfig
 from inferd.errors import StartupError
 from inferd.executor.base import Progress
@@ -70,7 +71,7 @@ class RayLauncher:
         # would store it with the actors and show it to whoever may look at them.
         key = secrets.token_hex(KEY_BYTES)
         listener = RankListener(host, 0, ACCEPT_TIMEOUT_S, key)
-        address = f"{host}:{listener.port}"
+        address = join_address(host, listener.port)
         try:
             ray.get([actor.start.remote(rank, address, key) for rank, actor in enumerate(actors)])
             guests = self._await_ranks(listener, progress)

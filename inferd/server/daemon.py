@@ -13,6 +13,7 @@ from functools import partial
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
+from inferd.address import bare_host
 from inferd.config import InferdConfig, ServerConfig
 from inferd.errors import Draining
 from inferd.front.constraints import ConstraintChecker, vocabulary_of
@@ -86,7 +87,7 @@ class Daemon:
             await self._admin.server.start()
         if server.metrics_port is not None:
             collector = FrontCollector(self._front.metrics, self._config.engine, self.model.name)
-            self._exporter = Exporter(collector, server.host, server.metrics_port)
+            self._exporter = Exporter(collector, bare_host(server.host), server.metrics_port)
         await self._server.start()
         self._watch = asyncio.create_task(self._runner.watch_readers())
         self._front.on_change(self._update_health)

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import grpc
 
+from inferd.address import bare_host, join_address
 from inferd.errors import StartupError
-from inferd.server.options import UNIX, split_address
+from inferd.server.options import UNIX, admin_address
 
 
 def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None = None) -> int:
     """Take the port; returns it (port 0: a free one). Raises StartupError in words."""
+    host = bare_host(host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    address = f"[{host}]:{port}" if family == socket.AF_INET6 else f"{host}:{port}"
     try:
         with socket.socket(family) as probe:  # the library's own error does not say why
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        return add_port(server, address, credentials)
+        return add_port(server, join_address(host, port), credentials)
     except OSError as error:
         cause = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be opened: {error.strerror}"
         raise StartupError(f"port {port} on {host} {cause}") from error
@@ -42,8 +43,8 @@ def listen_admin(server: grpc.aio.Server, where: str, credentials: grpc.ServerCr
     Raises StartupError.
     """
     if not where.startswith(UNIX):
-        host, port = split_address(where)
-        return f"{where.rpartition(':')[0]}:{bind(server, host, port, credentials)}"
+        host, port = admin_address(where)
+        return join_address(host, bind(server, host, port, credentials))
     path = Path(where.removeprefix(UNIX))
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not answers(path):

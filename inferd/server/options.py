@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inferd.address import split_address
 from inferd.config import ServerConfig
 from inferd.errors import StartupError
 
@@ -16,9 +17,9 @@ def check_tls(server: ServerConfig) -> None:
         raise StartupError("--tls-client-ca needs --tls-cert and --tls-key")
 
 
-def split_address(where: str) -> tuple[str, int]:
-    """`127.0.0.1:50052`, `[::1]:50052` -> host, port. Raises StartupError."""
-    host, _, port = where.rpartition(":")
-    if not host or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise StartupError(f"--admin-listen must be HOST:PORT or unix:PATH, got {where!r}")
-    return host.strip("[]"), int(port)
+def admin_address(where: str) -> tuple[str, int]:
+    """Host and port of --admin-listen. Raises StartupError."""
+    try:
+        return split_address(where)
+    except ValueError as error:
+        raise StartupError(f"--admin-listen must be HOST:PORT or unix:PATH: {error}") from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from inferd.errors import RequestAborted
 from inferd.front.engine import FrontEngine
 from inferd.front.generation import Generation
 from inferd.front.output import OutputDelta, OutputParams
-from inferd.request import Request
+from inferd.request import FinishReason, Request
 from inferd.text.tokenizer import Tokenizer
 
 FINAL = OutputParams(text=False, final=True)
@@ -40,7 +41,7 @@ class Window:
         async with self._places:
             generation = await self._admitted(request)
             try:
-                return await anext(generation)
+                return complete(await anext(generation))
             finally:
                 generation.close()
                 self._live -= 1
@@ -53,3 +54,10 @@ class Window:
         generation = self._front.generate(request, FINAL, self._tokenizer)
         self._live += 1
         return generation
+
+
+def complete(output: OutputDelta) -> OutputDelta:
+    """The output, unless it was cut short: there is no part of a vector or a score. Raises RequestAborted."""
+    if any(choice.finish is not None and choice.finish.reason is FinishReason.ABORTED for choice in output.choices):
+        raise RequestAborted("the request was aborted by an administrator")
+    return output

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import time
+import zlib
 
 import grpc
 import httpx
@@ -48,9 +51,15 @@ def test_malformed_bodies(gateway, content):
     assert error_of(raw_post(gateway, content), 400)["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("content_type", [None, "text/plain", "multipart/form-data; boundary=x", "application/xml"])
+@pytest.mark.parametrize("content_type", ["text/plain", "multipart/form-data; boundary=x", "application/xml"])
 def test_wrong_content_type(gateway, content_type):
     error_of(raw_post(gateway, b"{}", content_type), 415)
+
+
+def test_no_content_type_is_json(gateway):
+    body = json.dumps({"model": "toy", "messages": [{"role": "user", "content": "x"}]}).encode()
+    assert raw_post(gateway, body, None).status_code == 200
+    error_of(raw_post(gateway, b"model=toy", None), 400)
 
 
 def test_json_with_a_charset(gateway):
@@ -259,9 +268,54 @@ def test_bodies_that_are_too_large(gateway):
     error_of(response, 413)
 
 
-def test_compressed_bodies_are_refused(gateway):
-    headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    error_of(gateway.client.post("/v1/completions", content=b"x", headers=headers), 415)
+COMPLETION = json.dumps({"model": "toy", "prompt": "x" * 1000, "max_tokens": 1}).encode()
+PACKED = {
+    "gzip": gzip.compress(COMPLETION),
+    "x-gzip": gzip.compress(COMPLETION[:20]) + gzip.compress(COMPLETION[20:]),  # two members
+    "deflate": zlib.compress(COMPLETION),
+    "Deflate": zlib.compress(COMPLETION, wbits=-zlib.MAX_WBITS),  # without the wrapper, as some clients send it
+    "identity": COMPLETION,
+}
+
+
+def post_packed(gateway, coding: str, content) -> httpx.Response:
+    headers = {"content-type": "application/json", "content-encoding": coding}
+    return gateway.client.post("/v1/completions", content=content, headers=headers)
+
+
+@pytest.mark.parametrize("coding", PACKED)
+def test_compressed_bodies(gateway, coding):
+    packed = PACKED[coding]
+    whole = post_packed(gateway, coding, packed)
+    pieces = post_packed(gateway, coding, (bytes([byte]) for byte in packed))
+    assert (whole.status_code, pieces.status_code) == (200, 200)
+    assert whole.json()["usage"] == pieces.json()["usage"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"x", b"", PACKED["gzip"][:-9], PACKED["gzip"] + b"junk", PACKED["gzip"][:30] + b"\0" * 30, PACKED["deflate"]],
+    ids=["text", "nothing", "cut", "followed", "broken", "another coding"],
+)
+def test_a_body_that_is_not_in_its_coding(gateway, content):
+    error_of(post_packed(gateway, "gzip", content), 400)
+
+
+def test_a_small_body_that_unpacks_to_much(gateway):
+    """The bound is on what is unpacked, and nothing beyond it ever is."""
+    packer = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
+    bomb = b"".join([*(packer.compress(bytes(2**20)) for _ in range(1024)), packer.flush()])
+    assert len(bomb) < 2**20 + 2**16
+    started = time.monotonic()
+    error_of(post_packed(gateway, "gzip", bomb), 413)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "compress"])
+def test_other_codings_are_refused(gateway, coding):
+    response = post_packed(gateway, coding, b"x")
+    error_of(response, 415)
+    assert response.headers["accept-encoding"] == "gzip, deflate"
 
 
 STATUSES = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 
 import pytest
 from inferd_gateway import http_protocol, middleware
@@ -155,3 +156,136 @@ def test_methods_that_nobody_knows(gateway):
     for method in ("PUT", "DELETE", "PATCH", "TRACE"):
         assert status_of(exchange(gateway, request(f"{method} /v1/models HTTP/1.1", "host: x"))) == 405
     assert status_of(exchange(gateway, request("FROB /v1/models HTTP/1.1", "host: x"))) == 400
+
+
+STREAM = json.dumps({"model": "toy", "prompt": "x", "max_tokens": 64, "stream": True})
+STREAMED = (
+    "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    f"content-length: {len(STREAM)}\r\n\r\n{STREAM}"
+).encode()
+
+
+def read_until(connection: socket.socket, mark: bytes) -> bytes:
+    received = b""
+    while mark not in received:
+        block = connection.recv(65536)
+        assert block, received
+        received += block
+    return received
+
+
+def read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while block := connection.recv(65536):
+        received += block
+    return received
+
+
+def stream_then(gateway, daemon, then: bytes, reached: threading.Event) -> tuple[bytes, bytes]:
+    """The answer to a stream behind which `then` was sent while it ran, and what came after that answer. The stream
+    ends once `reached` is set."""
+    daemon.gate = threading.Semaphore(1)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.sendall(STREAMED)
+        begun = read_until(connection, b"data: ")
+        connection.sendall(then)
+        assert reached.wait(10)
+        daemon.gate.release(1000)
+        answer, end, rest = (begun + read_all(connection)).partition(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+    assert end, answer
+    assert answer.count(b"HTTP/1.1 ") == 1
+    return answer, rest
+
+
+def noted(monkeypatch, name: str) -> threading.Event:
+    """Set when that method of a connection has run."""
+    method, happened = getattr(http_protocol.BoundedHttpProtocol, name), threading.Event()
+
+    def note(self, *arguments):
+        method(self, *arguments)
+        happened.set()
+
+    monkeypatch.setattr(http_protocol.BoundedHttpProtocol, name, note)
+    return happened
+
+
+def test_half_a_pipelined_request_does_not_reach_into_the_answer_before_it(gateway, daemon, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEADER_TIMEOUT_S", 0.2)
+    _, rest = stream_then(gateway, daemon, b"GET /version HTTP/1.1\r\nhost: x\r\n", noted(monkeypatch, "_headers_late"))
+    assert status_of(rest) == 408
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"nonsense\r\n\r\n",
+        request("POST /v1/completions HTTP/1.1", *JSON, "transfer-encoding: chunked", body="zz\r\n{}\r\n0\r\n\r\n"),
+        request("GET /version HTTP/1.1", "host: x", "x: " + "a" * 2**15),
+    ],
+)
+def test_junk_behind_a_request_is_answered_after_it(gateway, daemon, monkeypatch, junk):
+    _, rest = stream_then(gateway, daemon, junk, noted(monkeypatch, "send_400_response"))
+    assert rest.count(b"HTTP/1.1 ") == 1
+    assert status_of(rest) in (400, 431)
+
+
+def test_whole_requests_are_answered_before_the_junk_behind_them(gateway, daemon, monkeypatch):
+    data = b"GET /version HTTP/1.1\r\nhost: x\r\n\r\nnonsense\r\n\r\n"
+    _, rest = stream_then(gateway, daemon, data, noted(monkeypatch, "send_400_response"))
+    assert [int(part.split()[0]) for part in rest.split(b"HTTP/1.1 ")[1:]] == [200, 400]
+
+
+UPGRADES = [
+    ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQCAAAAAAIAAAAA"),
+    ("connection: keep-alive, upgrade", "upgrade: websocket", "sec-websocket-version: 13"),
+    ("connection: upgrade", "connection: keep-alive", "upgrade: TLS/1.0"),
+]
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES, ids=["h2c", "websocket", "tls"])
+@pytest.mark.parametrize("pieces", ["at once", "apart", "byte by byte"])
+def test_an_upgrade_is_ignored(gateway, upgrade, pieces):
+    """What the JDK's client and `curl --http2` send over plain HTTP; a second request follows on the connection."""
+    head = "\r\n".join(
+        ["POST /v1/completions HTTP/1.1", *JSON, *upgrade, f"content-length: {len(BODY)}", "", ""]
+    ).encode()
+    last = request("GET /version HTTP/1.1", "host: x")
+    sent = {"at once": [head + BODY.encode() + last], "apart": [head, BODY.encode(), last]}.get(pieces)
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in sent or [bytes([byte]) for byte in head + BODY.encode() + last]:
+            connection.sendall(piece)
+        answer = read_all(connection)
+    assert [int(part.split()[0]) for part in answer.split(b"HTTP/1.1 ")[1:]] == [200, 200]
+    assert b'"text_completion"' in answer
+
+
+def test_an_upgrade_of_a_chunked_body_and_of_none(gateway):
+    chunks = f"{len(BODY):x}\r\n{BODY}\r\n0\r\n\r\n"
+    head = ("POST /v1/completions HTTP/1.1", *JSON, "connection: Upgrade", "upgrade: h2c", "transfer-encoding: chunked")
+    assert status_of(exchange(gateway, request(head[0], *head[1:], body=chunks))) == 200
+    assert (
+        status_of(exchange(gateway, request("GET /version HTTP/1.1", "host: x", "connection: Upgrade", "upgrade: h2c")))
+        == 200
+    )
+    assert status_of(exchange(gateway, request("CONNECT x:443 HTTP/1.1", "host: x:443"))) == 501
+
+
+def test_http_1_0_gets_no_chunks(gateway):
+    """A stream ends where the connection does; the rest has a length."""
+    for body, wants_length in ((STREAM, False), (BODY, True)):
+        data = request("POST /v1/completions HTTP/1.0", JSON[1], f"content-length: {len(body)}", body=body)
+        head, _, received = exchange(gateway, data).partition(b"\r\n\r\n")
+        assert status_of(head) == 200
+        assert b"transfer-encoding" not in head.lower()
+        assert b"connection: close" in head.lower()
+        assert (b"content-length" in head.lower()) is wants_length
+        assert received.startswith(b"{" if wants_length else b"data: {")
+        assert received.endswith(b"}" if wants_length else b"data: [DONE]\n\n")
+
+
+def test_http_1_0_gets_no_interim_answer(gateway):
+    data = request(
+        "POST /v1/completions HTTP/1.0", JSON[1], f"content-length: {len(BODY)}", "expect: 100-continue", body=BODY
+    )
+    assert status_of(exchange(gateway, data)) == 200

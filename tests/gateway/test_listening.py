@@ -49,6 +49,7 @@ def test_what_may_listen(settings: dict[str, Any]) -> None:
         ({"backend_certfile": "c", "backend_tls": True}, "backend-keyfile"),
         ({"backend_ca_certs": "a"}, "backend-tls"),
         ({"model_alias": ("a",)}, "model-alias"),
+        ({"backend": ("::1:50051",)}, "backend"),
     ],
 )
 def test_what_may_not(settings: dict[str, Any], named: str) -> None:
@@ -74,6 +75,18 @@ def process(*flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
         if running.poll() is None:
             running.kill()
             running.communicate()
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_all_of_it_over_ipv6(host: str) -> None:
+    with DaemonProcess(fake_config(server={"host": host, "admin_listen": "[::1]:0"})) as daemon:
+        daemon.wait_ready()
+        assert daemon.admin is not None
+        assert daemon.admin.startswith("[::1]:")
+        metrics = f"http://[::1]:{daemon.metrics_port}/metrics"
+        assert answers(metrics)
+        with process(f"--host={host}", f"--backend=[::1]:{daemon.port}") as (_, port):
+            wait_until(lambda: answers(f"http://[::1]:{port}/health"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

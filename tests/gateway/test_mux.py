@@ -126,6 +126,28 @@ def test_a_reader_that_stopped_is_cut_off(real: DaemonProcess, monkeypatch: pyte
     asyncio.run(run())
 
 
+def test_only_what_lies_unread_makes_a_reader_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting long for the first items, in a queue or a prefill, is no fault of the reader."""
+    now = [1000.0]
+    monkeypatch.setattr(mux.time, "monotonic", lambda: now[0])
+
+    async def run() -> None:
+        inbox = mux.Inbox()
+        now[0] += 2 * mux.STALL_S
+        inbox.put(pb.MuxItem(stream_id=1))
+        inbox.put(pb.MuxItem(stream_id=1))
+        assert not inbox.is_stuck
+        now[0] += mux.STALL_S + 1
+        assert inbox.is_stuck
+        inbox.put(pb.MuxItem(stream_id=1))
+        await inbox.take()
+        assert not inbox.is_stuck
+        now[0] += mux.STALL_S + 1
+        assert inbox.is_stuck
+
+    asyncio.run(run())
+
+
 def test_a_daemon_without_it_is_asked_once(daemon, shared_daemon) -> None:
     async def run() -> None:
         async for backend in opened(shared_daemon.address):

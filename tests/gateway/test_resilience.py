@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.errors import http_field
+
+from inferd.v1 import inference_pb2 as pb
 
 
 def test_unavailable_is_retried_before_the_first_token(gateway, daemon, make_status):
@@ -18,6 +23,17 @@ def test_unavailable_is_retried_before_the_first_token(gateway, daemon, make_sta
     daemon.failures = [down] * 4
     response = gateway.chat()
     assert (response.status_code, response.json()["error"]["code"]) == (503, "engine_unavailable")
+
+
+@pytest.mark.parametrize("request_id", [None, "mine", "x" * 96])
+def test_a_retry_is_not_the_request_that_a_daemon_may_still_run(gateway, daemon, make_status, request_id):
+    """A daemon that has not noticed a dead connection would refuse the same id."""
+    down = make_status(grpc.StatusCode.UNAVAILABLE, "gone", "ENGINE_DEAD")
+    daemon.failures = [down] * 3
+    assert gateway.chat(request_id=request_id).status_code == 200
+    ids = [request.request_id for request in daemon.requests]
+    assert len(set(ids)) == 4
+    assert all(len(one) <= 128 for one in ids)
 
 
 def test_a_drain_is_not_retried_but_said(gateway, daemon, make_status):
@@ -31,6 +47,56 @@ def test_other_errors_are_not_retried(gateway, daemon, make_status):
     daemon.failures = [make_status(grpc.StatusCode.INTERNAL, "bug", "INTERNAL")]
     assert gateway.chat().status_code == 500
     assert len(daemon.requests) == 1
+
+
+def test_a_duplicate_that_the_caller_made_is_said(gateway, daemon, make_status):
+    daemon.failures = [make_status(grpc.StatusCode.ALREADY_EXISTS, "it is running", "DUPLICATE_REQUEST")]
+    assert gateway.chat(request_id="mine").status_code == 409
+
+
+@pytest.mark.parametrize("message", [pb.EmbedRequest, pb.ScoreRequest])
+def test_batches_are_retried_under_other_ids_too(daemon, message):
+    class Down(grpc.aio.AioRpcError):
+        def __init__(self) -> None:
+            super().__init__(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata())
+
+    seen: list[str] = []
+
+    async def method(request, **_):
+        seen.append(request.request_id)
+        if len(seen) < 4:
+            raise Down
+        return request
+
+    async def run() -> None:
+        backend = Backend("127.0.0.1:1", None)
+        await backend.unary(method, message(request_id="one"), CallContext("x", time.monotonic() + 30))
+        await backend.close()
+
+    asyncio.run(run())
+    assert seen == ["one", "one.r1", "one.r2", "one.r3"]
+
+
+SLOW_FOR_SLOW = (
+    "{% if messages[0].content == 'slow' %}{% for a in range(9999) %}{% for b in range(9999) %}"
+    "{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}{% endif %}<|im_start|>{{ messages[0].content }}"
+)
+
+
+def test_a_deadline_that_passes_in_a_template(start_gateway, new_daemon):
+    """Its own request is told so; others, which wait for a process, too."""
+    running = new_daemon()
+    running.servicer.template = SLOW_FOR_SLOW
+    gateway = start_gateway(backend=(running.address,))
+    started = time.monotonic()
+    short = {"x-request-timeout-ms": "300"}
+    body = {"model": "toy", "messages": [{"role": "user", "content": "slow"}]}
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(gateway.post, "/v1/chat/completions", body, headers=short) for _ in range(4)]
+        found = [future.result() for future in asked]
+    assert [(one.status_code, one.json()["error"]["code"]) for one in found] == [(408, "timeout")] * 4
+    assert time.monotonic() - started < 1.9
+    assert gateway.chat("quick").status_code == 200
 
 
 def test_deadlines_are_forwarded(gateway, daemon):

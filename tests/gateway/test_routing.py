@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from inferd_gateway.routing import PREFIX_CHARS, affinity_key, choose
@@ -17,7 +18,7 @@ from inferd_gateway.schemas.chat import Message
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
 from inferd.testing.product import free_port
-from inferd.v1 import model_pb2
+from inferd.v1 import admin_pb2, admin_pb2_grpc, model_pb2
 
 LONG = "You are a helpful assistant. " * 20
 
@@ -186,3 +187,22 @@ def test_a_daemon_that_dies_is_replaced_by_another(start_gateway, number):
             thread.join(60)
         assert texts == [expected] * 6
         assert gateway.get("/health").status_code == 200
+
+
+def test_a_daemon_that_drains_gets_nothing_though_it_lists_its_models(start_gateway):
+    with contextlib.ExitStack() as stack:
+        config = fake_config(server={"admin_listen": "127.0.0.1:0"})
+        running = [stack.enter_context(DaemonProcess(config)).wait_ready() for _ in range(2)]
+        gateway = start_gateway(backend=tuple(daemon.address for daemon in running))
+        backends = gateway.app.state.gateway.directory.backends
+        while not all(backend.serving for backend in backends):
+            pass
+        channel = stack.enter_context(grpc.insecure_channel(running[0].admin))
+        reports = admin_pb2_grpc.AdminServiceStub(channel).Drain(admin_pb2.DrainRequest())
+        assert list(reports)[-1].idle
+        while backends[0].serving:
+            pass
+        # An unknown name makes the gateway ask every daemon for its models.
+        assert gateway.post("/v1/completions", {"model": "unknown", "prompt": "x"}).status_code == 404
+        statuses = [gateway.post("/v1/completions", {"prompt": "x", "max_tokens": 1}).status_code for _ in range(8)]
+        assert statuses == [200] * 8

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from inferd_gateway.errors import ApiError
+from inferd_gateway.templates import renderer
 from inferd_gateway.templates.renderer import ChatTemplate, Conversation, Renderer
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -61,7 +62,7 @@ class Rendering:
     def runs(self, source: str, messages: list[dict[str, Any]], **fields: Any) -> list[tuple[str, bool]]:
         special = fields.pop("special", SPECIAL)
         template = ChatTemplate(source, special, fields.pop("content_format", "auto"), (("bos_token", "<s>"),))
-        return self._runner.run(self._renderer.render(template, conversation(messages, **fields)))
+        return self._runner.run(self._renderer.render(template, conversation(messages, **fields), 30.0))
 
     def text(self, source: str, messages: list[dict[str, Any]], **fields: Any) -> str:
         return "".join(text for text, _ in self.runs(source, messages, **fields))
@@ -387,3 +388,61 @@ def test_rendering_is_fast(rendering):
         rendering.text(CHATML, messages)
         times.append(time.perf_counter() - started)
     assert sorted(times)[2] < 0.002
+
+
+ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}" + "{% endfor %}" * 3
+
+
+def chat_template(source: str) -> ChatTemplate:
+    return ChatTemplate(source, SPECIAL, "auto", ())
+
+
+def test_waiting_for_a_process_ends_with_the_deadline():
+    async def run() -> None:
+        pool = Renderer(workers=1, timeout_s=5.0)
+        try:
+            await pool.warm(chat_template(CHATML))
+            busy = asyncio.create_task(pool.render(chat_template(ENDLESS), conversation([user("x")]), 4.0))
+            await asyncio.sleep(0)
+            started = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await pool.render(chat_template(CHATML), conversation([user("x")]), 0.2)
+            assert time.monotonic() - started < 2
+            with pytest.raises(TimeoutError):  # its own deadline, which comes before the template's bound
+                await busy
+            assert await pool.render(chat_template(CHATML), conversation([user("x")]), 30.0)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_process_that_starts_slowly_is_no_fault_of_the_request(monkeypatch):
+    async def run() -> None:
+        pool = Renderer(workers=1)
+        try:
+            with monkeypatch.context() as patched:
+                patched.setattr(renderer, "START_TIMEOUT_S", 0.0)
+                with pytest.raises(ApiError) as raised:
+                    await pool.render(chat_template(CHATML), conversation([user("x")]), 30.0)
+                assert (raised.value.status, raised.value.headers["x-should-retry"]) == (503, "true")
+                assert await pool.warm(chat_template(CHATML))
+            with pytest.raises(TimeoutError):
+                await pool.render(chat_template(CHATML), conversation([user("x")]), 0.0001)
+            # The start that was not waited for has gone on, and serves the next.
+            assert await pool.render(chat_template(CHATML), conversation([user("x")]), 30.0)
+        finally:
+            await pool.close()
+
+    asyncio.run(run())
+
+
+def test_a_template_that_compiles_for_ever_is_reported_at_its_start():
+    async def run() -> None:
+        pool = Renderer(workers=1, timeout_s=0.0001)
+        try:
+            assert "too long" in (await pool.warm(chat_template(CHATML)) or "")
+        finally:
+            await pool.close()
+
+    asyncio.run(run())

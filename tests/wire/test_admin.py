@@ -106,6 +106,46 @@ def test_nonsense_aborts_nothing(shared: Served, fields: dict[str, Any]) -> None
     assert decode_failure(raised.value).code == "INVALID_ARGUMENT"
 
 
+PROMPTS = [{"text": f"{number} " * 40} for number in range(8)]
+LABELS = {"prompts": PROMPTS, "label_token_ids": [1, 2]}
+BATCHES: dict[str, Any] = {
+    "embed": inference_pb2.EmbedRequest(inputs=PROMPTS),
+    "pairs": inference_pb2.ScoreRequest(rerank={"query": PROMPTS[0], "documents": PROMPTS}),
+    "continuations": inference_pb2.ScoreRequest(
+        continuations={"items": [{"context": prompt, "continuation": {"text": "!"}} for prompt in PROMPTS]}
+    ),
+    "labels": inference_pb2.ScoreRequest(labels=LABELS),
+}
+
+
+@pytest.fixture(scope="module")
+def pooling() -> Iterator[Served]:
+    """Slow enough that a batch is still running when it is aborted."""
+    config = fake_config(pooling="mean", server={"admin_listen": "127.0.0.1:0"}, scheduler={"max_num_seqs": 1})
+    with DaemonProcess(config, {"behaviour": {"step_s": 0.5}}) as daemon:
+        daemon.wait_ready()
+        assert daemon.admin is not None
+        with grpc.insecure_channel(daemon.address) as channel, grpc.insecure_channel(daemon.admin) as admin:
+            yield Served(daemon, channel, admin)
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_an_aborted_batch_has_no_part(pooling: Served, kind: str) -> None:
+    """There is no half of a vector or a score: the whole ends as aborted."""
+    method = pooling.inference.Embed if kind == "embed" else pooling.inference.Score
+    call = method.future(BATCHES[kind], timeout=30)
+    aborted: list[str] = []
+    while not aborted:
+        assert not call.done()
+        aborted = list(pooling.admin.AbortRequests(admin_pb2.AbortRequestsRequest(all=True)).aborted)
+    with pytest.raises(grpc.RpcError) as raised:
+        call.result()
+    failure = decode_failure(raised.value)
+    assert (failure.code, failure.reason) == ("ABORTED", "ADMIN_ABORT")
+    pooling.daemon.wait_metrics(requests_running=0)
+    assert not any("Traceback" in line for line in pooling.daemon.lines)
+
+
 def readiness(channel: grpc.Channel) -> int:
     request = health_pb2.HealthCheckRequest(service="inferd.v1.InferenceService")
     status: int = health_pb2_grpc.HealthStub(channel).Check(request).status

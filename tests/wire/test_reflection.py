@@ -13,12 +13,13 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf import descriptor_pb2
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from grpc_reflection.v1alpha import reflection_pb2
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
 from inferd.testing.wire import SEED, as_text, expected_tokens
-from inferd.v1 import admin_pb2, inference_pb2, model_pb2
+from inferd.v1 import admin_pb2, common_pb2, inference_pb2, model_pb2
 
 INFERENCE, MODELS, ADMIN = (f"inferd.v1.{name}Service" for name in ("Inference", "Model", "Admin"))
 GENERATE = {"prompt": {"text": "hello"}, "sampling": {"seed": str(SEED)}, "stop": {"maxTokens": 8}}
@@ -193,6 +194,53 @@ def test_both_versions_answer(channel: grpc.Channel, version: str) -> None:
     )
     (answer,) = method(iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol="google.rpc.ErrorInfo")]))
     assert answer.file_descriptor_response.file_descriptor_proto
+
+
+def described(channel: grpc.Channel, symbol: str) -> reflection_pb2.ServerReflectionResponse:
+    method = channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (answer,) = method(iter([reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol)]))
+    return answer
+
+
+def symbols_of(message: Descriptor) -> Iterator[str]:
+    yield message.full_name
+    yield from (part.full_name for part in (*message.fields, *message.oneofs))
+    for enum in message.enum_types:
+        yield from (f"{message.full_name}.{value.name}" for value in enum.values)
+    for nested in message.nested_types:
+        yield from symbols_of(nested)
+
+
+def test_everything_in_the_contract_can_be_described(complete: DaemonProcess) -> None:
+    """By its full name, as `grpcurl describe` asks: services, methods, messages, fields, enums and their values."""
+    wanted: set[tuple[str, str]] = set()
+    for file in (common_pb2.DESCRIPTOR, inference_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR, admin_pb2.DESCRIPTOR):
+        names = [name for message in file.message_types_by_name.values() for name in symbols_of(message)]
+        for enum in file.enum_types_by_name.values():
+            names.append(enum.full_name)
+            names += [f"{scope}.{value.name}" for value in enum.values for scope in (file.package, enum.full_name)]
+        for service in file.services_by_name.values():
+            names += [service.full_name, *(method.full_name for method in service.methods)]
+        wanted |= {(name, file.name) for name in names}
+    assert ("inferd.v1.InferenceService.Generate", "inferd/v1/inference.proto") in wanted
+    with grpc.insecure_channel(complete.address) as channel:
+        for name, file_name in wanted:
+            files = described(channel, name).file_descriptor_response.file_descriptor_proto
+            assert files, name
+            assert file_name in {descriptor_pb2.FileDescriptorProto.FromString(one).name for one in files}
+
+
+@pytest.mark.parametrize(
+    "symbol",
+    ["inferd.v1.InferenceService.Nothing", "inferd.v1.FinishReason.NOTHING", "inferd.v1", "Generate", "", "a.b.c",
+     "inferd.v1.GenerateRequest.Generate"],
+)  # fmt: skip
+def test_what_is_not_there_is_not_found(channel: grpc.Channel, symbol: str) -> None:
+    assert described(channel, symbol).error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
 def test_reflection_can_be_off() -> None:

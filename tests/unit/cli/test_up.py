@@ -59,6 +59,20 @@ def test_the_daemon_understands_what_it_is_given() -> None:
     assert parsed.get("port") == 50051
 
 
+@pytest.mark.parametrize(
+    ("host", "reached"),
+    [
+        ("::1", "[::1]"), ("[::1]", "[::1]"), ("::", "[::1]"), ("[::]", "[::1]"), ("fd00::7", "[fd00::7]"),
+        ("0.0.0.0", "127.0.0.1"), ("10.0.0.7", "10.0.0.7"), ("gpu.test", "gpu.test"),
+    ],
+)  # fmt: skip
+def test_every_address_is_one_that_can_be_reached(host: str, reached: str) -> None:
+    made = plan("--host", host, "--metrics-port", "9500", "--insecure")
+    assert (made.grpc, made.http) == (f"{reached}:50051", f"http://{reached}:8000")
+    assert made.metrics == f"http://{reached}:9500/metrics"
+    assert f"--backend={reached}:50051" in made.gateway
+
+
 def test_keys_travel_by_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERD_API_KEY", "hunter2,other")
     monkeypatch.setenv("INFERD_PORT", "8100")
