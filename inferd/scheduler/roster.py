@@ -153,6 +153,15 @@ class Roster:
         if sequence.matcher is not None:
             self.constrained[sequence.seq_id] = sequence.matcher
 
+    def _take_back(self, sequence: Sequence) -> None:
+        """The executor is to forget a sequence, or never hears of it: that of which no plan has told it yet. One may be
+        admitted and leave again before the next plan, whose drops come before what is new."""
+        for index, new in enumerate(self._new):
+            if new.seq_id == sequence.seq_id:
+                del self._new[index]
+                return
+        self._dropped.append(sequence.seq_id)
+
     def _vacate(self, sequence: Sequence) -> None:
         """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
         write the blocks again, because the executor runs plans in their order; so may the plan that is being made,
@@ -161,7 +170,7 @@ class Roster:
         self.kv.free(sequence)
         sequence.in_flight = sequence.ahead = sequence.plain_until = 0
         if sequence.announced:
-            self._dropped.append(sequence.seq_id)
+            self._take_back(sequence)
         sequence.announced = False
 
     def _requeue(self, sequence: Sequence) -> None:
