@@ -18,6 +18,7 @@ from transformers import (
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -114,6 +115,7 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "deepseek-v2-groups": (DeepseekV2Config, LATENT | {"topk_method": "group_limited_greedy"}),
     "deepseek-v3": (DeepseekV3Config, LATENT),
     "deepseek-v3-yarn": (DeepseekV3Config, LATENT | {"rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 0.7}}),
+    "gpt-oss": (GptOssConfig, {"head_dim": 8, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": 9}),
     "gpt2": (GPT2Config, TOKENS),
     "gpt2-untied-inner": (
         GPT2Config,

@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GptOssConfig,
     LlamaConfig,
     MixtralConfig,
     Phi3Config,
@@ -94,6 +95,22 @@ CASES = {
         {"attention.key_length": 12, "rope.freq_base": 1e6, **WINDOW},
         norm_offset=1.0,
     ),
+    "gpt-oss": Case(
+        GptOssConfig(**sizes(head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=9)),
+        "gpt-oss",
+        {
+            "attention.key_length": 8,
+            "expert_count": 4,
+            "expert_used_count": 2,
+            "expert_feed_forward_length": 48,
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": 32.0,
+            "rope.scaling.original_context_length": 4096,
+            "rope.scaling.yarn_beta_fast": 32.0,
+            "rope.scaling.yarn_beta_slow": 1.0,
+            **WINDOW,
+        },
+    ),
     "phi3": Case(Phi3Config(**sizes()), "phi3", {"rope.dimension_count": 8}),
 }
 
@@ -128,6 +145,16 @@ def convert(case: Case, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
             stacks.setdefault(f"{match[1]}{match[3]}.weight", {})[int(match[2])] = values
             continue
         found[name] = values
+    for name in [name for name in found if ".experts.gate_up_proj" in name]:  # gpt-oss: both take turns, [in, out]
+        values, ending = found.pop(name), name.partition("gate_up_proj")[2]
+        for part, place in (("gate_proj", 0), ("up_proj", 1)):
+            half = values[..., place::2]
+            matrix = half if ending else half.swapaxes(1, 2)
+            found[name.replace(f"gate_up_proj{ending}", f"{part}.{'bias' if ending else 'weight'}")] = matrix
+        down = name.replace("gate_up_proj", "down_proj")
+        values = found.pop(down)
+        renamed = down.replace("down_proj_bias", "down_proj.bias") if ending else f"{down}.weight"
+        found[renamed] = values if ending else values.swapaxes(1, 2)
     for name, experts in stacks.items():
         found[name] = np.stack([experts[index] for index in range(len(experts))])
     out = {}
@@ -139,7 +166,7 @@ def convert(case: Case, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
                 values = permuted(values, heads)
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert target is not None, f"the gguf package has no name for {name}"
-        out[target] = values
+        out[f"{target}.weight" if name.endswith("sinks") else target] = values
     return out
 
 
@@ -160,9 +187,9 @@ def write(case: Case, tensors: Mapping[str, np.ndarray], path: Path) -> Path:
     parameters = config.rope_parameters
     if "rope_theta" in parameters:
         writer.add_rope_freq_base(parameters["rope_theta"])
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in case.keys.items():
-        full = f"{case.architecture}.{key}"
-        writer.add_uint32(full, value) if isinstance(value, int) else writer.add_float32(full, value)
+        add[type(value)](f"{case.architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{index}" for index in range(VOCAB)])
     writer.add_token_types([1] * VOCAB)
