@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import traceback
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from inferd.constraint.vocabulary import MatchVocabulary
 from inferd.core.lifetime import follow_parent
 from inferd.errors import InvalidConstraint
 from inferd.messages import HEADER
+from inferd.request import ConstraintSpec
 
 
 def main() -> int:
@@ -33,14 +35,21 @@ def main() -> int:
                 write_answer(answers, Checked())
             case Check(spec):
                 assert factory is not None, "Setup comes first"
-                try:
-                    answer = Checked(checked_grammar(spec, factory))
-                except InvalidConstraint as error:
-                    answer = Checked(error=error.message)
-                except (MemoryError, RecursionError):
-                    answer = Checked(error="it needs too much memory")
-                write_answer(answers, answer)
+                write_answer(answers, outcome_of(spec, factory))
     return 0
+
+
+def outcome_of(spec: ConstraintSpec, factory: MatcherFactory) -> Checked:
+    """The answer to a question. A fault of ours costs whoever met it an error, not this process."""
+    try:
+        return Checked(checked_grammar(spec, factory))
+    except InvalidConstraint as error:
+        return Checked(error=error.message)
+    except (MemoryError, RecursionError):
+        return Checked(error="it needs too much memory")
+    except Exception as error:  # the top of this process
+        traceback.print_exc()
+        return Checked(error=f"it cannot be compiled: {type(error).__name__}")
 
 
 def limit_resources(memory_bytes: int) -> None:

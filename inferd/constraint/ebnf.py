@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from inferd.constraint.exactness import shortened
 from inferd.constraint.lark import HEADER, literal
 from inferd.errors import InvalidConstraint
 
 MAX_DEPTH = 64
+MAX_REPEAT = 100_000
 LAST_CODE_POINT = 0x10FFFF
 TOKEN = re.compile(
     r"""(?P<blank>(?:\s|\#[^\n]*)+)|(?P<define>::=)|(?P<name>[A-Za-z_][A-Za-z0-9_-]*)
-    |(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<set>\[(?:[^\]\\\n]|\\.)*\])|(?P<repeat>\{\s*\d+\s*(?:,\s*\d*\s*)?\})
+    |(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<set>\[(?:[^\]\\\n]|\\.)*\])|(?P<repeat>\{\s*[0-9]+\s*(?:,\s*[0-9]*\s*)?\})
     |(?P<sign>[|()*+?.])""",
     re.VERBOSE,
 )
@@ -125,10 +127,22 @@ class Parser:
         return part
 
     def _repeated(self, part: Part, repeat: str) -> Part:
+        if repeat in ("*", "+", "?"):
+            return Part(part.text, part.characters, part.pattern, repeat)
         low, _, high = repeat.strip("{}").partition(",")
-        if high and int(high) < int(low):
+        least, most = self._count(low), self._count(high or low)
+        if most < least:
             raise self._error(f"the repetition {repeat} is empty")
+        if most == 0 and repeat != "{0,}":
+            return Part('""')  # the library has no repetition that never happens
         return Part(part.text, part.characters, part.pattern, repeat)
+
+    def _count(self, digits: str) -> int:
+        """Compared by its length first: int() refuses thousands of digits."""
+        number = digits.lstrip("0") or "0"
+        if len(number) > len(str(MAX_REPEAT)) or int(number) > MAX_REPEAT:
+            raise self._error(f"a repetition of {shortened(number)} is more than {MAX_REPEAT}")
+        return int(number)
 
     def _atom(self, kind: str, text: str) -> Part:
         if kind == "name":

@@ -11,13 +11,14 @@ from llguidance import regex_to_lark
 # Forced text could be drawn token by token in the tokenizer's own way; for that the library would have to call the
 # tokenizer in every step. It allows every token that continues the text instead.
 HEADER = '%llguidance {"no_forcing": true}\n'
+JSON_TEXT = "%json "  # in a grammar: what follows is a JSON Schema
 ANY_TEXT = r"/(.|\n)*/"
 
-# JSON as models write it: at most a blank or two, or one line break and its indentation. Without a bound a model may
-# write white space until its tokens are used up. Without \u an escaped key cannot pass for another one: the control
+# JSON as models write it: at most a blank or two, or one line break and its indentation, which is five levels of four or
+# ten of two. Without a bound a model may write white space until its tokens are used up. Without \u an escaped key cannot pass for another one: the control
 # characters that have no short escape are not written.
 JSON_OPTIONS: dict[str, Any] = {
-    "whitespace_pattern": r"[ \t]{1,2}|\r?\n[ \t]{0,64}",
+    "whitespace_pattern": r"[ \t]{1,2}|\r?\n[ \t]{0,20}",
     "json_allowed_escapes": '"\\bfnrt',
     "coerce_one_of": False,
     "lenient": False,
@@ -59,4 +60,4 @@ def json_text(schema: dict[str, Any] | bool, lenient: bool = False) -> str:
     """An expression that matches JSON of the schema. The options are ours, whatever options the schema came with."""
     if isinstance(schema, bool):
         schema = {} if schema else {"enum": []}
-    return "%json " + json.dumps({**schema, "x-guidance": json_options(lenient)})
+    return JSON_TEXT + json.dumps({**schema, "x-guidance": json_options(lenient)})

@@ -9,6 +9,8 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
+from inferd.constraint.lark import JSON_TEXT
+from inferd.constraint.number_bound import NumberBound
 from inferd.constraint.vocabulary import MatchVocabulary, clear
 from inferd.errors import InvalidConstraint
 from inferd.request import Request
@@ -27,13 +29,17 @@ PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")  # 
 class Matcher:
     """Implements inferd.sequence.Matcher. A matcher that has failed allows nothing."""
 
-    def __init__(self, vocabulary: MatchVocabulary, library: Any, starts_after: bytes, may_end: bool) -> None:
-        """library is this matcher's own. may_end: the model may draw an end-of-text token where the text may end."""
+    def __init__(
+        self, vocabulary: MatchVocabulary, library: Any, starts_after: bytes, may_end: bool, numbers: NumberBound | None
+    ) -> None:
+        """library is this matcher's own. may_end: the model may draw an end-of-text token where the text may end.
+        numbers: set when the grammar has JSON in it."""
         self._vocabulary = vocabulary
         self._library = library
         self._starts_after = starts_after
         self._may_end = may_end
         self._before: bytes | None = b"" if starts_after else None  # tail of the text before the start; None: started
+        self._numbers = numbers
         self._failed = False
 
     @property
@@ -45,6 +51,8 @@ class Matcher:
     def advance(self, token_id: int) -> None:
         if self._before is None:
             self._failed = self._failed or not self._library.consume_token(token_id)
+            if self._numbers is not None:
+                self._numbers.advance(token_id)
         else:
             self._look_for_start(self._before + self._vocabulary.token_bytes[token_id])
 
@@ -58,15 +66,16 @@ class Matcher:
         if self._library.is_error():
             self._failed = True
             return b""
-        if self._may_end:
-            return mask
-        endless = bytearray(mask)
-        clear(endless, self._vocabulary.eos_token_ids)
-        return bytes(endless)
+        if not self._may_end:
+            endless = bytearray(mask)
+            clear(endless, self._vocabulary.eos_token_ids)
+            mask = bytes(endless)
+        return mask if self._numbers is None else self._numbers.bounded(mask)
 
     def fork(self) -> Matcher:
         """Another matcher at the same place."""
-        child = Matcher(self._vocabulary, self._library.deep_copy(), self._starts_after, self._may_end)
+        numbers = self._numbers and self._numbers.fork()
+        child = Matcher(self._vocabulary, self._library.deep_copy(), self._starts_after, self._may_end, numbers)
         child._before, child._failed = self._before, self._failed
         return child
 
@@ -115,14 +124,18 @@ class MatcherFactory:
             compiled = self._compiled.get(grammar)
             if compiled is not None:
                 self._compiled.move_to_end(grammar)
-                return Matcher(self.vocabulary, compiled.deep_copy(), starts_after, may_end)
+                copy = compiled.deep_copy()
+                return Matcher(self.vocabulary, copy, starts_after, may_end, self._numbers_in(grammar))
         compiled = LLMatcher(self.vocabulary.library, grammar, log_level=0, limits=self._limits)
         if compiled.is_error():
             raise InvalidConstraint(first_line(compiled.get_error()))
         copy = compiled.deep_copy()
         with self._lock:
             self._remember(grammar, compiled)
-        return Matcher(self.vocabulary, copy, starts_after, may_end)
+        return Matcher(self.vocabulary, copy, starts_after, may_end, self._numbers_in(grammar))
+
+    def _numbers_in(self, grammar: str) -> NumberBound | None:
+        return NumberBound(self.vocabulary) if JSON_TEXT in grammar else None
 
     def _remember(self, grammar: str, compiled: Any) -> None:
         if grammar in self._compiled:
@@ -140,5 +153,9 @@ def estimated_bytes(grammar: str) -> int:
 
 def first_line(error: str) -> str:
     """The library's message without its picture of the grammar."""
-    line = PLACE.sub("", error.strip().split("\n", 1)[0])
+    lines = error.strip().split("\n")
+    line = PLACE.sub("", lines[0])
+    if line.endswith("regex parse error:"):  # the pattern, a pointer into it and the reason follow
+        reasons = [text.removeprefix("error: ") for text in lines if text.startswith("error: ")]
+        line = " ".join([line, *reasons[:1]])
     return line if len(line) <= 300 else line[:299] + "…"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any
 from urllib.parse import quote
 
+from inferd.constraint.exactness import MAX_SIZE, SIZES, UPPER_SIZES, inexact, is_number, shortened, whole
 from inferd.errors import InvalidConstraint
 
 MAX_DEPTH = 64
 STRAY_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
+MAX_INTEGER_DIGITS = 400  # beyond, an integer is kept as a Decimal: making an int of it takes time
 # Any of them may come next, at every place where a property may: with 158 the masks of a vocabulary of 49,152 tokens
 # reach MAX_STEP_ITEMS (matcher.py). A property that is required costs nothing of the kind.
 MAX_OPTIONAL_PROPERTIES = 128
@@ -29,13 +33,29 @@ FORMATS = {
 
 
 def parse_json(text: str) -> Any:
-    """Raises InvalidConstraint for anything that is no JSON; NaN and infinities are none."""
+    """Fractions come as Decimal, and nothing is rounded. Raises InvalidConstraint for anything that is no JSON; NaN,
+    infinities and halves of surrogate pairs are none."""
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        value = json.loads(text, parse_int=exact, parse_float=exact, parse_constant=refuse_constant)
+        json.dumps(value, ensure_ascii=False, default=str).encode()
     except RecursionError:
         raise InvalidConstraint("the JSON is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        found = ord(error.object[error.start])
+        raise InvalidConstraint(f"not valid JSON: U+{found:04X} alone is no character") from None
     except ValueError as error:
         raise InvalidConstraint(f"not valid JSON: {error}") from None
+    return value
+
+
+def exact(text: str) -> int | Decimal:
+    """The number that the text says. Raises ValueError for an exponent of more digits than anybody means."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"the exponent of {shortened(text)} is too large") from None
+    is_plain = text.lstrip("-").isdigit() and number.adjusted() < MAX_INTEGER_DIGITS
+    return int(text) if is_plain else number
 
 
 def refuse_constant(name: str) -> None:
@@ -57,19 +77,37 @@ def check_node(schema: Any, lenient: bool, depth: int) -> Any:
         return schema
     if depth > MAX_DEPTH:
         raise InvalidConstraint(f"the schema is nested more than {MAX_DEPTH} deep")
-    check_keywords(schema, lenient)
-    optional = optional_properties(schema)
+    node = enforceable(schema, lenient)
+    check_keywords(node, lenient)
+    optional = optional_properties(node)
     if optional > MAX_OPTIONAL_PROPERTIES:
         raise InvalidConstraint(
             f"an object has {optional} properties that are not required, at most {MAX_OPTIONAL_PROPERTIES} are "
             "supported; there is no limit for required ones"
         )
-    node = {key: value for key, value in schema.items() if key != "format" or value in FORMATS}
 
     def below(value: Any) -> Any:
         return check_node(value, lenient, depth + 1)
 
     return {key: check_value(key, value, below) for key, value in node.items()}
+
+
+def enforceable(schema: dict[str, Any], lenient: bool) -> dict[str, Any]:
+    """The keywords that count. Raises InvalidConstraint for one that the library would enforce only nearly; where that
+    is wanted leniently, it is left out."""
+    node = {}
+    for key, given in schema.items():
+        if key == "format" and given not in FORMATS:
+            continue
+        value = whole(given) if key in SIZES else given
+        if key in UPPER_SIZES and is_number(value) and value > MAX_SIZE:
+            continue  # no text is as long
+        problem = inexact(key, value)
+        if problem is None:
+            node[key] = value
+        elif not lenient:
+            raise InvalidConstraint(f"{key}: {problem}")
+    return node
 
 
 def optional_properties(schema: Any) -> int:
@@ -92,7 +130,19 @@ def check_value(key: str, value: Any, below: Callable[[Any], Any]) -> Any:
         return {name: below(each) for name, each in value.items()}
     if (key in LISTS or key in SINGLES) and isinstance(value, list):
         return [below(each) for each in value]
-    return below(value) if key in SINGLES else value
+    return below(value) if key in SINGLES else as_floats(value)
+
+
+def as_floats(value: Any) -> Any:
+    """The value for the library, which reads doubles. What is left of larger numbers stands in annotations."""
+    if isinstance(value, Decimal):
+        number = float(value)
+        return number if math.isfinite(number) else None
+    if isinstance(value, list):
+        return [as_floats(each) for each in value]
+    if isinstance(value, dict):
+        return {key: as_floats(each) for key, each in value.items()}
+    return value
 
 
 def as_uri(reference: str) -> str:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from inferd.constraint.exactness import shortened
 from inferd.constraint.lark import ANY_TEXT, HEADER, json_text, literal, regex
 from inferd.constraint.schema import checked_schema
 from inferd.errors import InvalidConstraint
 
 MAX_DEPTH = 16
+MAX_TAGS = 1024
 
 
 def structural_tag_to_lark(tag: Any, special_texts: Sequence[tuple[str, int]]) -> str:
@@ -60,8 +62,9 @@ class Writer:
             case "const_string":
                 return self._literal(field(node, "value", str, path))
             case "json_schema":
-                schema = checked_schema(field(node, "json_schema", (dict, bool), path), False)
-                return json_text(schema)
+                lenient = flag(node, "lenient", path)
+                schema = checked_schema(field(node, "json_schema", (dict, bool), path), lenient)
+                return json_text(schema, lenient)
             case "regex":
                 return regex(field(node, "pattern", str, path))
             case "any_text":
@@ -115,9 +118,10 @@ class Writer:
             if tag["begin"] not in covered:
                 raise InvalidConstraint(f"{path}.tags[{index}].begin starts with none of the triggers")
         one = self._rule(" | ".join(f"({option})" for option in options))
-        if node.get("stop_after_first"):
-            return one if node.get("at_least_one") else f"{one} | {ANY_TEXT}"
-        return f"{one}{'+' if node.get('at_least_one') else '*'} {ANY_TEXT}"
+        at_least_one = flag(node, "at_least_one", path)
+        if flag(node, "stop_after_first", path):
+            return one if at_least_one else f"{one} | {ANY_TEXT}"
+        return f"{one}{'+' if at_least_one else '*'} {ANY_TEXT}"
 
     def _up_to(self, trigger: str) -> str:
         """Free text up to the first occurrence of the trigger. A control token cannot be part of a lexeme."""
@@ -127,14 +131,20 @@ class Writer:
         return self._rule(f"{ANY_TEXT} {self._literal(trigger)}", "[lazy]")
 
     def _separated(self, node: Any, path: str, depth: int) -> str:
-        """Tags with a separator between them, and nothing else."""
+        """Tags with a separator between them, and nothing else. at_most, which is ours, bounds their number."""
         tags, separator = field(node, "tags", list, path), field(node, "separator", str, path)
         if not tags:
             raise InvalidConstraint(f"{path}.tags is empty")
         bodies = [self._tag(tag, f"{path}.tags[{index}]", depth + 1) for index, tag in enumerate(tags)]
         one = self._rule(" | ".join(f"({body})" for body in bodies))
-        more = "" if node.get("stop_after_first") else f" ({self._literal(separator)} {one})*"
-        return f"{one}{more}" if node.get("at_least_one") else f"({one}{more})?"
+        at_most = node.get("at_most")
+        if at_most is not None and not (type(at_most) is int and 1 <= at_most <= MAX_TAGS):
+            raise InvalidConstraint(f"{path}.at_most must be an integer from 1 to {MAX_TAGS}, got {shortened(at_most)}")
+        if flag(node, "stop_after_first", path) or at_most == 1:
+            more = ""
+        else:
+            more = f" ({self._literal(separator)} {one}){'*' if at_most is None else f'{{0,{at_most - 1}}}'}"
+        return f"{one}{more}" if flag(node, "at_least_one", path) else f"({one}{more})?"
 
     def _literal(self, text: str) -> str:
         return literal(text, self._special_texts)
@@ -150,3 +160,7 @@ def field(node: Any, name: str, kind: type | tuple[type, ...], path: str) -> Any
     if name not in node:
         raise InvalidConstraint(f"{path} lacks {name}")
     return expect(node[name], kind, f"{path}.{name}")
+
+
+def flag(node: Any, name: str, path: str) -> bool:
+    return bool(node.get(name) is not None and expect(node[name], bool, f"{path}.{name}"))

@@ -8,6 +8,7 @@ from llguidance import LLTokenizer
 
 from inferd.messages import Vocabulary
 
+NUMBER_BYTES = b"0123456789.eE+-"
 # Tokens that may stand inside of a JSON string, by length: their masks are made once, which halves the time of strings
 # with bounds (a tenth of it beyond 30 characters), and costs other grammars nothing. Each takes 60 bytes per token.
 STRING_SLICES = tuple(rf'[^"\\\x00-\x1F\x7F]{length}' for length in ("{1,10}", "{1,30}", "+"))
@@ -40,6 +41,19 @@ class MatchVocabulary:
         all_but_end = bytearray(b"\xff" * (-(-len(tokens) // 32) * 4))
         clear(all_but_end, self.eos_token_ids)
         self.all_but_end = bytes(all_but_end)
+        # Masks for NumberBound, as integers: tokens that go on with a number, that may follow one, and those of the
+        # latter that cannot be within a string.
+        self.number_tokens = self._mask_of(NUMBER_BYTES)
+        self.after_number = self._mask_of(b",]} \t\r\n", *self.eos_token_ids)
+        self.no_string = self._mask_of(b"\t\r\n", *self.eos_token_ids)
+
+    def _mask_of(self, first_bytes: bytes, *token_ids: int) -> int:
+        """The mask of these tokens, and of those that begin with one of the bytes."""
+        mask = bytearray(len(self.all_but_end))
+        beginning = (token_id for token_id, text in enumerate(self.token_bytes) if text[:1] and text[0] in first_bytes)
+        for token_id in (*beginning, *token_ids):
+            mask[token_id // 8] |= 1 << token_id % 8
+        return int.from_bytes(mask, "little")
 
 
 class _Wrapper:

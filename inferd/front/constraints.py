@@ -26,6 +26,7 @@ MAX_PENDING = 64
 START_TIMEOUT_S = 30.0
 CHECK_TIMEOUT_S = 2.0
 MEMORY_BYTES = 512 * 1024 * 1024
+DEADLY = Checked(error="it needs too much memory to compile")  # two processes died over it
 MAX_OUTCOMES = 1024
 MAX_OUTCOME_BYTES = 16 * 1024 * 1024
 
@@ -99,7 +100,8 @@ class ConstraintChecker:
                 self._busy.discard(worker)
         if worker.started:
             self._idle.append(worker)
-            self._outcomes.put(key, outcome)  # what took too much might take less on another day
+        if worker.started or outcome == DEADLY:
+            self._outcomes.put(key, outcome)  # what took too much time might take less on another day
         return outcome
 
     async def _ask(self, worker: Worker, spec: ConstraintSpec, vocab_size: int) -> Checked:
@@ -110,7 +112,7 @@ class ConstraintChecker:
             outcome = await worker.check(spec)
             if outcome is not None:
                 return outcome
-        return Checked(error="it needs too much memory to compile")
+        return DEADLY
 
     async def _introduced(self) -> Vocabulary:
         """The vocabulary. Whoever else needs it prepares while our first process starts."""

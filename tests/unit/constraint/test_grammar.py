@@ -321,3 +321,164 @@ def test_as_many_optional_properties_as_can_be_followed(factory: MatcherFactory)
 def test_more_optional_properties_are_refused(factory: MatcherFactory, schema: Any, count: int) -> None:
     with pytest.raises(InvalidConstraint, match=f"has {count} properties that are not required, at most 128"):
         checked_grammar(ConstraintSpec(KINDS.JSON_SCHEMA, json.dumps(schema)), factory)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("const", "9007199254740993"),
+        ("const", "18446744073709551615"),
+        ("const", "0.1000000000000000055"),
+        ("const", "123456789012345.67"),
+        ("const", "1e400"),
+        ("const", '{"a": [1, 9007199254740993]}'),
+        ("enum", "[1, 9007199254740993]"),
+        ("minimum", "9007199254740993"),
+        ("maximum", "1e19"),
+        ("minimum", "-9223372036854775808"),
+        ("exclusiveMaximum", "123456789012345.67"),
+        ("exclusiveMinimum", "9" * 5000),
+        ("multipleOf", "-2"),
+        ("multipleOf", "0"),
+        ("minLength", "4294967297"),
+        ("const", r'"a\u0001b"'),
+        ("const", r'"a\u007fb"'),
+        ("enum", r'["a", ["b\u0000"]]'),
+        ("pattern", r'"^a\u0001b$"'),
+        ("pattern", r'"^a\\x01b$"'),
+        ("pattern", r'"^a\\u0001*b$"'),
+        ("pattern", r'"^a[\\x7f]b$"'),
+        ("pattern", r'"^a\\vb$"'),
+        ("patternProperties", r'{"^a\\x01b$": {}}'),
+    ],
+)
+def test_what_the_library_would_enforce_nearly_is_refused_by_name(
+    factory: MatcherFactory, keyword: str, value: str
+) -> None:
+    """And left out where the caller asked for a best effort."""
+    schema = f'{{"items": {{"{keyword}": {value}}}, "type": "array"}}'
+    with pytest.raises(InvalidConstraint, match=f"^{keyword}: ") as caught:
+        checked_grammar(ConstraintSpec(KINDS.JSON_SCHEMA, schema), factory)
+    assert len(caught.value.message) < 200
+
+    lenient = checked_grammar(ConstraintSpec(KINDS.JSON_SCHEMA, schema, lenient=True), factory)
+    assert takes(factory, lenient, '[9007199254740992,"ab"]')
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ('{"const": 9007199254740992}', ["9007199254740992"], ["9007199254740991"]),
+        ('{"const": -0.1}', ["-0.1"], ["0.1"]),
+        ('{"enum": [1e2, 12345678.9012345]}', ["100", "12345678.9012345"], ["1", "12345678.901234"]),
+        (
+            '{"type": "integer", "minimum": -9007199254740992, "maximum": 9007199254740992}',
+            ["9007199254740992", "-9007199254740992"],
+            ["9007199254740993", "-9007199254740993"],
+        ),
+        ('{"type": "integer", "maximum": 1e18}', ["1000000000000000000"], ["1000000000000000001"]),
+        ('{"type": "number", "minimum": 12345678901.2345}', ["12345678901.2345"], ["12345678901.2344"]),
+        ('{"type": "array", "items": {}, "minItems": 1.0, "maxItems": 2.0}', ["[1]", "[1,1]"], ["[]", "[1,1,1]"]),
+        ('{"type": "string", "maxLength": 5000000000}', ['"a"'], ["1"]),
+        ('{"type": "string", "pattern": "^[^\\\\x00-\\\\x1f]+$"}', ['"a"'], ['""', '"\\n"']),
+        ('{"type": "string", "pattern": "^[\\\\x01c]$"}', ['"c"'], ['""']),
+        ('{"type": "integer", "default": 1e999, "examples": [18446744073709551616.5]}', ["1"], ["1.5"]),
+        (
+            r'{"type": "object", "properties": {"a\u0001": {}}, "required": ["a\u0001"]}',
+            [r'{"a\u0001":1}'],
+            ['{"a":1}'],
+        ),
+    ],
+)
+def test_what_is_exact_is_enforced(factory: MatcherFactory, schema: str, good: list[str], bad: list[str]) -> None:
+    check(factory, KINDS.JSON_SCHEMA, schema, good, bad)
+
+
+@pytest.mark.parametrize(
+    ("schema", "prefix"),
+    [
+        ({"type": "number"}, "1."),
+        ({"type": "integer"}, "1"),
+        ({"type": "number", "minimum": 0, "maximum": 3}, "1."),
+        ({"type": "array", "items": {"type": "number"}}, "[2,1."),
+        ({"type": "object"}, '{"a":{"b":1e1'),
+    ],
+)
+def test_numbers_end(factory: MatcherFactory, schema: Any, prefix: str) -> None:
+    """A model that would go on with zeros for ever is stopped, where the number may end."""
+    matcher = factory.matcher(checked_grammar(ConstraintSpec(KINDS.JSON_SCHEMA, json.dumps(schema)), factory))
+    for token in prefix.encode():
+        matcher.advance(token)
+    written = len(prefix)
+    while matcher.mask()[ord("0") // 8] >> ord("0") % 8 & 1:
+        matcher.fork()
+        matcher.advance(ord("0"))
+        written += 1
+        assert written < 60
+    assert written > 35
+    assert any(matcher.mask())
+    assert matcher.fork().mask() == matcher.mask()
+
+
+def test_digits_that_are_no_number_go_on(factory: MatcherFactory) -> None:
+    digits = "1" + "0" * 200
+    check(factory, KINDS.JSON_SCHEMA, {"type": "string", "pattern": "^[0-9,]*$"}, [f'"{digits}"'], [])
+    check(factory, KINDS.JSON_SCHEMA, {"const": 10**200}, [digits], [])
+    check(factory, KINDS.REGEX, r"\d+\n?", [digits], [])
+    tag = {
+        "format": {"type": "sequence", "elements": [{"type": "json_schema", "json_schema": {}}, {"type": "any_text"}]}
+    }
+    check(factory, KINDS.STRUCTURAL_TAG, tag, [f'"a"b{digits}'], [])
+
+
+def test_white_space_is_bounded(factory: MatcherFactory) -> None:
+    good = "{\n" + " " * 20 + '"a":\t1}'
+    check(factory, KINDS.JSON_OBJECT, "{}", [good], [good.replace("\n", "\n "), '{ \n"a":1}'])
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "message"),
+    [
+        (KINDS.EBNF, 'root ::= "a"{1,' + "9" * 5000 + "}", "line 1: a repetition of 9+… is more than 100000"),
+        (KINDS.EBNF, 'root ::= "a"{' + "9" * 5000 + ",}", "more than 100000"),
+        (KINDS.EBNF, 'root ::= "a"{100001}', "more than 100000"),
+        (KINDS.EBNF, 'root ::= "a"{٣}', "unexpected character"),
+        (KINDS.REGEX, "a{" + "9" * 50 + "}", "number.*too large|decimal literal invalid"),
+        (KINDS.JSON_SCHEMA, '{"pattern": "a{' + "9" * 50 + '}"}', "decimal literal invalid"),
+        (KINDS.JSON_SCHEMA, '{"minimum": 1e' + "9" * 50 + "}", "the exponent of 1e9+… is too large"),
+        (KINDS.JSON_SCHEMA, '{"maxLength": 1e' + "9" * 50 + "}", "the exponent of 1e9+… is too large"),
+        (KINDS.JSON_SCHEMA, '{"minItems": ' + "9" * 5000 + "}", "minItems: 9+… is more than"),
+        (KINDS.CHOICES, r'["a\ud800"]', "U\\+D800 alone is no character"),
+        (KINDS.JSON_SCHEMA, r'{"const": "a\ud800b"}', "U\\+D800 alone is no character"),
+        (KINDS.STRUCTURAL_TAG, r'{"format": {"type": "const_string", "value": "\udfff"}}', "U\\+DFFF alone"),
+    ],
+)
+def test_sizes_beyond_all_measure_are_named(
+    factory: MatcherFactory, kind: ConstraintKind, source: str, message: str
+) -> None:
+    with pytest.raises(InvalidConstraint, match=message):
+        checked_grammar(ConstraintSpec(kind, source), factory)
+
+
+def test_a_repetition_that_never_happens(factory: MatcherFactory) -> None:
+    check(factory, KINDS.EBNF, 'root ::= "a"{0} "b"{0,0} "c"{00,01}', ["", "c"], ["a", "b"])
+
+
+def test_calls_are_bounded_and_lenient_where_it_is_said(factory: MatcherFactory) -> None:
+    schema = {"type": "array", "items": {"type": "null"}, "uniqueItems": True}
+    content = {"type": "json_schema", "json_schema": schema, "lenient": True}
+    tags = {"type": "tags_with_separator", "separator": ";", "tags": [call_tag(content=content, type="tag")]}
+    few = {"format": tags | {"at_least_one": True, "at_most": 3}}
+    one, many = "<f=[null]</f>", ";".join(["<f=[null,null]</f>"] * 4)
+    check(factory, KINDS.STRUCTURAL_TAG, few, [one, many[: 3 * len(many) // 4]], ["", many])
+    check(factory, KINDS.STRUCTURAL_TAG, {"format": tags | {"at_most": 1}}, ["", one], [f"{one};{one}"])
+    for field, value, message in (
+        ("at_most", 0, r"format\.at_most must be an integer from 1 to 1024, got 0"),
+        ("at_most", 10**30, "format.at_most must be an integer"),
+        ("at_most", True, "got True"),
+        ("at_least_one", "no", r"format\.at_least_one has the wrong type str"),
+    ):
+        with pytest.raises(InvalidConstraint, match=message):
+            checked_grammar(
+                ConstraintSpec(KINDS.STRUCTURAL_TAG, json.dumps({"format": tags | {field: value}})), factory
+            )

@@ -7,10 +7,12 @@ import json
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from inferd.constraint.protocol import Checked
+from inferd import constraint_process
+from inferd.constraint.protocol import Checked, Setup
 from inferd.errors import InternalError, InvalidConstraint, QueueFull
 from inferd.front import constraints as module
 from inferd.front.constraints import ConstraintChecker, Outcomes, vocabulary_of
@@ -155,3 +157,39 @@ def test_outcomes_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
     assert outcomes.num_bytes <= 100_000
     assert outcomes.num_bytes == sum(map(module.size_of, outcomes._outcomes.values()))
     assert outcomes.get(b"new") is not None
+
+
+def test_what_killed_two_processes_is_remembered_and_what_took_too_long_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "CHECK_TIMEOUT_S", 0.5)
+    started: list[None] = []
+    start = module.Worker.start
+
+    async def counted(worker: module.Worker, setup: Setup) -> None:
+        started.append(None)
+        await start(worker, setup)
+
+    monkeypatch.setattr(module.Worker, "start", counted)
+
+    async def work(checker: ConstraintChecker) -> None:
+        for _ in range(3):
+            assert "memory" in await error_of(checker, "die")
+        assert len(started) == 2
+        for _ in range(2):
+            assert "0.5 s" in await error_of(checker, "hang")
+        assert len(started) == 4
+
+    with_checker(work)
+
+
+def test_a_fault_of_ours_costs_the_process_nothing(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def faulty(spec: ConstraintSpec, factory: object) -> str:
+        raise ValueError("a text that only a log may hold")
+
+    monkeypatch.setattr(constraint_process, "checked_grammar", faulty)
+    factory: Any = None
+    answer = constraint_process.outcome_of(regex("a"), factory)
+
+    assert answer == Checked(error="it cannot be compiled: ValueError")
+    assert "a text that only a log may hold" in capsys.readouterr().err
