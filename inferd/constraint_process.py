@@ -44,7 +44,7 @@ def outcome_of(spec: ConstraintSpec, factory: MatcherFactory) -> Checked:
     try:
         return Checked(checked_grammar(spec, factory))
     except InvalidConstraint as error:
-        return Checked(error=error.message)
+        return Checked(error=error.message, field=error.field)
     except (MemoryError, RecursionError):
         return Checked(error="it needs too much memory")
     except Exception as error:  # the top of this process

@@ -16,7 +16,8 @@ class ParsePlan:
     """How the choices of one generation are read.
 
     tools: makes the parser of tool calls, None when the text is not searched for any. hidden: control tokens that the
-    daemon leaves in the text and nobody asked for. reasoning_end: the id of the token that ends the reasoning.
+    daemon leaves in the text and nobody asked for. only_calls: the answer was held to calls, so that other text in it is
+    what stands around them, whole or cut. reasoning_end: the id of the token that ends the reasoning.
     """
 
     reasoning: Start | None = None
@@ -24,6 +25,7 @@ class ParsePlan:
     reasoning_end: int | None = None
     tools: Callable[[], Parser] | None = None
     one_call: bool = False
+    only_calls: bool = False
     hidden: tuple[str, ...] = ()
 
     def parser(self) -> ChoiceParser:
@@ -97,6 +99,8 @@ class ChoiceParser:
     def _wanted(self, piece: Piece) -> bool:
         if isinstance(piece, Reasoning):
             return self._plan.include_reasoning
+        if isinstance(piece, Content):
+            return not self._plan.only_calls
         return not (isinstance(piece, CallStart | Arguments) and self._plan.one_call and piece.index > 0)
 
 

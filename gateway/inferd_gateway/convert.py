@@ -12,6 +12,7 @@ from inferd_gateway.errors import invalid
 from inferd_gateway.schemas.chat import ChatRequest
 from inferd_gateway.schemas.common import GenerationBody, ResponseFormat, StructuredOutputs
 from inferd_gateway.schemas.completions import CompletionRequest
+from inferd_gateway.tools import SCHEMA_FIELD
 
 # Proto field paths and the names that HTTP callers know them by.
 FIELDS: dict[str, str] = {
@@ -39,6 +40,7 @@ CHAT_FIELDS: dict[str, str] = FIELDS | {
     "prompt": "messages",
     "inputs": "messages",
     "output.logprobs.top_n": "top_logprobs",
+    SCHEMA_FIELD: "function.parameters",
 }
 MAX_NAMED = 16  # bad keys that an error tells
 SAME_NAMES = (

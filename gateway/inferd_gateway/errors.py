@@ -184,7 +184,10 @@ def deadline_passed(*, client_deadline: bool) -> ApiError:
 
 
 def http_field(path: str, fields: Mapping[str, str]) -> str:
-    """`stop.stop_strings[2]` -> `stop`: the longest known prefix of the path, else its last name."""
+    """`stop.stop_strings[2]` -> `stop`: the longest known prefix of the path, else its last name. A place in a list that
+    has a name of its own is known by that."""
+    if path in fields:
+        return fields[path]
     name = re.sub(r"\[\d+\]", "", path)
     while name:
         if name in fields:

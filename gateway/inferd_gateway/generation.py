@@ -28,7 +28,11 @@ class Generator:
         self._metrics = call.gateway.metrics
         self._model = model
         self._context = context
-        self._fields = fields
+        self.fields = fields
+
+    def name_fields(self, names: Mapping[str, str]) -> None:
+        """Further names for errors of this request."""
+        self.fields = {**self.fields, **names}
 
     async def render(self, conversation: Conversation) -> list[tuple[str, bool]]:
         """The prompt of a chat as (text, trusted) runs."""
@@ -141,4 +145,4 @@ class Generator:
         return self._call.gateway.directory.elsewhere(self._model, failed)
 
     def _translate(self, error: grpc.aio.AioRpcError) -> ApiError:
-        return from_rpc(error, self._fields, client_deadline=self._context.client_deadline)
+        return from_rpc(error, self.fields, client_deadline=self._context.client_deadline)

@@ -18,11 +18,13 @@ from inferd_gateway.schemas.messages import (
     OutputConfig,
 )
 from inferd_gateway.schemas.tools import Function, FunctionReference, NamedTool, Tool, ToolChoice
+from inferd_gateway.tools import SCHEMA_FIELD
 
 FIELDS = CHAT_FIELDS | {
     "stop": "stop_sequences",
     "stop.max_tokens": "max_tokens",
     "constraint": "output_config.format",
+    SCHEMA_FIELD: "input_schema",
 }
 CHOICES: dict[str, ToolChoice] = {"auto": "auto", "any": "required", "none": "none"}
 

@@ -26,11 +26,13 @@ from inferd_gateway.schemas.tools import (
     Tool,
     ToolChoice,
 )
+from inferd_gateway.tools import SCHEMA_FIELD
 
 FIELDS = CHAT_FIELDS | {
     "stop.max_tokens": "max_output_tokens",
     "prompt": "input",
     "inputs": "input",
+    SCHEMA_FIELD: "parameters",
     "constraint": "text",
 }
 SAME_NAMES = (

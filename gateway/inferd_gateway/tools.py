@@ -13,6 +13,8 @@ from inferd_gateway.parsers.registry import PLAIN, Frame, ToolFormat
 from inferd_gateway.schemas.tools import AllowedTools, NamedTool, Tool, ToolChoice
 
 MAX_TOOLS = 128
+MAX_FORCED_CALLS = 32  # in one answer: a model that is held to calls can do nothing else than call again
+SCHEMA_FIELD = "tools[].schema"  # in a route's names of fields: what it calls the schema of a tool
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,21 @@ def calls_constraint(plan: ToolPlan, frame: Frame) -> pb.Constraint:
         "at_least_one": True,
         "stop_after_first": plan.one,
     }
+    if not plan.one:
+        tags["at_most"] = MAX_FORCED_CALLS
     around = [{"type": "const_string", "value": text} if text else None for text in (frame.before, frame.after)]
     elements = [element for element in (around[0], tags, around[1]) if element]
     return pb.Constraint(structural_tag=json.dumps({"format": {"type": "sequence", "elements": elements}}))
+
+
+def schema_fields(plan: ToolPlan, frame: Frame, name: str) -> dict[str, str]:
+    """Which tool the daemon means when it refuses a part of calls_constraint. name: of a tool's schema, in the body."""
+    tags = f"constraint.structural_tag.format.elements[{int(bool(frame.before))}].tags"
+    places = {tool.function.name: index for index, tool in enumerate(plan.shown)}
+    return {
+        f"{tags}[{index}].content.json_schema": f"tools[{places[tool.function.name]}].{name}"
+        for index, tool in enumerate(plan.callable)
+    }
 
 
 def call_tag(tool: Tool, frame: Frame) -> dict[str, Any]:
@@ -106,6 +120,11 @@ def call_tag(tool: Tool, frame: Frame) -> dict[str, Any]:
     return {
         "type": "tag",
         "begin": name.join(pieces),
-        "content": {"type": "json_schema", "json_schema": {"type": "object", **schema}},
+        # As with response_format: what cannot be enforced is left out, unless `strict` says otherwise.
+        "content": {
+            "type": "json_schema",
+            "json_schema": {"type": "object", **schema},
+            "lenient": not tool.function.strict,
+        },
         "end": frame.end,
     }

@@ -16,7 +16,14 @@ from inferd_gateway.parsers.reasoning import CLOSE, OPEN, Start
 from inferd_gateway.parsers.registry import ToolFormat
 from inferd_gateway.schemas.chat import ChatFields, ChatRequest
 from inferd_gateway.templates.renderer import Conversation
-from inferd_gateway.tools import ToolPlan, calls_constraint, format_of_calls, plan_tools
+from inferd_gateway.tools import (
+    SCHEMA_FIELD,
+    ToolPlan,
+    calls_constraint,
+    format_of_calls,
+    plan_tools,
+    schema_fields,
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ async def prepare(generator: Generator, model: ServedModel, reply_id: str, body:
         assert tool_format is not None
         assert tool_format.frame is not None
         constraint = calls_constraint(tools, tool_format.frame)
+        generator.name_fields(schema_fields(tools, tool_format.frame, generator.fields[SCHEMA_FIELD]))
     start = reasoning_start(talk, model, runs)
     if constraint is not None and start is not None:
         if start is Start.PERHAPS and thinks_by_default(body, model):
@@ -100,6 +108,7 @@ def parse_plan(
         reasoning_end=model.reasoning_end,
         tools=(lambda: form.make(tools.schemas())) if form else None,
         one_call=tools.one,
+        only_calls=tools.forced,
         hidden=hidden,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits
 
-from inferd.constraint.lark import JSON_TEXT
+from inferd.constraint.lark import COMMENT, JSON_TEXT
 from inferd.constraint.number_bound import NumberBound
 from inferd.constraint.vocabulary import MatchVocabulary, clear
 from inferd.errors import InvalidConstraint
@@ -23,7 +23,9 @@ MAX_GRAMMARS = 256
 MAX_GRAMMAR_BYTES = 64 * 1024 * 1024
 BASE_BYTES = 64 * 1024  # of a compiled grammar: 32 to 60 KiB were measured for small ones,
 BYTES_PER_CHARACTER = 64  # and 20 bytes per character of a large one
-PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")  # in the grammar, not in the caller's text
+PLACE = re.compile(
+    r"^(at )?(?P<line>\d+)\(\d+\): (failed to compile JSON schema: )?"
+)  # in the grammar, not in the caller's text
 
 
 class Matcher:
@@ -128,7 +130,8 @@ class MatcherFactory:
                 return Matcher(self.vocabulary, copy, starts_after, may_end, self._numbers_in(grammar))
         compiled = LLMatcher(self.vocabulary.library, grammar, log_level=0, limits=self._limits)
         if compiled.is_error():
-            raise InvalidConstraint(first_line(compiled.get_error()))
+            error = compiled.get_error()
+            raise InvalidConstraint(first_line(error), field=place_of(error, grammar))
         copy = compiled.deep_copy()
         with self._lock:
             self._remember(grammar, compiled)
@@ -149,6 +152,13 @@ class MatcherFactory:
 
 def estimated_bytes(grammar: str) -> int:
     return BASE_BYTES + BYTES_PER_CHARACTER * len(grammar)
+
+
+def place_of(error: str, grammar: str) -> str | None:
+    """What the comment above the line with the error says: for a structural tag, which of its parts it is."""
+    found = PLACE.match(error)
+    above = grammar.split("\n")[int(found["line"]) - 2] if found else ""
+    return above.removeprefix(COMMENT) if above.startswith(COMMENT) else None
 
 
 def first_line(error: str) -> str:

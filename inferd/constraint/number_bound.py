@@ -1,4 +1,4 @@
-"""NumberBound: JSON numbers end. The library's grammar of JSON lets a model write 1.0000 until its tokens are used up."""
+"""NumberBound: JSON numbers end. The library's grammar of JSON lets a model write 1.0000 until its tokens run out."""
 
 from __future__ import annotations
 

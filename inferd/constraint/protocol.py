@@ -23,10 +23,11 @@ class Check(msgspec.Struct, frozen=True, tag="check"):
 
 
 class Checked(msgspec.Struct, frozen=True):
-    """The grammar, or why there is none."""
+    """The grammar, or why there is none. field: the part of a structural tag that is wrong, where it is one."""
 
     grammar: str = ""
     error: str | None = None
+    field: str | None = None
 
 
 Question: TypeAlias = Setup | Check

@@ -5,11 +5,12 @@ Two forms: {"format": F} with F nested formats, and the older {"structures": [{b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from inferd.constraint.exactness import shortened
-from inferd.constraint.lark import ANY_TEXT, HEADER, json_text, literal, regex
+from inferd.constraint.lark import ANY_TEXT, COMMENT, HEADER, json_text, literal, regex
 from inferd.constraint.schema import checked_schema
 from inferd.errors import InvalidConstraint
 
@@ -53,6 +54,12 @@ class Writer:
         self._rules.append(f"{name}{attributes}: {body}")
         return name
 
+    def _placed(self, body: str, path: str) -> str:
+        """A rule with its place in a comment (matcher.place_of)."""
+        name = f"part_{len(self._rules)}"
+        self._rules.append(f"{COMMENT}{path}\n{name}: {body}")
+        return name
+
     def _format(self, node: Any, path: str, depth: int) -> str:
         """An expression for one format."""
         kind = field(expect(node, dict, path), "type", str, path)
@@ -62,11 +69,11 @@ class Writer:
             case "const_string":
                 return self._literal(field(node, "value", str, path))
             case "json_schema":
-                lenient = flag(node, "lenient", path)
-                schema = checked_schema(field(node, "json_schema", (dict, bool), path), lenient)
-                return json_text(schema, lenient)
+                schema, lenient = field(node, "json_schema", (dict, bool), path), flag(node, "lenient", path)
+                with at_place(f"{path}.json_schema"):
+                    return self._placed(json_text(checked_schema(schema, lenient), lenient), f"{path}.json_schema")
             case "regex":
-                return regex(field(node, "pattern", str, path))
+                return self._placed(regex(field(node, "pattern", str, path)), f"{path}.pattern")
             case "any_text":
                 return ANY_TEXT
             case "sequence":
@@ -148,6 +155,15 @@ class Writer:
 
     def _literal(self, text: str) -> str:
         return literal(text, self._special_texts)
+
+
+@contextmanager
+def at_place(path: str) -> Iterator[None]:
+    """Give an InvalidConstraint its place."""
+    try:
+        yield
+    except InvalidConstraint as error:
+        raise InvalidConstraint(error.message, field=path) from None
 
 
 def expect(value: Any, kind: type | tuple[type, ...], path: str) -> Any:

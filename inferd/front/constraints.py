@@ -63,7 +63,7 @@ class ConstraintChecker:
                 task = self._start(key, spec, vocab_size)
             outcome = await asyncio.shield(task)
         if outcome.error is not None:
-            raise InvalidConstraint(outcome.error)
+            raise InvalidConstraint(outcome.error, field=outcome.field)
         return outcome.grammar
 
     async def close(self) -> None:

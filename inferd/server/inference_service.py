@@ -127,7 +127,7 @@ class InferenceService:
         try:
             return Constraint(await self._checker.check(spec, vocab_size), pb.starts_after)
         except InvalidConstraint as error:
-            field = constraint_field(pb)
+            field = ".".join(filter(None, (constraint_field(pb), error.field)))
             raise InvalidConstraint(f"{field}: {error.message}", field=field) from None
 
 

@@ -100,6 +100,63 @@ GOLDEN = [
 ]
 
 
+PARAMETERS = {
+    "$defs": {"count": {"type": "integer"}, "a/b": {"enum": [1, 2]}, "self": {"$ref": "#/$defs/self"}},
+    "allOf": [{"properties": {"through": {"type": "array"}}}],
+    "properties": {
+        "ref": {"$ref": "#/$defs/count"},
+        "escaped": {"$ref": "#/%24defs/a~1b"},
+        "all": {"allOf": [{"$ref": "#/$defs/count"}, {"minimum": 3}]},
+        "any": {"anyOf": [{"$ref": "#/$defs/count"}, {"type": "null"}]},
+        "maybe": {"type": ["string", "null"]},
+        "text_or_list": {"anyOf": [{"type": "string"}, {"type": "array"}]},
+        "text_or_number": {"type": ["string", "number"]},
+        "numbers": {"enum": [1, 2.5]},
+        "words": {"enum": ["1", "2"]},
+        "one": {"const": True},
+        "same": {"$ref": "#/$defs/self"},
+        "lost": {"$ref": "#/$defs/none"},
+        "nothing": {},
+        "number": {"type": "number"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("ref", "12", "12"),
+        ("escaped", "2", "2"),
+        ("all", "5", "5"),
+        ("any", "7", "7"),
+        ("any", "None", "null"),
+        ("maybe", "null", "null"),
+        ("maybe", "none", '"none"'),
+        ("maybe", "12", '"12"'),
+        ("text_or_list", "[1, 2]", "[1, 2]"),
+        ("text_or_list", "{}", '"{}"'),
+        ("text_or_number", "12", '"12"'),
+        ("numbers", "2.5", "2.5"),
+        ("words", "1", '"1"'),
+        ("one", "True", "true"),
+        ("same", "1", '"1"'),
+        ("lost", "1", '"1"'),
+        ("nothing", "1", '"1"'),
+        ("through", "[1]", "[1]"),
+        ("unknown", "1", '"1"'),
+        ("number", "12345678901234567890.12345678901234567890", "12345678901234567890.12345678901234567890"),
+        ("ref", "9" * 5000, "9" * 5000),
+        ("number", "1e400", "1e400"),
+        ("number", "NaN", '"NaN"'),
+        ("number", "about 3", '"about 3"'),
+    ],
+)
+def test_the_schema_says_what_a_value_means(name, text, value):
+    parser = FORMATS["qwen3_xml"].make({"f": PARAMETERS})
+    _, calls = read(parser, [f"<function=f><parameter={name}>\n{text}\n</parameter></function>"])
+    assert calls == [("f", f'{{"{name}": {value}}}')]
+
+
 def make(name):
     return (PLAIN if name == "plain" else FORMATS[name]).make(SCHEMAS)
 

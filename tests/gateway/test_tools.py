@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import grpc
 import pytest
 
 WEATHER = {
@@ -97,6 +98,7 @@ def test_required_and_named_calls_are_constrained(tool_gateway, daemon):
     first = tag["tags"][0]
     assert first["begin"] == '<tool_call>\n{"name": "weather", "arguments": '
     assert first["content"]["json_schema"] == WEATHER["function"]["parameters"]
+    assert (first["content"]["lenient"], tag["at_most"]) == (True, 32)
     assert first["end"] == "}\n</tool_call>"
     named = {"type": "function", "function": {"name": "clock"}}
     tool_gateway.chat(tools=TOOLS, tool_choice=named)
@@ -124,6 +126,56 @@ def test_a_model_without_a_parser_can_be_forced(gateway, daemon):
     assert message["tool_calls"][0]["function"] == {"name": "weather", "arguments": '{"city": "Rome"}'}
     elements = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"]
     assert [element.get("value") for element in elements] == ["[", None, "]"]
+
+
+@pytest.mark.parametrize(
+    ("model_format", "reply"),
+    [
+        ("hermes", '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'),
+        ("mistral", '[TOOL_CALLS][{"name": "weather", "arguments": {"city": "Köln"}}]'),
+        ("qwen3_xml", '[{"name": "weather", "parameters": {"city": "Köln"}}]'),
+    ],
+)
+def test_a_forced_call_that_is_cut_leaves_no_markup(start_gateway, daemon, model_format, reply):
+    """Wherever max_tokens falls: content is empty, streamed and whole; the arguments are the beginning of the JSON."""
+    gateway = start_gateway(tool_call_parser=model_format)
+    for size in [1, 2, 5, 11, 14, 16, 19, 25, 36, 41, 48, len(reply) - 1, len(reply)]:
+        daemon.reply = reply[:size]
+        message = gateway.chat(tools=TOOLS, tool_choice="required").json()["choices"][0]["message"]
+        deltas = [
+            chunk["choices"][0]["delta"]
+            for chunk in events(gateway.chat(tools=TOOLS, tool_choice="required", stream=True))
+        ]
+        calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
+        whole = "".join(call["function"]["arguments"] for call in message.get("tool_calls", []))
+        assert not message["content"], size
+        assert "".join(delta.get("content") or "" for delta in deltas) == ""
+        assert "".join(call["function"].get("arguments", "") for call in calls) == whole
+        assert '{"city": "Köln"}'.startswith(whole)
+
+
+def test_a_strict_tool_is_forced_whole_and_a_refusal_names_it(tool_gateway, daemon, make_status):
+    strict = {"type": "function", "function": {**WEATHER["function"], "name": "strict", "strict": True}}
+    place = "constraint.structural_tag.format.elements[0].tags[1].content.json_schema"
+    failure = make_status(
+        grpc.StatusCode.INVALID_ARGUMENT, f"{place}: uniqueItems is not supported", "INVALID_CONSTRAINT", place
+    )
+    daemon.failures = [failure, failure]
+    named = {"type": "function", "function": {"name": "strict"}}
+    only = {"mode": "required", "tools": [{"type": "function", "function": {"name": n}} for n in ("clock", "strict")]}
+    fields = {"tools": [*TOOLS, strict], "tool_choice": {"type": "allowed_tools", "allowed_tools": only}}
+    error = tool_gateway.chat(**fields).json()["error"]
+    assert (error["param"], error["code"]) == ("tools[2].function.parameters", "invalid_schema")
+    assert error["message"] == "tools[2].function.parameters: uniqueItems is not supported"
+    body = {
+        "model": "toy", "max_tokens": 5, "messages": [{"role": "user", "content": "x"}],
+        "tools": [{"name": name, "input_schema": {"type": "object"}} for name in ("a", "b")],
+        "tool_choice": {"type": "any"},
+    }  # fmt: skip
+    assert "tools[1].input_schema: uniqueItems" in tool_gateway.post("/v1/messages", body).text
+    tool_gateway.chat(tools=[*TOOLS, strict], tool_choice=named)
+    tag = json.loads(daemon.requests[-1].constraint.structural_tag)["format"]["elements"][0]["tags"][0]
+    assert tag["content"]["lenient"] is False
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,12 @@ SCHEMA = {
 }
 
 
+def two_tags(schema: Any) -> dict[str, str]:
+    contents = [{"type": "json_schema", "json_schema": each} for each in ({"type": "integer"}, schema)]
+    tags = [{"type": "tag", "begin": "<", "content": content, "end": ">"} for content in contents]
+    return {"structural_tag": json.dumps({"format": {"type": "sequence", "elements": tags}})}
+
+
 def is_json_of(schema: Any) -> Any:
     return lambda text: jsonschema.validate(json.loads(text), schema) is None
 
@@ -88,6 +94,9 @@ def test_it_starts_after_a_text(stub: InferenceServiceStub) -> None:
         ({"choices": {"values": []}}, "constraint.choices"),
         ({"choices": {"values": ["a", ""]}}, "constraint.choices"),
         ({"structural_tag": "[]"}, "constraint.structural_tag"),
+        (two_tags({"uniqueItems": True}), "constraint.structural_tag.format.elements[1].content.json_schema"),
+        (two_tags({"const": 2**53 + 1}), "constraint.structural_tag.format.elements[1].content.json_schema"),
+        (two_tags({"pattern": "a("}), "constraint.structural_tag.format.elements[1].content.json_schema"),
         ({"regex": "a", "starts_after": "x" * 257}, "constraint.starts_after"),
         ({"regex": "a", "lenient": True}, "constraint.lenient"),
     ],

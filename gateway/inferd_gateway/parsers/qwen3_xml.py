@@ -13,6 +13,7 @@ from inferd_gateway.parsers.incremental import IncrementalParser
 from inferd_gateway.parsers.json_scan import NAME
 from inferd_gateway.parsers.marks import Marks
 from inferd_gateway.parsers.pieces import Arguments, CallStart
+from inferd_gateway.parsers.value_types import json_of, kinds_of, property_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 FUNCTION, PARAMETER = "<function=", "<parameter="
@@ -22,7 +23,6 @@ FUNCTIONS = Marks([FUNCTION, CLOSE])
 NAME_END = Marks([">"])
 PARAMETERS = Marks([PARAMETER, END_FUNCTION, CLOSE])
 VALUE_END = Marks([END_PARAMETER, PARAMETER, END_FUNCTION])
-NO_TEXT = ("integer", "number", "boolean", "object", "array", "null")
 
 
 class Qwen3XmlParser(IncrementalParser):
@@ -87,7 +87,7 @@ class Qwen3XmlParser(IncrementalParser):
         text = "".join(self._held).removeprefix("\n").removesuffix("\n")
         self._held.clear()
         key = json.dumps(self._parameter, ensure_ascii=False)
-        value = json.dumps(self._value_of(text), ensure_ascii=False)
+        value = self._value_of(text)
         self._out.append(Arguments(f"{', ' if self._count else '{'}{key}: {value}"))
         self._count += 1
         self._at -= 0 if mark == END_PARAMETER else len(mark)
@@ -104,17 +104,10 @@ class Qwen3XmlParser(IncrementalParser):
         self._held.clear()
         return word
 
-    def _value_of(self, text: str) -> Any:
-        properties = self._schemas.get(self._function, {}).get("properties")
-        schema = properties.get(self._parameter) if isinstance(properties, dict) else None
-        kinds = kinds_of(schema) if isinstance(schema, dict) else ()
-        if "string" in kinds or not any(kind in NO_TEXT for kind in kinds):
-            return text
-        try:
-            return json.loads(text, parse_constant=str)
-        except (ValueError, RecursionError):
-            words = {"true": True, "false": False, "none": None, "null": None}
-            return words.get(text.strip().lower(), text)
+    def _value_of(self, text: str) -> str:
+        """The JSON text of a value."""
+        root = self._schemas.get(self._function, {})
+        return json_of(text, kinds_of(property_of(self._parameter, root, root), root))
 
     def _close(self) -> None:
         self._out.append(Arguments("}" if self._count else "{}"))
@@ -127,14 +120,3 @@ class Qwen3XmlParser(IncrementalParser):
         elif self._step != self._between:
             rest = ""
         self._say(rest)
-
-
-def kinds_of(schema: Mapping[str, Any]) -> tuple[str, ...]:
-    """The JSON types that a schema names."""
-    kind = schema.get("type")
-    if isinstance(kind, str):
-        return (kind,)
-    if isinstance(kind, list):
-        return tuple(str(one) for one in kind)
-    options = schema.get("anyOf") or schema.get("oneOf") or ()
-    return tuple(one for option in options if isinstance(option, dict) for one in kinds_of(option))

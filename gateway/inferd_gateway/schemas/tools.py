@@ -36,7 +36,7 @@ class Function(Body):
     parameters: dict[str, Any] | None = None
     """JSON Schema of the arguments."""
     strict: bool | None = None
-    """Accepted; changes nothing that comes back. Forced calls always match the schema."""
+    """true: a forced call is refused when its schema cannot be enforced whole. Otherwise what cannot be is left out."""
 
 
 class Tool(ToolBody):
