@@ -21,7 +21,7 @@ PACKAGES := inferd gateway/inferd_gateway kernels/inferd_kernels tools docs/exam
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check setup setup-run proto docs breaking fmt lint type contracts budget test-gpu slow parallel-full bench bench-peers speed \
-        clients lm-eval embeddings-check constraints-check templates-check contract-full conformance docker-lint wheel clean
+        clients lm-eval embeddings-check constraints-check templates-check tool-formats-check contract-full conformance docker-lint wheel clean
 
 help:
 	@echo "make run          set up, fetch the demo model, serve it: REST on :$(PORT), gRPC on :$(GRPC_PORT)"
@@ -33,6 +33,7 @@ help:
 	@echo "make fmt          format;                      make lint type contracts budget docker-lint: one check"
 	@echo "make slow         tests too long for CI;       make test-gpu     tests that need a CUDA device"
 	@echo "make clients      other people's clients against the product; make lm-eval embeddings-check: other people's figures"
+	@echo "make tool-formats-check   which form of tool calls is found in public templates (TEMPLATES=folder: in these)"
 	@echo "make constraints-check    2,000 constraints, hostile ones among them, against one daemon"
 	@echo "make parallel-full    many workers, all of it (MODEL_FILE=a.gguf OTHER_MODEL_FILE=b.gguf; root for two nodes)"
 	@echo "make templates-check      public chat templates, rendered by the gateway and by transformers"
@@ -132,6 +133,9 @@ constraints-check: $(VENV)/.dev.stamp
 # The templates come from source distributions of llama-cpp-python and vLLM, fetched once.
 templates-check: $(VENV)/.dev.stamp
 	$(BIN)/python -m tools.check_templates
+
+tool-formats-check: $(VENV)/.dev.stamp
+	$(BIN)/python -m tools.check_tool_formats $(TEMPLATES)
 
 slow: $(VENV)/.dev.stamp
 	$(BIN)/python -m pytest -q -m slow

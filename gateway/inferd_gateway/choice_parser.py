@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from inferd_gateway.parsers.marks import Remover
 from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Parser, Piece, Reasoning
-from inferd_gateway.parsers.reasoning import ReasoningSplitter, Start
+from inferd_gateway.parsers.reasoning import REASONING_FORMATS, ReasoningFormat, ReasoningSplitter, Start
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,12 @@ class ParsePlan:
     """How the choices of one generation are read.
 
     tools: makes the parser of tool calls, None when the text is not searched for any. hidden: control tokens that the
-    daemon leaves in the text and nobody asked for. only_calls: the answer was held to calls, so that other text in it is
-    what stands around them, whole or cut. reasoning_end: the id of the token that ends the reasoning.
+    daemon leaves in the text and nobody asked for. only_calls: the answer was held to calls, so that other text in it
+    is what stands around them, whole or cut. reasoning_end: the id of the token that ends the reasoning.
     """
 
     reasoning: Start | None = None
+    reasoning_format: ReasoningFormat = REASONING_FORMATS["qwen3"]
     include_reasoning: bool = True
     reasoning_end: int | None = None
     tools: Callable[[], Parser] | None = None
@@ -39,7 +40,7 @@ class ChoiceParser:
         self.calls = 0
         self._plan = plan
         self._remover = Remover(plan.hidden) if plan.hidden else None
-        self._splitter = None if plan.reasoning is None else ReasoningSplitter(plan.reasoning)
+        self._splitter = None if plan.reasoning is None else ReasoningSplitter(plan.reasoning, plan.reasoning_format)
         self._tools = plan.tools() if plan.tools else None
         self._tokens = 0
         self._reasoning_over = False

@@ -15,11 +15,12 @@ import grpc
 from inferd.v1 import common_pb2, inference_pb2, model_pb2
 from inferd_gateway.backend import Backend, CallContext
 from inferd_gateway.errors import ApiError, invalid, model_not_found
-from inferd_gateway.parsers.reasoning import CLOSE
-from inferd_gateway.parsers.registry import FORMATS, REASONING_FORMATS, ToolFormat
+from inferd_gateway.parsers.reasoning import REASONING_FORMATS
+from inferd_gateway.parsers.registry import FORMATS, ToolFormat
 from inferd_gateway.routing import choose
 from inferd_gateway.settings import Settings
 from inferd_gateway.templates.renderer import ChatTemplate, Renderer
+from inferd_gateway.tool_detection import detect_tool_format
 
 REFRESH_S = 5.0
 RETRY_S = 1.0
@@ -180,20 +181,26 @@ class ModelDirectory:
     async def _load(self, backend: Backend, info: model_pb2.GetModelInfoResponse) -> ServedModel:
         own = (info.card.name, *info.card.aliases)
         wanted = self._settings
-        tools = info.tool_call_format if wanted.tool_call_parser == "auto" else wanted.tool_call_parser
+        template, tool_template = self._chat_template(info), self._chat_template(info, "tool_use")
+        tools: str = wanted.tool_call_parser
+        if tools == "auto" and (shown := tool_template or template) is not None:
+            tools = await detect_tool_format(self._renderer, shown)
         reasoning = info.reasoning_format if wanted.reasoning_parser == "auto" else wanted.reasoning_parser
         model = ServedModel(
             info.card.name,
             self._settings.served_model_name or own,
             backend,
             info,
-            self._chat_template(info),
-            self._chat_template(info, "tool_use"),
+            template,
+            tool_template,
             FORMATS.get(tools),
             reasoning if reasoning in REASONING_FORMATS else "",
-            await token_of(backend, info.card.name, CLOSE) if reasoning in REASONING_FORMATS else None,
+            await token_of(backend, info.card.name, REASONING_FORMATS[reasoning].close)
+            if reasoning in REASONING_FORMATS
+            else None,
         )
-        log.info("serving a model", extra={"model": info.card.name, "backend": backend.target})
+        form = {"tool_calls": tools or "unknown", "reasoning": model.reasoning_format or "none"}
+        log.info("serving a model", extra={"model": info.card.name, "backend": backend.target, **form})
         if model.chat_template is not None:
             problem = await self._renderer.warm(model.chat_template)
             if problem:

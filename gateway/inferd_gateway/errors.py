@@ -184,8 +184,8 @@ def deadline_passed(*, client_deadline: bool) -> ApiError:
 
 
 def http_field(path: str, fields: Mapping[str, str]) -> str:
-    """`stop.stop_strings[2]` -> `stop`: the longest known prefix of the path, else its last name. A place in a list that
-    has a name of its own is known by that."""
+    """`stop.stop_strings[2]` -> `stop`: the longest known prefix of the path, else its last name. A place in a list
+    may have a name of its own."""
     if path in fields:
         return fields[path]
     name = re.sub(r"\[\d+\]", "", path)

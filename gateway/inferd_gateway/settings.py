@@ -60,8 +60,8 @@ class Settings:
     tool_call_parser: Literal[
         "auto", "none", "hermes", "qwen3_json", "qwen3_xml", "qwen3_coder", "llama3_json", "mistral", "pythonic",
         "deepseek_v3",
-    ] = option("auto", "parser of the model's tool calls; auto: as the daemon says")  # fmt: skip
-    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3"] = option(
+    ] = option("auto", "parser of the model's tool calls; auto: found out from its chat template")  # fmt: skip
+    reasoning_parser: Literal["auto", "none", "deepseek_r1", "qwen3", "mistral"] = option(
         "auto", "splits reasoning from the answer; auto: as the daemon says"
     )
     served_model_name: tuple[str, ...] = option((), "names to serve the daemon's only model under")

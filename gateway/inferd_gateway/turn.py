@@ -12,7 +12,7 @@ from inferd_gateway.conversation import conversation
 from inferd_gateway.directory import ServedModel
 from inferd_gateway.errors import invalid
 from inferd_gateway.generation import Generator
-from inferd_gateway.parsers.reasoning import CLOSE, OPEN, Start
+from inferd_gateway.parsers.reasoning import REASONING_FORMATS, ReasoningFormat, Start
 from inferd_gateway.parsers.registry import ToolFormat
 from inferd_gateway.schemas.chat import ChatFields, ChatRequest
 from inferd_gateway.templates.renderer import Conversation
@@ -63,13 +63,14 @@ async def prepare(generator: Generator, model: ServedModel, reply_id: str, body:
         constraint = calls_constraint(tools, tool_format.frame)
         generator.name_fields(schema_fields(tools, tool_format.frame, generator.fields[SCHEMA_FIELD]))
     start = reasoning_start(talk, model, runs)
+    marks = REASONING_FORMATS.get(model.reasoning_format, ReasoningFormat())
     if constraint is not None and start is not None:
         if start is Start.PERHAPS and thinks_by_default(body, model):
             # A constraint that waits for the end of the reasoning needs reasoning that has begun.
-            runs.append((f"{OPEN}\n", True))
+            runs.append((f"{marks.open}\n", True))
             start = Start.INSIDE
         if start is Start.INSIDE:
-            constraint.starts_after = CLOSE
+            constraint.starts_after = marks.close
     request = await generate_request(generator, model, reply_id, body, runs)
     if constraint is not None:
         request.constraint.CopyFrom(constraint)
@@ -94,8 +95,11 @@ def parse_plan(
     request: pb.GenerateRequest,
 ) -> ParsePlan:  # fmt: skip
     """Sets what the parsers need in the request's output options."""
+    marks = REASONING_FORMATS.get(model.reasoning_format, ReasoningFormat())
     special = {token.text for token in model.info.tokenizer.special_tokens}
-    seen = special.intersection(form.markers if form else ()) | (special & {OPEN, CLOSE} if start else set())
+    seen = special.intersection(form.markers if form else ()) | (
+        special & {marks.open, marks.close} if start else set()
+    )
     hidden: tuple[str, ...] = ()
     if seen and body.skip_special_tokens is not False:
         hidden = tuple(sorted(special - seen))
@@ -104,6 +108,7 @@ def parse_plan(
         request.output.token_ids = True
     return ParsePlan(
         reasoning=start,
+        reasoning_format=marks,
         include_reasoning=body.include_reasoning is not False,
         reasoning_end=model.reasoning_end,
         tools=(lambda: form.make(tools.schemas())) if form else None,
@@ -115,17 +120,18 @@ def parse_plan(
 
 def reasoning_start(talk: Conversation, model: ServedModel, runs: list[tuple[str, bool]]) -> Start | None:
     """Where the answer begins; None when the model's text is not split."""
-    if not model.reasoning_format:
+    marks = REASONING_FORMATS.get(model.reasoning_format)
+    if marks is None:
         return None
     if talk.continue_final_message:
         text = "".join(talk.messages[-1]["content"])
-        return Start.INSIDE if text.rfind(OPEN) > text.rfind(CLOSE) else Start.ANSWER
+        return Start.INSIDE if text.rfind(marks.open) > text.rfind(marks.close) else Start.ANSWER
     tail = "".join(text for text, _ in runs[-3:]).rstrip()
-    if tail.endswith(OPEN):
+    if tail.endswith(marks.open):
         return Start.INSIDE
-    if tail.endswith(CLOSE):
+    if tail.endswith(marks.close):
         return Start.ANSWER
-    return Start.INSIDE if model.reasoning_format == "deepseek_r1" else Start.PERHAPS
+    return Start.INSIDE if marks.always else Start.PERHAPS
 
 
 def thinks_by_default(body: ChatRequest, model: ServedModel) -> bool:

@@ -296,7 +296,7 @@ GATEWAY_FLAGS = (
     ),
     Flag(
         name="reasoning-parser",
-        type=Literal["auto", "none", "deepseek_r1", "qwen3"],
+        type=Literal["auto", "none", "deepseek_r1", "qwen3", "mistral"],
         default="auto",
         help="splits reasoning from the answer; auto: detected from the chat template",
     ),

@@ -44,7 +44,7 @@ def inexact(key: str, value: Any) -> str | None:
 def inexact_bound(key: str, value: int | Decimal) -> str | None:
     if key == "multipleOf" and value <= 0:
         return f"must be more than 0, got {shortened(value)}"
-    if abs(value) > MAX_BOUND or not is_exact(value):
+    if not -MAX_BOUND <= value <= MAX_BOUND or not is_exact(value):
         return (
             f"{shortened(value)} cannot be enforced exactly, but numbers of {MAX_DIGITS} digits and integers up to "
             f"{MAX_EXACT_INTEGER} can"

@@ -15,9 +15,9 @@ JSON_TEXT = "%json "  # in a grammar: what follows is a JSON Schema
 COMMENT = "// "
 ANY_TEXT = r"/(.|\n)*/"
 
-# JSON as models write it: at most a blank or two, or one line break and its indentation, which is five levels of four or
-# ten of two. Without a bound a model may write white space until its tokens are used up. Without \u an escaped key
-# cannot pass for another one: the control characters that have no short escape are not written.
+# JSON as models write it: at most a blank or two, or one line break and its indentation (five levels of four, or ten of
+# two). Without a bound a model may write white space until its tokens are used up. Without \u an escaped key cannot
+# pass for another one: the control characters that have no short escape are not written.
 JSON_OPTIONS: dict[str, Any] = {
     "whitespace_pattern": r"[ \t]{1,2}|\r?\n[ \t]{0,20}",
     "json_allowed_escapes": '"\\bfnrt',

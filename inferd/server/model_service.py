@@ -14,7 +14,7 @@ from inferd.request import ConstraintKind
 from inferd.server.call import Call, Handler
 from inferd.server.served_model import ServedModel
 from inferd.server.tasks import tasks_of
-from inferd.server.text_formats import reasoning_format, tool_call_format
+from inferd.server.text_formats import reasoning_format
 from inferd.server.text_pool import TextPool
 from inferd.v1 import common_pb2, inference_pb2, model_pb2
 
@@ -123,7 +123,6 @@ class ModelService:
             template_variables={f"{role}_token": text for role, text, _ in model.tokenizer.special_tokens if role},
             default_sampling=self._default_sampling(),
             reasoning_format=reasoning_format(model.chat_templates),
-            tool_call_format=tool_call_format(model.chat_templates),
             limits=self._limits(),
             constraints=[
                 model_pb2.ConstraintKind.Name(kind) for kind in ConstraintKind if model.capabilities.generates

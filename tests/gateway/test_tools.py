@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import grpc
 import pytest
+from inferd_gateway.templates.renderer import ChatTemplate, Renderer
+from inferd_gateway.tool_detection import detect_tool_format
 
 WEATHER = {
     "type": "function",
@@ -196,6 +199,81 @@ def test_a_strict_tool_is_forced_whole_and_a_refusal_names_it(tool_gateway, daem
 def test_what_cannot_be_is_named(tool_gateway, fields, param):
     response = tool_gateway.chat(**fields)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
+
+
+TURN = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}"
+    "{% for call in message.tool_calls or [] %}CALL{% endfor %}<|im_end|>\n{% endfor %}{{ tools and '' }}"
+)
+JSON_ARGUMENTS = "call.function.arguments | tojson"
+NAME = "{{ call.function.name }}"
+XML = (
+    "{% for key, value in call.function.arguments.items() %}<parameter={{ key }}>\n"
+    "{{ value if value is string else value | tojson }}\n</parameter>\n{% endfor %}"
+)
+PYTHONIC = (
+    f"{{{{ '[' if loop.first else ', ' }}}}{NAME}({{% for key, value in call.function.arguments.items() %}}"
+    "{{ key }}={{ value | tojson }}{{ ', ' if not loop.last }}{% endfor %}){{ ']' if loop.last }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (f'\n<tool_call>\n{{"name": "{NAME}", "arguments": {{{{ {JSON_ARGUMENTS} }}}}}}\n</tool_call>', "hermes"),
+        (f"<tool_call>\n<function={NAME}>\n{XML}</function>\n</tool_call>", "qwen3_xml"),
+        (f"[TOOL_CALLS]{NAME}[ARGS]{{{{ {JSON_ARGUMENTS} }}}}", "mistral"),
+        (f'{{"name": "{NAME}", "parameters": {{{{ {JSON_ARGUMENTS} }}}}}}', "llama3_json"),
+        (
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>" + NAME + "\n```json\n"
+            "{{ call.function.arguments + '' }}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+            "deepseek_v3",
+        ),
+        (PYTHONIC, "pythonic"),
+        # Functionary's: the marker of qwen3_xml, and arguments that its parser loses.
+        (f"<function={NAME}>{{{{ {JSON_ARGUMENTS} }}}}</function>", ""),
+        # GLM's: the marker of hermes.
+        (
+            f"<tool_call>{NAME}\n{{% for key, value in call.function.arguments.items() %}}"
+            "<arg_key>{{ key }}</arg_key>\n"
+            "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>",
+            "",
+        ),
+        (f'<tool_call>{{"name": "{NAME}", "arguments": {{}}}}</tool_call>', ""),
+        (f'<tool_call>{{"name": "{NAME}", "arguments": {{{{ {JSON_ARGUMENTS} }}}}}}</tool_call> and so', ""),
+        ("{{ raise_exception('no calls') }}", ""),
+        ("", ""),
+    ],
+)
+def test_the_form_of_calls_is_found_by_writing_some(call, name):
+    template = ChatTemplate(TURN.replace("CALL", call), ("<|im_start|>", "<|im_end|>"), "auto", ())
+
+    async def detected():
+        renderer = Renderer(workers=1)
+        try:
+            return await detect_tool_format(renderer, template)
+        finally:
+            await renderer.close()
+
+    assert asyncio.run(detected()) == name
+
+
+def test_the_form_is_the_templates_unless_the_operator_names_one(start_gateway, daemon):
+    written = f'<tool_call>\n{{"name": "{NAME}", "arguments": {{{{ {JSON_ARGUMENTS} }}}}}}\n</tool_call>'
+    daemon.template = TURN.replace("CALL", written)
+    daemon.reply = CALLS
+    message = start_gateway().chat(tools=TOOLS).json()["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather", "clock"]
+    assert start_gateway(tool_call_parser="none").chat(tools=TOOLS).status_code == 400
+    assert (
+        start_gateway(tool_call_parser="mistral").chat(tools=TOOLS).json()["choices"][0]["message"]["content"] == CALLS
+    )
+
+
+def test_mistral_reasons_in_marks_of_its_own(start_gateway, daemon):
+    daemon.reply = "[THINK]Well.[/THINK]Yes."
+    message = start_gateway(reasoning_parser="mistral").chat().json()["choices"][0]["message"]
+    assert (message["reasoning"], message["content"]) == ("Well.", "Yes.")
 
 
 def test_tokenize_counts_the_tools(tool_gateway):

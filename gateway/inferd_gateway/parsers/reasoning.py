@@ -1,15 +1,33 @@
-"""`<think>...</think>` before the answer: DeepSeek R1, Qwen3 and what was made after them."""
+"""`<think>...</think>` before the answer, from DeepSeek R1 and Qwen3 on; `[THINK]...[/THINK]` of Mistral's models."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
+from types import MappingProxyType
 
 from inferd_gateway.parsers.json_scan import skip
 from inferd_gateway.parsers.marks import Marks
 from inferd_gateway.parsers.pieces import Content, Piece, Reasoning
 
-OPEN, CLOSE = "<think>", "</think>"
-CLOSING = Marks([CLOSE])
+
+@dataclass(frozen=True)
+class ReasoningFormat:
+    """always: the model reasons, whether or not its prompt or its text opens the reasoning."""
+
+    open: str = "<think>"
+    close: str = "</think>"
+    always: bool = False
+
+
+REASONING_FORMATS: Mapping[str, ReasoningFormat] = MappingProxyType(
+    {
+        "deepseek_r1": ReasoningFormat(always=True),
+        "qwen3": ReasoningFormat(),
+        "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
+    }
+)
 
 
 class Start(Enum):
@@ -30,7 +48,8 @@ class State(Enum):
 class ReasoningSplitter:
     """White space around the reasoning belongs to nobody. An answer without any reasoning passes as it is."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: Start, marks: ReasoningFormat = REASONING_FORMATS["qwen3"]) -> None:
+        self._opening, self._closing = marks.open, Marks([marks.close])
         self.reasoned = start is Start.INSIDE
         self._state = State.ANSWER if start is Start.ANSWER else State.BEGIN
         self._held = ""  # perhaps the start of a mark
@@ -62,13 +81,13 @@ class ReasoningSplitter:
         start = skip(text, 0)
         self._blank.append(text[:start])
         text = text[start:]
-        if OPEN.startswith(text):
+        if self._opening.startswith(text):
             self._held = text
-            if text != OPEN:
+            if text != self._opening:
                 return ""
-            text, self._held = OPEN, ""
-        if text.startswith(OPEN):
-            self.reasoned, text = True, text[len(OPEN) :]
+            self._held = ""
+        if text.startswith(self._opening):
+            self.reasoned, text = True, text[len(self._opening) :]
         elif not self.reasoned:
             text = "".join([*self._blank, text])
         self._blank.clear()
@@ -78,7 +97,7 @@ class ReasoningSplitter:
     def _reason(self, text: str, pieces: list[Piece]) -> str:
         """What follows the close."""
         text = self._held + text
-        start, end = CLOSING.find(text, 0)
+        start, end = self._closing.find(text, 0)
         self._held = text[start:] if start == end else ""
         inside = text[:start] if self._spoken else text[:start].lstrip()
         body = inside.rstrip()

@@ -83,4 +83,3 @@ FORMATS: Mapping[str, ToolFormat] = MappingProxyType(
     }
 )
 PLAIN = ToolFormat(lambda _: JsonListParser(), Frame('{"name": NAME, "parameters": ', "}", ", ", "[", "]"))
-REASONING_FORMATS = ("deepseek_r1", "qwen3")
