@@ -129,20 +129,16 @@ class Parser:
     def _repeated(self, part: Part, repeat: str) -> Part:
         if repeat in ("*", "+", "?"):
             return Part(part.text, part.characters, part.pattern, repeat)
-        low, _, high = repeat.strip("{}").partition(",")
-        least, most = self._count(low), self._count(high or low)
+        low, high = (digits and (digits.lstrip("0") or "0") for digits in repeat.strip("{}").partition(",")[::2])
+        for digits in (low, high):
+            if len(digits) > len(str(MAX_REPEAT)) or int(digits or 0) > MAX_REPEAT:  # int() refuses thousands of digits
+                raise self._error(f"a repetition of {shortened(digits)} is more than {MAX_REPEAT}")
+        least, most = int(low), int(high or low)
         if most < least:
             raise self._error(f"the repetition {repeat} is empty")
         if most == 0 and repeat != "{0,}":
             return Part('""')  # the library has no repetition that never happens
         return Part(part.text, part.characters, part.pattern, repeat)
-
-    def _count(self, digits: str) -> int:
-        """Compared by its length first: int() refuses thousands of digits."""
-        number = digits.lstrip("0") or "0"
-        if len(number) > len(str(MAX_REPEAT)) or int(number) > MAX_REPEAT:
-            raise self._error(f"a repetition of {shortened(number)} is more than {MAX_REPEAT}")
-        return int(number)
 
     def _atom(self, kind: str, text: str) -> Part:
         if kind == "name":
