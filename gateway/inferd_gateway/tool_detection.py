@@ -105,7 +105,10 @@ async def render(renderer: Renderer, template: ChatTemplate, messages: list[dict
 
 
 def reads(name: str, written: str, calls: Calls, special_tokens: Sequence[str]) -> bool:
-    """Whether the parser finds these calls and, beside control tokens, nothing else."""
+    """Whether the parser finds these calls and, beside control tokens, nothing else. Bare JSON is only Llama's form with
+    Llama's word in it: other templates write the calls of earlier turns as JSON and ask for something else."""
+    if name == "llama3_json" and '"parameters"' not in written:
+        return False
     content, found = read(FORMATS[name].make(PARAMETERS), written)
     for token in sorted(special_tokens, key=len, reverse=True):
         content = content.replace(token, "")

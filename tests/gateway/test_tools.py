@@ -239,6 +239,8 @@ PYTHONIC = (
             "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>",
             "",
         ),
+        # Phi's, which asks for functools[...] and writes this.
+        (f'{{"name": "{NAME}", "arguments": {{{{ {JSON_ARGUMENTS} }}}}}}', ""),
         (f'<tool_call>{{"name": "{NAME}", "arguments": {{}}}}</tool_call>', ""),
         (f'<tool_call>{{"name": "{NAME}", "arguments": {{{{ {JSON_ARGUMENTS} }}}}}}</tool_call> and so', ""),
         ("{{ raise_exception('no calls') }}", ""),
