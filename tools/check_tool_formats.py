@@ -1,6 +1,7 @@
 """Which form of tool calls the gateway finds in public chat templates: `make tool-formats-check`.
 
-The templates are those of check_templates, or those of folders that are named. Per template: the form that was found, and for one that writes calls which no parser reads, how they look.
+The templates are those of check_templates, or those of folders that are named. Per template: the form that was found,
+and for one that writes calls which no parser reads, how they look.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any
 
 from inferd_gateway.errors import ApiError
 from inferd_gateway.parsers.pieces import Arguments, CallStart, Content, Parser
+from inferd_gateway.parsers.reasoning import REASONING_FORMATS
 from inferd_gateway.parsers.registry import FORMATS
 from inferd_gateway.templates.renderer import ChatTemplate, Conversation, Renderer
 
@@ -105,12 +106,14 @@ async def render(renderer: Renderer, template: ChatTemplate, messages: list[dict
 
 
 def reads(name: str, written: str, calls: Calls, special_tokens: Sequence[str]) -> bool:
-    """Whether the parser finds these calls and, beside control tokens, nothing else. Bare JSON is only Llama's form with
+    """Whether the parser finds these calls and, beside control tokens and marks of
+    reasoning, nothing else. Bare JSON is only Llama's form with
     Llama's word in it: other templates write the calls of earlier turns as JSON and ask for something else."""
     if name == "llama3_json" and '"parameters"' not in written:
         return False
     content, found = read(FORMATS[name].make(PARAMETERS), written)
-    for token in sorted(special_tokens, key=len, reverse=True):
+    no_reasoning = [mark for form in REASONING_FORMATS.values() for mark in (form.open, form.close)]
+    for token in sorted([*special_tokens, *no_reasoning], key=len, reverse=True):
         content = content.replace(token, "")
     return not content.strip() and found == list(calls)
 
