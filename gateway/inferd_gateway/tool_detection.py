@@ -39,6 +39,7 @@ TOOLS = [
 QUESTION = {"role": "user", "content": "Look it up."}
 ANSWER = "It is so and so."
 NO_MARK = " \t\r\n>]"  # what may stand before a mark; a mark itself holds none of them but at its end
+RENDER_S = 30.0  # the pool may have to start a process first
 
 
 class NotWritten(Exception):
@@ -47,27 +48,21 @@ class NotWritten(Exception):
 
 async def detect_tool_format(renderer: Renderer, template: ChatTemplate) -> str:
     """The name of the format (parsers.registry); '' when none is certain."""
-    for as_text in (False, True):  # a few templates want the arguments as JSON text
-        try:
-            written = await write_calls(renderer, template, ONE, as_text=as_text)
-        except NotWritten:
-            continue
-        names = [name for name in CANDIDATES if reads(name, written, ONE, template.special_tokens)]
-        if names:
-            return await that_reads_more(renderer, template, names, as_text=as_text)
-    return ""
-
-
-async def that_reads_more(renderer: Renderer, template: ChatTemplate, names: list[str], *, as_text: bool) -> str:
-    """The first of the formats that reads two calls in one turn as well, where the template takes them."""
     try:
-        written = await write_calls(renderer, template, TWO, as_text=as_text)
+        written = await write_calls(renderer, template, ONE)
     except NotWritten:
+        return ""
+    names = [name for name in CANDIDATES if reads(name, written, ONE, template.special_tokens)]
+    if not names:
+        return ""
+    try:
+        written = await write_calls(renderer, template, TWO)
+    except NotWritten:  # a template may take one call in a turn only
         return names[0]
     return next((name for name in names if reads(name, written, TWO, template.special_tokens)), "")
 
 
-async def write_calls(renderer: Renderer, template: ChatTemplate, calls: Calls, *, as_text: bool) -> str:
+async def write_calls(renderer: Renderer, template: ChatTemplate, calls: Calls) -> str:
     """The assistant's turn with these calls, in the template's own words. Raises NotWritten."""
     turn = {
         "role": "assistant",
@@ -76,7 +71,7 @@ async def write_calls(renderer: Renderer, template: ChatTemplate, calls: Calls, 
             {
                 "type": "function",
                 "id": f"call{index:05d}",  # nine letters and digits, as Mistral's templates demand
-                "function": {"name": name, "arguments": json.dumps(arguments) if as_text else dict(arguments)},
+                "function": {"name": name, "arguments": dict(arguments)},
             }
             for index, (name, arguments) in enumerate(calls)
         ],
@@ -100,8 +95,8 @@ async def render(renderer: Renderer, template: ChatTemplate, messages: list[dict
         messages=messages, kwargs={}, tools=TOOLS, add_generation_prompt=False, continue_final_message=False
     )
     try:
-        return "".join(text for text, _ in await renderer.render(template, conversation))
-    except ApiError as error:
+        return "".join(text for text, _ in await renderer.render(template, conversation, RENDER_S))
+    except (ApiError, TimeoutError) as error:
         raise NotWritten from error
 
 
