@@ -169,6 +169,7 @@ def from_rpc(error: grpc.aio.AioRpcError, fields: Mapping[str, str], *, client_d
     if row.retry:
         wait = 1.0 if found.retry_after_s is None else found.retry_after_s
         headers["retry-after"] = str(max(1, math.ceil(wait)))
+        headers["retry-after-ms"] = str(math.ceil(wait * 1000))  # whole seconds are coarse; OpenAI's clients read this
     if row.code == "model_not_found":
         param = "model"
     return ApiError(

@@ -26,7 +26,7 @@ TRACE_PARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}"
 BODY_IDLE_S = 30.0
 API_VERSION = "2020-10-01"
 CORS_HEADERS = "authorization, content-type, x-request-id, x-request-timeout-ms, openai-organization, openai-project"
-EXPOSED_HEADERS = "x-request-id, openai-processing-ms, x-inferd-ignored-params, retry-after"
+EXPOSED_HEADERS = "x-request-id, openai-processing-ms, x-inferd-ignored-params, retry-after, retry-after-ms"
 log = logging.getLogger("inferd_gateway.access")
 
 

@@ -1,60 +1,165 @@
-"""Who gets in: a bounded number of live choices, and for the rest a time to come back at."""
+"""Who gets in: a bounded number of live choices, and for the rest a time to come back at, at which a place is free."""
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from inferd.errors import QueueFull
+from inferd.front.service_rate import ServiceRate
+from inferd.request import Request
 
-RATE_WINDOW_S = 30.0
-RATE_SAMPLES = 256
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 60.0
+MIN_GRACE_S = 1.5  # HTTP names whole seconds, so many come up to one late
+GRACE_SHARE = 0.25
+MIN_SHOW_SHARE = 0.1  # of refused callers who come back; never none, lest the first of them find nothing
+SHOW_WEIGHT = 1 / 32
+MAX_BOOKINGS = 100_000
+
+
+@dataclass(eq=False, slots=True)
+class Booking:
+    """A place promised to a refused caller. Times are the admission clock's."""
+
+    choices: int
+    due: float
+    kept: bool = False
+
+
+class Bookings:
+    """Promised places, by what their callers asked for: who comes back asks for the same."""
+
+    def __init__(self) -> None:
+        self.choices = 0
+        self._by_wish: dict[int, list[Booking]] = {}
+        self._expiries: list[tuple[float, int, int, Booking]] = []  # (when, number, wish, booking), a heap
+        self._number = 0
+        self._show_share = 1.0
+
+    def __len__(self) -> int:
+        return len(self._expiries)
+
+    @property
+    def expected(self) -> float:
+        """Choices that will be claimed, as far as those before tell."""
+        return self.choices * max(self._show_share, MIN_SHOW_SHARE)
+
+    def forget_late(self, now: float) -> None:
+        while self._expiries and (self._expiries[0][3].kept or self._expiries[0][0] < now):
+            _, _, wish, booking = heapq.heappop(self._expiries)
+            if not booking.kept:
+                self._remove(wish, booking)
+                self._show_share -= self._show_share * SHOW_WEIGHT
+
+    def find(self, wish: int) -> Booking | None:
+        """The first of those who asked for this."""
+        return next(iter(self._by_wish.get(wish, ())), None)
+
+    def add(self, wish: int, choices: int, now: float, delay: float) -> None:
+        if len(self._expiries) >= MAX_BOOKINGS:
+            return
+        booking = Booking(choices, now + delay)
+        self._by_wish.setdefault(wish, []).append(booking)
+        self.choices += choices
+        self._number += 1
+        expiry = booking.due + max(MIN_GRACE_S, GRACE_SHARE * delay)
+        heapq.heappush(self._expiries, (expiry, self._number, wish, booking))
+
+    def claim(self, wish: int, booking: Booking) -> None:
+        """Its caller has come back."""
+        self._remove(wish, booking)
+        booking.kept = True
+        self._show_share += (1 - self._show_share) * SHOW_WEIGHT
+
+    def _remove(self, wish: int, booking: Booking) -> None:
+        self.choices -= booking.choices
+        self._by_wish[wish].remove(booking)
+        if not self._by_wish[wish]:
+            del self._by_wish[wish]
 
 
 class Admission:
     """Counts live choices, running and waiting, against max_num_seqs + max_waiting.
 
-    A refused caller is given the next free slot of a virtual queue that drains at the measured service rate, so that
-    those refused together do not come back together.
+    A refused caller is given a place in a virtual queue behind those who were refused before, and the time at which
+    that place will be free. Half of the waiting places are kept for those who come back, as far as they do: a caller
+    who was refused comes before one who is new, and finds room though the estimate was a little short.
     """
 
-    def __init__(self, capacity: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.capacity = capacity
+    def __init__(self, seats: int, waiting: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """seats: choices that run at once; waiting: further ones that may be here."""
+        self.capacity = seats + waiting
         self.live = 0
+        self._reserve = waiting // 2
         self._clock = clock
-        self._finished: deque[float] = deque(maxlen=RATE_SAMPLES)
-        self._next_slot = 0.0
+        self._rate = ServiceRate(seats)
+        self._bookings = Bookings()
+        self._admitted: dict[int, float] = {}  # request key -> when
 
-    def has_room(self, choices: int) -> bool:
-        """Whether admit() would let these in."""
-        return self.live + choices <= self.capacity
-
-    def admit(self, choices: int) -> None:
-        """Take `choices` places, or raise QueueFull with a retry time."""
-        if not self.has_room(choices):
-            raise QueueFull(
-                f"{self.live} choices are running or waiting, {choices} more would exceed the limit of {self.capacity}",
-                retry_after_s=self.retry_after(),
-            )
-        self.live += choices
-
-    def release(self, choices: int) -> None:
-        self.live -= choices
-        self._finished.append(self._clock())
-
+    @property
     def service_rate(self) -> float:
-        """Requests finished per second over the last half minute; 1 while there is nothing to measure."""
-        now = self._clock()
-        while self._finished and self._finished[0] < now - RATE_WINDOW_S:
-            self._finished.popleft()
-        if len(self._finished) < 2:
-            return 1.0
-        return len(self._finished) / max(now - self._finished[0], 1e-3)
+        """Choices per second that promises are reckoned with."""
+        return self._rate.per_second()
 
-    def retry_after(self) -> float:
-        """Seconds until the next free slot of the virtual queue, which this call takes."""
+    @property
+    def promised(self) -> int:
+        """Choices of refused callers who may still come back."""
+        return self._bookings.choices
+
+    def has_room(self, request: Request) -> bool:
+        """Whether admit() would let it in."""
+        self._bookings.forget_late(self._clock())
+        return self._fits(request, self._booking_of(request) is not None)
+
+    def admit(self, request: Request) -> None:
+        """Take a place for each choice, or raise QueueFull with a retry time."""
+        now, count = self._clock(), request.num_choices
+        self._bookings.forget_late(now)
+        booking = self._booking_of(request)
+        if not self._fits(request, booking is not None):
+            raise QueueFull(
+                f"{self.live} choices are running or waiting, {count} more would exceed the limit of {self.capacity}",
+                retry_after_s=self.retry_after(request),
+            )
+        if booking is not None:
+            self._bookings.claim(wish_of(request), booking)
+        self._rate.note(now, self.live)
+        self.live += count
+        self._admitted[request.key] = now
+
+    def release(self, request: Request) -> None:
         now = self._clock()
-        self._next_slot = min(max(self._next_slot, now) + 1.0 / self.service_rate(), now + MAX_RETRY_S)
-        return max(self._next_slot - now, MIN_RETRY_S)
+        self._rate.note(now, self.live, ended=request.num_choices)
+        self._rate.note_stay(now - self._admitted.pop(request.key), self.live)
+        self.live -= request.num_choices
+
+    def retry_after(self, request: Request) -> float:
+        """Seconds until there is a place for a request that was refused, which is promised to it."""
+        now, wish = self._clock(), wish_of(request)
+        booking = self._bookings.find(wish)
+        if booking is not None and booking.due > now:
+            return max(booking.due - now, MIN_RETRY_S)  # too early: what was promised holds
+        ahead = self.live + request.num_choices - (self.capacity - self._reserve)
+        if booking is not None:
+            self._bookings.claim(wish, booking)  # in time, but the estimate was short
+            needed = float(ahead)
+        else:
+            needed = ahead + self._bookings.expected
+        self._rate.note(now, self.live)
+        delay = min(max(max(needed, 1.0) / self._rate.per_second(), MIN_RETRY_S), MAX_RETRY_S)
+        self._bookings.add(wish, request.num_choices, now, delay)
+        return delay
+
+    def _booking_of(self, request: Request) -> Booking | None:
+        return self._bookings.find(wish_of(request)) if self._bookings.choices else None
+
+    def _fits(self, request: Request, is_booked: bool) -> bool:
+        kept = 0.0 if is_booked else min(self._bookings.expected, self._reserve)
+        return self.live + request.num_choices <= self.capacity - kept
+
+
+def wish_of(request: Request) -> int:
+    """The same for a request that is made again, whatever its id: no client has to say that it comes back."""
+    return hash((tuple(request.prompt_token_ids), request.num_choices, request.stop.max_tokens))

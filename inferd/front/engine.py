@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 
 from inferd.config import SchedulerConfig
 from inferd.errors import EngineDead, InferdError
@@ -25,7 +26,7 @@ class FrontEngine:
     """The listener of an EngineClient. Everything runs on one event loop; nothing here blocks."""
 
     def __init__(self, scheduler: SchedulerConfig, metrics: FrontMetrics) -> None:
-        self.admission = Admission(scheduler.max_num_seqs + scheduler.max_waiting)
+        self.admission = Admission(scheduler.max_num_seqs, scheduler.max_waiting)
         self.metrics = metrics
         self.ready: Ready | None = None  # of the core of the moment
         self.gate = Gate()
@@ -67,13 +68,13 @@ class FrontEngine:
         self.check_serving()
         self.live.check_id(request.request_id)
         try:
-            self.admission.admit(request.num_choices)
+            self.admission.admit(request)
         except InferdError:
             self.metrics.rejected_requests += 1
             raise
         assert self.core.send is not None
         self.metrics.on_admitted(len(request.prompt_token_ids))
-        tracker = Tracker(request, self.core.send, self.metrics, self.admission.retry_after)
+        tracker = Tracker(request, self.core.send, self.metrics, partial(self.admission.retry_after, request))
         self.live.add(tracker)
         tracker.submit()
         return Generation(tracker, output, tokenizer, self.metrics, self._forget)
@@ -125,4 +126,4 @@ class FrontEngine:
 
     def _forget(self, tracker: Tracker) -> None:
         self.live.remove(tracker)
-        self.admission.release(tracker.request.num_choices)
+        self.admission.release(tracker.request)

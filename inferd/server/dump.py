@@ -44,7 +44,8 @@ def describe_server(front: FrontEngine, model_name: str) -> dict[str, object]:
         "engine_restarts": metrics.engine_restarts,
         "live_choices": front.admission.live,
         "capacity_choices": front.admission.capacity,
-        "service_rate": round(front.admission.service_rate(), 3),
+        "promised_choices": front.admission.promised,
+        "service_rate": round(front.admission.service_rate, 3),
         "finished": metrics.finished,
         "stats": msgspec.structs.asdict(metrics.stats) if metrics.stats else None,
     }

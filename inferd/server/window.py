@@ -49,7 +49,7 @@ class Window:
                 self._freed = asyncio.Event()
 
     async def _admitted(self, request: Request) -> Generation:
-        while self._live and not self._front.admission.has_room(1):
+        while self._live and not self._front.admission.has_room(request):
             await self._freed.wait()
         generation = self._front.generate(request, FINAL, self._tokenizer)
         self._live += 1

@@ -17,6 +17,7 @@ from inferd.errors import DOMAIN, InferdError
 from inferd.front.admission import Admission
 from inferd.server.status import item_error, status_code, status_trailers
 from inferd.testing.error_contract import CONTRACT
+from inferd.testing.requests import make_request
 
 RETRY_S = 7.2
 
@@ -109,18 +110,20 @@ def test_internal_errors_say_nothing_of_the_inside() -> None:
 
 
 def test_a_retry_time_is_the_measured_rate() -> None:
-    """Ten requests a second finish: a refused caller comes back after a tenth of one, the next a tenth later."""
+    """Nine requests a second are sure to finish: a refused caller comes back after a ninth, the next a ninth later."""
     now = 100.0
-    admission = Admission(1, lambda: now)
-    for _ in range(11):
-        admission.admit(1)
+    admission = Admission(1, 0, lambda: now)
+    for key in range(11):
+        request = make_request(key, [key])
+        admission.admit(request)
         now += 0.1
-        admission.release(1)
-    admission.admit(1)
+        admission.release(request)
+    admission.admit(make_request(11, [11]))
     waits = []
-    for _ in range(3):
+    for key in range(12, 15):
         with pytest.raises(errors.QueueFull) as refused:
-            admission.admit(1)
+            admission.admit(make_request(key, [key]))
         waits.append(refused.value.retry_after_s)
-    assert waits == pytest.approx([0.1, 0.2, 0.3], rel=0.1)
-    assert from_rpc(raised(refused.value), {}).headers["retry-after"] == "1"
+    assert waits == pytest.approx([1 / 9, 2 / 9, 3 / 9], rel=0.01)
+    headers = from_rpc(raised(refused.value), {}).headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("1", "333")
