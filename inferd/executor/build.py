@@ -168,8 +168,14 @@ def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
     limits, cache = config.scheduler, config.cache
     if model.device.type != "cuda" or cache.num_blocks is not None or cache.memory_bytes is not None:
         tokens, rows, share = limits.max_num_batched_tokens, limits.max_num_seqs, model.shard.share
-        return step_bytes(model.spec, tokens, rows, model.dtype.itemsize, share)
+        return step_bytes(model.spec, tokens, rows, model.dtype.itemsize, share) + attention_scratch(model)
     return measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
+
+
+def attention_scratch(model: LoadedModel) -> int:
+    """What the backend's attention keeps to work in, beside the activations."""
+    mixers = [model.spec.layers[index].mixer for index in model.shard.layers]
+    return max(model.ops.attention_bytes(each.num_heads, each.num_kv_heads, each.head_dim) for each in mixers)
 
 
 def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
