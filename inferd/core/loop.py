@@ -116,6 +116,7 @@ class EngineLoop:
                 return inbox.get(timeout=SETTLE_AFTER_IDLE_S)
             except Empty:
                 self._scheduler.check()
+                self._executor.give_back([])
                 return_freed_memory()
                 self._settled = True
         while True:

@@ -54,7 +54,8 @@ class Executor(Protocol):
         """submit and collect, for callers with one step at a time."""
 
     def give_back(self, blocks: list[tuple[int, int]]) -> None:
-        """Blocks [first, end) hold nothing: their memory goes back to the system, before any later plan."""
+        """Blocks [first, end) hold nothing: their memory goes back to the system, before any later plan; with it what
+        steps keep to work in."""
 
     def watch(self, on_death: Callable[[ExecutorDead], None]) -> None:
         """Call on_death, from whatever thread, when a worker dies that has nothing to do."""

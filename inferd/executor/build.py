@@ -16,6 +16,7 @@ from inferd_kernels.host import usable_processors
 from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
+from inferd.blocks.attention import AttentionSpec
 from inferd.blocks.caches import Cache, CacheNeed
 from inferd.blocks.parameters import WHOLE
 from inferd.checkpoint import Checkpoint
@@ -23,12 +24,19 @@ from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
 from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
-from inferd.executor.decode_graphs import DecodeGraphs
+from inferd.executor.decode_graphs import GRAPH_BYTES, DecodeGraphs, num_graphs
 from inferd.executor.device_worker import DeviceWorker
 from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
 from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.memory import cache_budget, step_bytes
-from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks, warm_up_plans
+from inferd.executor.rehearsal import (
+    decode_plan,
+    largest_plan,
+    max_decodes,
+    measure_step,
+    num_blocks,
+    warm_up_plans,
+)
 from inferd.executor.worker import Worker
 from inferd.models.loader import Loader
 from inferd.models.model import Model, ModelWeights
@@ -68,6 +76,15 @@ class LoadedModel:
     bytes_read: int
 
     @property
+    def looks_ahead(self) -> bool:
+        """Whether the ops wait for nothing: Triton's do."""
+        return self.ops.backends["sample"] == "triton"
+
+    @property
+    def replays_graphs(self) -> bool:
+        return self.looks_ahead and self.device.type == "cuda" and self.context.placement.world_size == 1
+
+    @property
     def cache_needs(self) -> tuple[CacheNeed | None, ...]:
         """Of this rank's layers."""
         share = self.shard.share
@@ -86,7 +103,7 @@ def build_local_executor(
     progress("cache", 0.0)
     plan = plan_kv(spec, config, [kv_room(model, config)])
     executor: LocalExecutor | DeviceExecutor
-    if model.ops.backends["sample"] == "triton":
+    if model.looks_ahead:
         if config.scheduler.speculative is not None:
             raise StartupError("speculative-config: a GPU's steps look ahead instead of checking drafts")
         device_worker = build_device_worker(model, plan, config.scheduler)
@@ -168,8 +185,25 @@ def working_bytes(model: LoadedModel, config: EngineConfig) -> int:
     limits, cache = config.scheduler, config.cache
     if model.device.type != "cuda" or cache.num_blocks is not None or cache.memory_bytes is not None:
         tokens, rows, share = limits.max_num_batched_tokens, limits.max_num_seqs, model.shard.share
-        return step_bytes(model.spec, tokens, rows, model.dtype.itemsize, share)
-    return measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
+        return step_bytes(model.spec, tokens, rows, model.dtype.itemsize, share) + attention_scratch(model)
+    step = measure_step(model.device, rehearsal(model, config), lambda plan: rehearse(model, config, plan))
+    return step + (graph_bytes(model, config) if model.replays_graphs else 0)
+
+
+def graph_bytes(model: LoadedModel, config: EngineConfig) -> int:
+    """What capturing the decode steps will take and keep: they are captured once the KV pool is there."""
+    limits, context = config.scheduler, requested_context(model.spec, config.model.max_model_len)
+    plan = decode_plan(limits, context, config.cache.block_size)
+    shared = measure_step(model.device, plan, lambda plan: rehearse(model, config, plan))
+    return shared + num_graphs(max_decodes(limits), context) * GRAPH_BYTES
+
+
+def attention_scratch(model: LoadedModel) -> int:
+    """What the backend's attention keeps to work in, beside the activations."""
+    mixers = [model.spec.layers[index].mixer for index in model.shard.layers]
+    paged = [each for each in mixers if isinstance(each, AttentionSpec)]
+    sizes = {(each.num_heads, each.num_kv_heads, each.head_dim) for each in paged}
+    return max((model.ops.attention_bytes(*each) for each in sizes), default=0)
 
 
 def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
@@ -192,13 +226,19 @@ def build_worker(model: LoadedModel, num_blocks: int, block_size: int) -> Worker
 def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerConfig) -> DeviceWorker:
     """Like build_worker, for ops that wait for nothing; on CUDA decode steps are captured, others tried."""
     decoder = build_model(model, plan.num_blocks, plan.block_size)
-    max_rows = min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-    graphs = DecodeGraphs(decoder, max_rows, plan.max_context, plan.block_size, model.device)
+    graphs = DecodeGraphs(decoder, max_decodes(scheduler), plan.max_context, plan.block_size, model.device)
     worker = DeviceWorker(decoder, plan.block_size, model.device, graphs)
-    if model.device.type == "cuda":
+    if model.device.type != "cuda":
+        return worker
+    try:
         graphs.capture()
         for step in warm_up_plans(scheduler, plan.max_context, plan.block_size):
             worker.finish(worker.launch(step))
+    except torch.OutOfMemoryError:
+        raise StartupError(
+            f"{model.device} has too little memory beside the KV cache: lower --gpu-memory-utilization, or "
+            f"--kv-cache-memory-bytes and --num-kv-blocks where they are set"
+        ) from None
     return worker
 
 

@@ -19,6 +19,7 @@ from inferd_kernels.ops import PagedBatch
 
 from inferd.models.model import Model
 
+GRAPH_BYTES = 25 << 20  # of a captured graph beside what it computes in, which all share: an estimate
 SHORTEST_CONTEXT = 2048  # tokens; the first bound, each next one four times as long
 
 
@@ -124,6 +125,10 @@ class DecodeGraphs:
             max_seq_len=context,
         )
         return Bucket(buffers.ids[:rows], batch)
+
+
+def num_graphs(max_rows: int, max_context: int) -> int:
+    return len(row_buckets(max_rows)) * len(context_buckets(max_context))
 
 
 def row_buckets(most: int) -> list[int]:

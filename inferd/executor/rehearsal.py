@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import msgspec
 import torch
 
 from inferd.config import SchedulerConfig
@@ -22,19 +23,47 @@ EDITED = SamplingParams(repetition_penalty=1.1, logit_bias=((0, 1.0),), allowed_
 
 
 def largest_plan(limits: SchedulerConfig, context: int, block_size: int, has_head: bool = True) -> StepPlan:
-    """As many prompts as run at once, of as many tokens as one step takes, each drawing a token if the model can.
+    """As many sequences as run at once, of as many tokens as one step takes: prompts, as few as have these tokens, and
+    beside them decodes at the end of the longest context, which cut their attention into the most parts. Each draws a
+    token if the model can.
 
-    All of them write the same blocks 0, 1, ..: what they compute means nothing.
+    All of them use the same blocks 0, 1, ..: what they compute means nothing.
     """
-    num_seqs = min(limits.max_num_seqs, limits.max_num_batched_tokens)
-    short, longer = divmod(min(limits.max_num_batched_tokens, num_seqs * context), num_seqs)
+    num_seqs = max_decodes(limits)
+    left = min(limits.max_num_batched_tokens, num_seqs * context) - num_seqs  # beyond a token each
     items, new = [], []
     for seq_id in range(num_seqs):
-        length = short + (seq_id < longer)
-        blocks = list(range(-(-length // block_size)))
-        items.append(PlanItem(seq_id, 0, [0] * length, [], (0,) if has_head else ()))
-        new.append(NewSequence(seq_id, blocks, SAMPLING, LOGPROBS, None, [], 0, 0, ()))
+        length = 1 + min(left, context - 1)
+        left -= length - 1
+        choices = (0,) if has_head else ()
+        item, sequence = _prompt(seq_id, length, block_size) if length > 1 else _decode(seq_id, context, block_size)
+        items.append(msgspec.structs.replace(item, choices=choices))
+        new.append(sequence)
     return StepPlan(0, items, new)
+
+
+def decode_plan(limits: SchedulerConfig, context: int, block_size: int) -> StepPlan:
+    """The forward pass of the largest step of decodes, as a graph holds it: nothing is drawn."""
+    rows = [_decode(seq_id, context, block_size) for seq_id in range(max_decodes(limits))]
+    return StepPlan(0, [item for item, _ in rows], [sequence for _, sequence in rows])
+
+
+def max_decodes(limits: SchedulerConfig) -> int:
+    return min(limits.max_num_seqs, limits.max_num_batched_tokens)
+
+
+def _prompt(seq_id: int, length: int, block_size: int) -> tuple[PlanItem, NewSequence]:
+    blocks = list(range(-(-length // block_size)))
+    return PlanItem(seq_id, 0, [0] * length, [], ()), _rehearsed(seq_id, blocks)
+
+
+def _decode(seq_id: int, context: int, block_size: int) -> tuple[PlanItem, NewSequence]:
+    """The last token of a context that lies in one block, over and over."""
+    return PlanItem(seq_id, context - 1, [0], [], ()), _rehearsed(seq_id, [0] * -(-context // block_size))
+
+
+def _rehearsed(seq_id: int, blocks: list[int]) -> NewSequence:
+    return NewSequence(seq_id, blocks, SAMPLING, LOGPROBS, None, [], 0, 0, ())
 
 
 def warm_up_plans(limits: SchedulerConfig, context: int, block_size: int) -> Iterator[StepPlan]:
@@ -67,7 +96,7 @@ def _sequence(seq_id: int, length: int, block_size: int, sampling: SamplingParam
 
 
 def num_blocks(plan: StepPlan) -> int:
-    return max(len(new.block_ids) for new in plan.new)
+    return max(block for new in plan.new for block in new.block_ids) + 1
 
 
 def measure_step(device: torch.device, plan: StepPlan, execute: Callable[[StepPlan], object]) -> int:

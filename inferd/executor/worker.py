@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from inferd.allocator import drop_pages
+from inferd.allocator import drop_pages, return_freed_memory
 from inferd.executor.batch import ForwardBatch, build_batch
 from inferd.executor.memory import rows_per_slice
 from inferd.executor.pooling import float32_bytes
@@ -64,7 +64,10 @@ class Worker:
         return StepResult(plan.step, results, time.perf_counter() - started)
 
     def give_back(self, blocks: list[tuple[int, int]]) -> None:
-        """Return the memory of blocks [first, end) to the system, in every layer; what they held is lost."""
+        """Return the memory of blocks [first, end) to the system, in every layer, and what steps keep to work in; what
+        the blocks held is lost."""
+        self._decoder.ops.release()
+        return_freed_memory()
         for cache in self._decoder.caches:
             for tensor in () if cache is None else cache.tensors:
                 size = tensor.stride(0) * tensor.element_size()

@@ -108,6 +108,15 @@ class Ops:
         """
         return torch.empty(shape, dtype=dtype, device=device)
 
+    # Memory to work in
+
+    def attention_bytes(self, heads: int, kv_heads: int, head_dim: int) -> int:
+        """The most memory that paged_attention keeps to work in, beside its operands and result. Here: none."""
+        return 0
+
+    def release(self) -> None:
+        """Give back what ops keep to work in; the next ones take it again."""
+
     # Matrices and rows
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -4,36 +4,76 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 import torch
 
 from inferd.checkpoint import open_checkpoint
-from inferd.config import EngineConfig, SchedulerConfig
+from inferd.config import CacheConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
-from inferd.executor.build import load_model, rehearsal, rehearse, working_bytes
+from inferd.executor import build
+from inferd.executor.build import LoadedModel, load_model, rehearsal, rehearse, working_bytes
+from inferd.executor.decode_graphs import GRAPH_BYTES
 from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
 from inferd.models.registry import check_checkpoint
+from inferd.parallel.context import ParallelContext
+from inferd.parallel.placement import Placement
 from inferd.step import StepPlan
 
 CUDA = torch.device("cuda", 1)
 
 
 @pytest.mark.parametrize(
-    ("limits", "lengths"),
+    ("limits", "lengths", "blocks"),
     [
-        (SchedulerConfig(max_num_batched_tokens=11, max_num_seqs=3), [4, 4, 3]),
-        (SchedulerConfig(max_num_batched_tokens=4, max_num_seqs=9), [1, 1, 1, 1]),
-        (SchedulerConfig(max_num_batched_tokens=900, max_num_seqs=2), [100, 100]),
+        (SchedulerConfig(max_num_batched_tokens=11, max_num_seqs=3), [9, 1, 1], 3),
+        (SchedulerConfig(max_num_batched_tokens=4, max_num_seqs=9), [1, 1, 1, 1], 1),
+        (SchedulerConfig(max_num_batched_tokens=900, max_num_seqs=2), [100, 100], 34),
+        (SchedulerConfig(max_num_batched_tokens=150, max_num_seqs=3), [100, 49, 1], 34),
     ],
 )
-def test_as_many_tokens_and_sequences_as_a_step_may_have(limits: SchedulerConfig, lengths: list[int]) -> None:
+def test_as_many_tokens_and_sequences_as_a_step_may_have(
+    limits: SchedulerConfig, lengths: list[int], blocks: int
+) -> None:
+    """Those of one token are at the end of the longest context, where their attention works in the most memory."""
     plan = largest_plan(limits, 100, 3)
     assert [len(item.token_ids) for item in plan.items] == lengths
+    assert [item.start for item in plan.items] == [0 if length > 1 else 99 for length in lengths]
+    assert [len(new.block_ids) for new in plan.new] == [-(-(length if length > 1 else 100) // 3) for length in lengths]
     assert all(item.choices == (0,) for item in plan.items)
-    assert num_blocks(plan) == -(-lengths[0] // 3)
+    assert num_blocks(plan) == blocks
+
+
+@pytest.mark.parametrize(("rows", "context", "graphs"), [(1, 100, 1), (256, 8192, 46), (1024, 131_072, 140)])
+def test_a_gpu_keeps_memory_for_the_graphs_that_follow(
+    rows: int, context: int, graphs: int, monkeypatch: pytest.MonkeyPatch, engine_config: Callable[..., EngineConfig]
+) -> None:
+    """Arithmetic over the buckets, beside the largest step and what the graphs compute in. Not run on a GPU."""
+    measured: list[StepPlan] = []
+
+    def measure(device: torch.device, plan: StepPlan, execute: object) -> int:
+        measured.append(plan)
+        return 7000 if len(measured) == 1 else 300
+
+    monkeypatch.setattr(build, "measure_step", measure)
+    ops = SimpleNamespace(backends={"sample": "triton"})
+    spec = SimpleNamespace(context_length=context, head=None)
+    model: Any = LoadedModel(spec, None, None, ops, None, None, CUDA, ParallelContext(), "none", 0)  # type: ignore[arg-type]
+    config = msgspec.structs.replace(
+        engine_config(Path("m")),
+        cache=CacheConfig(),
+        scheduler=SchedulerConfig(max_num_batched_tokens=8192, max_num_seqs=rows),
+    )
+    assert working_bytes(model, config) == 7000 + 300 + graphs * GRAPH_BYTES
+    assert [(item.start, item.choices) for item in measured[1].items] == [(context - 1, ())] * rows
+    ranks = replace(model, context=ParallelContext(Placement(0, 2, 1)))  # which run op by op
+    measured.clear()
+    assert working_bytes(ranks, config) == 7000
 
 
 def test_a_model_without_a_head_draws_nothing() -> None:

@@ -48,6 +48,19 @@ class NativeEngine:
         if status == NO_MEMORY:
             raise MemoryError(f"{op}: no scratch memory")
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that ops work in, and that the next ones will use again."""
+        return int(self._library.inferd_scratch_bytes(self.handle))
+
+    def release(self) -> None:
+        """Give that memory back; the next op takes what it needs."""
+        self._library.inferd_release(self.handle)
+
+    def attention_bytes(self, shape: library.AttentionShape) -> int:
+        """An upper bound of what attention takes of it, whatever the batch and however long the context."""
+        return int(self._library.inferd_attention_bytes(self.handle, shape))
+
     def reserve(self, kind: str, shape: tuple[int, int]) -> torch.Tensor:
         """Memory for the packed bytes of a matrix [N, K] of format `kind`."""
         return self._slabs.take(self._library.inferd_packed_bytes(library.FORMATS[kind], *shape))

@@ -164,6 +164,10 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.inferd_packed_bytes.argtypes = (c_int32, c_int64, c_int64)
     library.inferd_packed_bytes.restype = c_size_t
     library.inferd_pack.argtypes, library.inferd_pack.restype = (c_void_p, POINTER(PackArgs)), c_int
+    library.inferd_attention_bytes.argtypes = (c_void_p, POINTER(AttentionShape))
+    library.inferd_attention_bytes.restype = c_int64
+    library.inferd_scratch_bytes.argtypes, library.inferd_scratch_bytes.restype = (c_void_p,), c_size_t
+    library.inferd_release.argtypes, library.inferd_release.restype = (c_void_p,), None
     for name, args in OPS.items():
         function = getattr(library, f"inferd_{name}")
         function.argtypes, function.restype = (c_void_p, POINTER(args)), c_int

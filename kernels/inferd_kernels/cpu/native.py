@@ -74,6 +74,12 @@ class NativeOps(Ops):
         widths = {(part.shape[0], part.shape[1]) for layer in layers for part in layer.down}
         return NativeStack(self.engine, layers, eps) if len(sizes) == len(widths) == 1 else None
 
+    def release(self) -> None:
+        self.engine.release()
+
+    def attention_bytes(self, heads: int, kv_heads: int, head_dim: int) -> int:
+        return self.engine.attention_bytes(library.AttentionShape(heads, kv_heads, head_dim))
+
     def key_cache(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """K cache of `shape` [blocks, P, Hk, D]; in memory [blocks, Hk, D, P] where pages are whole vectors: attention
         then loads a value of 16 keys at once, which else it would have to transpose."""

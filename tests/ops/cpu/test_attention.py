@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -218,3 +221,59 @@ def test_sinks_keep_a_row_the_same_alone_and_in_a_batch(
                 paged_batch([1], [length], page=16), block_tables=batch.block_tables[row : row + 1].contiguous()
             )
             assert torch.equal(native.paged_attention(q[row : row + 1], attention, one), together[row : row + 1])
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "new", "length"), [(32, 8, 1, 200_000), (8, 2, 30, 40_000)])
+def test_memory_to_work_in_is_bounded_counted_and_returned(
+    engines: dict[tuple[str, int], NativeOps],
+    paged_batch: Callable[..., PagedBatch],
+    heads: int,
+    kv_heads: int,
+    new: int,
+    length: int,
+) -> None:
+    """Two threads take a long context in several passes, with the bits of one thread. A pass for all of it would take
+    twice as much, and four times."""
+    shape, page = AttentionShape(heads, kv_heads, 128, 0.09), 64
+    batch = paged_batch([new], [length], page=page)
+    batch = replace(batch, block_tables=torch.zeros_like(batch.block_tables))
+    for isa in {isa for isa, _ in engines}:
+        one, two = engines[isa, 1], engines[isa, 2]
+        keys, values = (torch.randn(1, page, kv_heads, 128) for _ in range(2))
+        k_cache = two.key_cache((1, page, kv_heads, 128), torch.float32, CPU).copy_(keys)
+        q = torch.randn(new, heads, 128)
+        two.release()
+        attention = Attention(shape, KVCache(k_cache, values))
+        out = two.paged_attention(q, attention, batch)
+        assert torch.equal(out, one.paged_attention(q, attention, batch))
+        held = two.engine.scratch_bytes
+        assert 16 << 20 < held <= two.attention_bytes(heads, kv_heads, 128) + 4096 < 48 << 20
+        two.release()
+        assert two.engine.scratch_bytes == 0
+        assert torch.equal(out, two.paged_attention(q, attention, batch))
+
+
+def test_without_memory_for_partial_results_the_bits_are_the_same() -> None:
+    """In a process that may take a few more megabytes."""
+    code = """
+import resource, torch
+from inferd_kernels.cpu.engine import NativeEngine
+from inferd_kernels.cpu.native import NativeOps
+from inferd_kernels.ops import Attention, AttentionShape, KVCache, PagedBatch
+torch.set_num_threads(1)
+ops, shape, length = NativeOps(NativeEngine(2)), AttentionShape(32, 8, 128, 0.09), 50_000
+batch = PagedBatch(
+    torch.tensor([length - 1]), torch.tensor([0]), torch.tensor([0, 1], dtype=torch.int32),
+    torch.tensor([length], dtype=torch.int32), torch.zeros(1, 3125, dtype=torch.int32), 1, 1, length,
+)
+keys, values, q = torch.randn(1, 16, 8, 128), torch.randn(1, 16, 8, 128), torch.randn(1, 32, 128)
+attention = Attention(shape, KVCache(keys, values))
+expected = ops.paged_attention(q, attention, batch)
+ops.release()
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), resource.RLIM_INFINITY))
+print(torch.equal(ops.paged_attention(q, attention, batch), expected), ops.engine.scratch_bytes < 8 << 20)
+"""
+    environment = os.environ | {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    output = subprocess.check_output([sys.executable, "-c", code], env=environment, text=True)
+    assert output.split() == ["True", "True"]

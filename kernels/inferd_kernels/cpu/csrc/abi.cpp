@@ -61,6 +61,24 @@ INFERD_EXPORT int inferd_pack(InferdEngine* engine, const PackArgs* args) {
     return 0;
 }
 
+// Of an attention of this shape over any batch, but for 12 bytes a block of its query rows.
+INFERD_EXPORT int64_t inferd_attention_bytes(InferdEngine* engine, const AttentionShape* shape) {
+    return engine->kernels->attention_bytes(engine->team, *shape);
+}
+
+INFERD_EXPORT size_t inferd_scratch_bytes(InferdEngine* engine) {
+    engine_lock(engine->team);
+    const size_t bytes = engine_scratch_bytes(engine->team);
+    engine_unlock(engine->team);
+    return bytes;
+}
+
+INFERD_EXPORT void inferd_release(InferdEngine* engine) {
+    engine_lock(engine->team);
+    engine_release(engine->team);
+    engine_unlock(engine->team);
+}
+
 #define INFERD_OP(name, Args) \
     INFERD_EXPORT int inferd_##name(InferdEngine* engine, const Args* args) { return call(engine, &Kernels::name, args); }
 

@@ -208,6 +208,7 @@ struct Kernels {
     int (*copy_blocks)(Engine*, const CopyArgs&);
     int (*stack)(Engine*, const StackArgs&);
     int (*limits)(Engine*, const LimitsArgs&);
+    int64_t (*attention_bytes)(Engine*, const AttentionShape&);
 };
 
 const Kernels* kernels_baseline();

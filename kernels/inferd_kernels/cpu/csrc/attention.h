@@ -68,9 +68,10 @@ struct Attending {
         const int64_t head = chunk % groups() * plan.heads + place;
         return open_unit(args, plan, chunk / groups(), head, place, rank);
     }
-    float* partial(int64_t chunk, int place, int32_t tile) const {
+    // Of the `index`-th tile of a pass, or with pass_tiles their total.
+    float* partial(int64_t chunk, int place, int32_t index) const {
         const int64_t part_floats = plan.rows_per_block * partial_stride(args.shape.head_dim);
-        return plan.partial + ((chunk * plan.heads + place) * plan.max_tiles + tile) * part_floats;
+        return plan.partial + ((chunk * plan.heads + place) * (plan.pass_tiles + 1) + index) * part_floats;
     }
     // The tile after `tile` of a chunk, as far as a thread can know: `guess` is the chunk it will probably take next.
     Following after(const Unit& first, int32_t tile, int32_t step, int64_t guess) const {
@@ -91,15 +92,30 @@ struct Attending {
     }
 };
 
-inline void attend_split(const Attending& self, int64_t c, int threads) {
+// A tile of the pass that begins with tile `begin`.
+inline void attend_split(const Attending& self, int64_t c, int32_t begin, int threads) {
     const AttentionPlan& plan = self.plan;
-    const int64_t chunk = c / plan.max_tiles;
-    const int32_t tile = static_cast<int32_t>(c % plan.max_tiles);
+    const int64_t chunk = c / plan.pass_tiles;
+    const int32_t index = static_cast<int32_t>(c % plan.pass_tiles), tile = begin + index;
     const Unit first = self.open(chunk, 0);
     if (tile < first.first_tile || tile > first.last_tile) return;
     for (int place = 0; place < plan.heads; place++) load_queries(self.open(chunk, place));
     self.attend(chunk, tile, locate(first, tile), self.after(first, tile, threads, self.chunks()),
-                [&](const Unit&, int place) { return self.partial(chunk, place, tile); });
+                [&](const Unit&, int place) { return self.partial(chunk, place, index); });
+}
+
+// Adds that pass to the total of a chunk; after the last pass, writes it out.
+inline void merge_split(const Attending& self, int64_t chunk, int32_t begin) {
+    const AttentionPlan& plan = self.plan;
+    const int32_t end = begin + plan.pass_tiles;
+    for (int place = 0; place < plan.heads; place++) {
+        Unit u = self.open(chunk, place);
+        u.total = self.partial(chunk, place, plan.pass_tiles);
+        if (begin == 0) clear_total(u);
+        for (int32_t tile = larger(begin, u.first_tile); tile <= u.last_tile && tile < end; tile++)
+            merge_part(u, self.partial(chunk, place, tile - begin));
+        if (end >= plan.max_tiles) write_output(u);
+    }
 }
 
 inline void attend_chunk(const Attending& self, int64_t chunk, int threads) {
@@ -108,19 +124,16 @@ inline void attend_chunk(const Attending& self, int64_t chunk, int threads) {
     for (int place = 0; place < plan.heads; place++) {
         const Unit u = self.open(chunk, place);
         clear_total(u);
-        if (!plan.split) load_queries(u);
+        load_queries(u);
     }
-    Place here{};
-    if (!plan.split) here = locate(first, first.first_tile);
+    Place here = locate(first, first.first_tile);
     for (int32_t tile = first.first_tile; tile <= first.last_tile; tile++) {
-        if (!plan.split) {
-            const Following next = self.after(first, tile, 1, chunk + threads);
-            self.attend(chunk, tile, here, next, [](const Unit& u, int) { return u.part; });
-            here = next.place;
-        }
+        const Following next = self.after(first, tile, 1, chunk + threads);
+        self.attend(chunk, tile, here, next, [](const Unit& u, int) { return u.part; });
+        here = next.place;
         for (int place = 0; place < plan.heads; place++) {
             const Unit u = self.open(chunk, place);
-            merge_part(u, plan.split ? self.partial(chunk, place, tile) : u.part);
+            merge_part(u, u.part);
         }
     }
     for (int place = 0; place < plan.heads; place++) write_output(self.open(chunk, place));
@@ -128,9 +141,11 @@ inline void attend_chunk(const Attending& self, int64_t chunk, int threads) {
 
 inline void attention_phase(Team& team, const AttentionArgs& args, const AttentionPlan& plan) {
     const Attending self{args, plan, team.rank};
-    if (plan.split)
-        team_for(team, self.chunks() * plan.max_tiles, [&](int64_t c) { attend_split(self, c, team.size); });
-    team_for(team, self.chunks(), [&](int64_t chunk) { attend_chunk(self, chunk, team.size); });
+    if (!plan.split) return team_for(team, self.chunks(), [&](int64_t chunk) { attend_chunk(self, chunk, team.size); });
+    for (int32_t begin = 0; begin < plan.max_tiles; begin += plan.pass_tiles) {
+        team_for(team, self.chunks() * plan.pass_tiles, [&](int64_t c) { attend_split(self, c, begin, team.size); });
+        team_for(team, self.chunks(), [&](int64_t chunk) { merge_split(self, chunk, begin); });
+    }
 }
 
 struct AttentionJob {
@@ -145,12 +160,13 @@ inline void attention_body(Team& team, void* context) {
 
 inline int attention(Engine* engine, const AttentionArgs& args) {
     AttentionJob job{args, {}};
-    const int threads = engine_threads(engine);
-    char* memory = engine_scratch(engine, plan_attention(*args.batch, args.shape, threads, nullptr, job.plan));
-    if (!memory) return kNoMemory;
-    plan_attention(*args.batch, args.shape, threads, memory, job.plan);
+    if (!attention_scratch(engine, *args.batch, args.shape, 0, job.plan)) return kNoMemory;
     engine_run(engine, attention_body, &job);
     return 0;
+}
+
+inline int64_t attention_bytes(Engine* engine, const AttentionShape& shape) {
+    return most_attention_bytes(shape, engine_threads(engine));
 }
 
 }  // namespace

@@ -10,6 +10,8 @@ namespace {
 constexpr int kTile = 64;
 constexpr int kTileVectors = kTile / 16;
 constexpr float kMinusInfinity = -1e30f;
+// Of the partial results at one time: a longer context goes through them in several passes.
+constexpr size_t kPartialBytes = size_t{32} << 20;
 
 // A block of consecutive query positions of one sequence; with one KV head it is the unit of work.
 struct QueryBlock {
@@ -24,9 +26,11 @@ struct AttentionPlan {
     int32_t rows_per_block;  // query positions times heads per KV head
     int32_t heads;           // KV heads that a chunk of work goes through, tile by tile
     int32_t max_tiles;
-    bool split;      // tiles of a block are shared out between threads and merged afterwards
-    float* partial;  // with split: [blocks * kv_heads][max_tiles][rows][stride]
-    char* scratch;   // per thread
+    int32_t pass_tiles;     // with split: tiles of each block that are computed before they are merged
+    bool may_split = true;  // false where there is no memory for partial results
+    bool split;             // tiles of a block are shared out between threads and merged afterwards
+    float* partial;         // with split: [blocks * kv_heads][pass_tiles, then their total][rows][stride]
+    char* scratch;          // per thread
     size_t scratch_bytes;
 };
 
@@ -41,6 +45,28 @@ inline int32_t positions_per_block(const AttentionShape& shape) {
     return larger(1, 128 / (shape.heads / shape.kv_heads));
 }
 
+inline size_t part_bytes(const AttentionShape& shape, int32_t rows) {
+    return rows * partial_stride(shape.head_dim) * 4;
+}
+
+// Of one thread: a tile of keys and values, and `heads` heads' queries, part and total.
+inline size_t thread_bytes(const AttentionShape& shape, int32_t rows, int32_t heads) {
+    const int64_t dim = padded(shape.head_dim);
+    return (2 * dim * kTile + 6 * kTile) * 4 + heads * (rows * dim * 4 + 2 * part_bytes(shape, rows)) + 64;
+}
+
+inline bool is_split(int64_t chunks, int threads, int32_t max_tiles) {
+    return threads > 1 && max_tiles > 1 && chunks < 4 * threads;
+}
+
+// An upper bound of plan_attention()'s bytes but for the list of blocks, whatever the batch.
+inline int64_t most_attention_bytes(const AttentionShape& shape, int threads) {
+    const int32_t group = shape.heads / shape.kv_heads, rows = positions_per_block(shape) * group;
+    const size_t scratch = larger(thread_bytes(shape, rows, 1), thread_bytes(shape, group, shape.kv_heads));
+    const size_t least = 8 * threads * larger(part_bytes(shape, rows), shape.kv_heads * part_bytes(shape, group));
+    return static_cast<int64_t>(larger(kPartialBytes, least) + threads * scratch);
+}
+
 inline int64_t count_blocks(const Batch& batch, const AttentionShape& shape) {
     const int64_t width = positions_per_block(shape);
     int64_t total = 0;
@@ -52,7 +78,7 @@ inline int64_t count_blocks(const Batch& batch, const AttentionShape& shape) {
 // What an attention over `batch` needs to know and where it works. `place` null: only the bytes are counted.
 inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, int threads, char* place,
                              AttentionPlan& plan) {
-    const int64_t dim = padded(shape.head_dim), group = shape.heads / shape.kv_heads;
+    const int64_t group = shape.heads / shape.kv_heads;
     const int64_t width = positions_per_block(shape);
     int32_t longest = 1, widest = 1;
     for (int64_t i = 0; i < batch.sequences; i++) {
@@ -64,12 +90,14 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
     // The heads of a key lie side by side: with few rows, where memory is the limit, they are read in one stretch.
     plan.heads = widest == 1 ? shape.kv_heads : 1;
     plan.max_tiles = (longest + kTile - 1) / kTile;
-    plan.split = threads > 1 && plan.max_tiles > 1 && plan.num_blocks * (shape.kv_heads / plan.heads) < 4 * threads;
-    const size_t rows_bytes = plan.rows_per_block * partial_stride(shape.head_dim) * 4;
-    plan.scratch_bytes = (2 * dim * kTile + 6 * kTile) * 4 +
-                         plan.heads * (plan.rows_per_block * dim * 4 + 2 * rows_bytes) + 64;
+    const int64_t chunks = plan.num_blocks * (shape.kv_heads / plan.heads);
+    plan.split = plan.may_split && is_split(chunks, threads, plan.max_tiles);
+    const size_t tile_bytes = plan.num_blocks * shape.kv_heads * part_bytes(shape, plan.rows_per_block);
+    const int64_t fitting = static_cast<int64_t>(kPartialBytes / larger<size_t>(tile_bytes, 1)) - 1;
+    plan.pass_tiles = static_cast<int32_t>(smaller<int64_t>(plan.max_tiles, larger<int64_t>(fitting, 1)));
+    plan.scratch_bytes = thread_bytes(shape, plan.rows_per_block, plan.heads);
     const size_t blocks_bytes = (plan.num_blocks * sizeof(QueryBlock) + 63) / 64 * 64;
-    const size_t partial_bytes = plan.split ? plan.num_blocks * shape.kv_heads * plan.max_tiles * rows_bytes : 0;
+    const size_t partial_bytes = plan.split ? (plan.pass_tiles + 1) * tile_bytes : 0;
     if (place) {
         plan.blocks = reinterpret_cast<QueryBlock*>(align64(place));
         plan.partial = reinterpret_cast<float*>(align64(place) + blocks_bytes);
@@ -85,6 +113,21 @@ inline size_t plan_attention(const Batch& batch, const AttentionShape& shape, in
         }
     }
     return blocks_bytes + partial_bytes + threads * plan.scratch_bytes + 192;
+}
+
+// `before` bytes and an attention's, planned; nullptr when there is no memory. Without room for partial results threads
+// share out whole blocks: the same bits, later.
+inline char* attention_scratch(Engine* engine, const Batch& batch, const AttentionShape& shape, size_t before,
+                               AttentionPlan& plan) {
+    const int threads = engine_threads(engine);
+    for (bool may_split : {true, false}) {
+        plan.may_split = may_split;
+        char* memory = engine_scratch(engine, before + plan_attention(batch, shape, threads, nullptr, plan));
+        if (!memory) continue;
+        plan_attention(batch, shape, threads, memory + before, plan);
+        return memory;
+    }
+    return nullptr;
 }
 
 // Where a tile's keys and values lie in the cache, in values from its start, for KV head 0. What no row of the block

@@ -25,6 +25,7 @@ const Kernels* INFERD_JOIN(kernels_, INFERD_ISA)() {
         copy_blocks,
         stack,
         run<LimitsArgs, limits_body>,
+        attention_bytes,
     };
     return &kernels;
 }

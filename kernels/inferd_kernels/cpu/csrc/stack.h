@@ -149,10 +149,8 @@ inline int stack(Engine* engine, const StackArgs& args) {
     const int threads = engine_threads(engine);
     const StackSizes sizes = stack_sizes(args);
     StackJob job{args, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, sizes.row_floats};
-    const size_t plan_bytes = plan_attention(*args.batch, args.layers[0].attention.shape, threads, nullptr, job.plan);
-    const size_t total = sizes.delta + sizes.qkv + sizes.q + sizes.gate_up + sizes.rows +
-                         threads * sizes.row_floats * 4 + plan_bytes;
-    char* at = engine_scratch(engine, total);
+    const size_t own = sizes.delta + sizes.qkv + sizes.q + sizes.gate_up + sizes.rows + threads * sizes.row_floats * 4;
+    char* at = attention_scratch(engine, *args.batch, args.layers[0].attention.shape, own, job.plan);
     if (!at) return kNoMemory;
     const auto take = [&at](int64_t bytes) {
         char* taken = at;
@@ -165,7 +163,6 @@ inline int stack(Engine* engine, const StackArgs& args) {
     job.gate_up = reinterpret_cast<float*>(take(sizes.gate_up));
     job.rows = take(sizes.rows);
     job.row_space = reinterpret_cast<float*>(take(threads * sizes.row_floats * 4));
-    plan_attention(*args.batch, args.layers[0].attention.shape, threads, at, job.plan);
     engine_run(engine, stack_body, &job);
     return 0;
 }

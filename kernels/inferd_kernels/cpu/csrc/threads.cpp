@@ -150,6 +150,14 @@ char* engine_scratch(Engine* engine, size_t bytes) {
     return engine->scratch;
 }
 
+size_t engine_scratch_bytes(const Engine* engine) { return engine->scratch_bytes; }
+
+void engine_release(Engine* engine) {
+    std::free(engine->scratch);
+    engine->scratch = nullptr;
+    engine->scratch_bytes = 0;
+}
+
 int64_t team_take(Team& team, int64_t count) {
     std::atomic<uint64_t>& progress = team.engine->progress;
     uint64_t word = progress.load(std::memory_order_acquire);

@@ -35,6 +35,10 @@ void engine_run(Engine* engine, Body body, void* context);
 
 // At least `bytes` of memory aligned to 64, valid until the next call; nullptr when there is no memory.
 char* engine_scratch(Engine* engine, size_t bytes);
+// What is held of it.
+size_t engine_scratch_bytes(const Engine* engine);
+// Gives it back; the next op takes what it needs.
+void engine_release(Engine* engine);
 
 // The next chunk of the phase, or -1 when there is none left for this thread.
 int64_t team_take(Team& team, int64_t count);
