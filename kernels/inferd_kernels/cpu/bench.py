@@ -138,7 +138,8 @@ def experts_work(ops: NativeOps) -> Iterator[Work]:
     """A layer of Qwen3-30B-A3B in q4_k: 128 experts of 768, 8 per token. Every call goes to other experts."""
     count, top_k, width, inner = 128, 8, 2048, 768
     gate_up, down = _weight(ops, "q4_k", 2 * inner, width), _weight(ops, "q4_k", width, inner)
-    experts = ops.prepare_experts((_copy(ops, gate_up) for _ in range(count)), (_copy(ops, down) for _ in range(count)), "silu")
+    first, second = ([_copy(ops, weight) for _ in range(count)] for weight in (gate_up, down))
+    experts = ops.prepare_experts(first, second, "silu")
     per_expert = gate_up.nbytes + down.nbytes
     for tokens in (1, 4, 16, 512):
         routes = []
