@@ -193,7 +193,7 @@ class Ops:
         weights = masses.gather(1, ids)
         return Routes(ids.int(), weights / weights.sum(-1, keepdim=True) if renormalize else weights)
 
-    def experts(self, x: torch.Tensor, experts: ExpertWeights, routes: Routes) -> torch.Tensor:
+    def experts(self, x: torch.Tensor, weights: ExpertWeights, routes: Routes) -> torch.Tensor:
         """y = sum over the k choices of weight * (down[e] activate_gated(gate_up[e] x + b) + c), x [T,E] -> [T,E].
 
         b and c are the biases of expert e, if any (Shazeer et al. 2017). The sum is in float32, in the order of the
@@ -201,14 +201,14 @@ class Ops:
         """
         parts = torch.zeros((*routes.ids.shape, x.shape[1]), dtype=torch.float32, device=x.device)
         for index in routes.ids.unique().tolist():
-            if not 0 <= index < len(experts.down):
-                raise IndexError(f"expert {index} of {len(experts.down)}")
+            if not 0 <= index < len(weights.down):
+                raise IndexError(f"expert {index} of {len(weights.down)}")
             tokens, choices = (routes.ids == index).nonzero(as_tuple=True)
             first, second = (
-                None if bias is None else bias[index].to(x.dtype) for bias in (experts.gate_up_bias, experts.down_bias)
+                None if bias is None else bias[index].to(x.dtype) for bias in (weights.gate_up_bias, weights.down_bias)
             )
-            inner = self.linear(x[tokens], experts.gate_up[index], first)
-            out = self.linear(self.activate_gated(inner, experts.activation), experts.down[index], second)
+            inner = self.linear(x[tokens], weights.gate_up[index], first)
+            out = self.linear(self.activate_gated(inner, weights.activation), weights.down[index], second)
             parts[tokens, choices] = out.float()
         return (parts * routes.weights.unsqueeze(-1)).sum(1).to(x.dtype)
 

@@ -1,7 +1,4 @@
-"""Torch definitions of the operations that exist on GPUs alone: sinks, row quantization, 4-bit weights, MoE.
-
-With `inferd_kernels.reference` this is what the Triton kernels are tested against. Nothing here is fast.
-"""
+"""Oracles of the Triton kernels beside `inferd_kernels.reference`, attention in float64. Nothing here is fast."""
 
 from __future__ import annotations
 
@@ -71,30 +68,3 @@ def unpack_w4(
     if offset is not None:
         values = values + offset.float().repeat_interleave(group, 1)
     return values.to(dtype)
-
-
-def moe_route(logits: torch.Tensor, top_k: int, renormalize: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """(experts [T,k] int32, weights [T,k] float32): softmax over E, its k largest, ties to the lowest index."""
-    weights = logits.float().softmax(-1)
-    experts = logits.float().sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
-    chosen = weights.gather(1, experts)
-    return experts.int(), chosen / chosen.sum(-1, keepdim=True) if renormalize else chosen
-
-
-def moe_mlp(
-    x: torch.Tensor,
-    logits: torch.Tensor,
-    gate_up: torch.Tensor,
-    down: torch.Tensor,
-    top_k: int,
-    renormalize: bool = True,
-) -> torch.Tensor:
-    """sum over the k experts of weight * down[e] (silu(gate) * up) for x [T,H], gate_up [E,2I,H], down [E,H,I],
-    float64."""
-    experts, weights = moe_route(logits, top_k, renormalize)
-    out = torch.zeros(x.shape, dtype=torch.float64)
-    for token in range(x.shape[0]):
-        for expert, weight in zip(experts[token].tolist(), weights[token].tolist(), strict=True):
-            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
-            out[token] += weight * (down[expert].double() @ (torch.nn.functional.silu(gate) * up))
-    return out

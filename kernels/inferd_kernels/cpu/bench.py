@@ -121,7 +121,7 @@ def linear_work(ops: NativeOps) -> Iterator[Work]:
     for kind, rows, width, counts in matrices:
         weight = _weight(ops, kind, rows, width)
         num_bytes = weight.blocks.nbytes
-        copies = itertools.cycle([weight, *(_copy(weight) for _ in range(min(60, COPIES_BYTES // num_bytes)))])
+        copies = itertools.cycle([weight, *(_copy(ops, weight) for _ in range(min(60, COPIES_BYTES // num_bytes)))])
         for count in counts:
             x = torch.randn(count, width)
             operations = 2.0 * count * rows * width * (2 if kind == "q8_0" else 1)
@@ -138,7 +138,8 @@ def experts_work(ops: NativeOps) -> Iterator[Work]:
     """A layer of Qwen3-30B-A3B in q4_k: 128 experts of 768, 8 per token. Every call goes to other experts."""
     count, top_k, width, inner = 128, 8, 2048, 768
     gate_up, down = _weight(ops, "q4_k", 2 * inner, width), _weight(ops, "q4_k", width, inner)
-    experts = ops.prepare_experts((_copy(gate_up) for _ in range(count)), (_copy(down) for _ in range(count)), "silu")
+    first, second = ([_copy(ops, weight) for _ in range(count)] for weight in (gate_up, down))
+    experts = ops.prepare_experts(first, second, "silu")
     per_expert = gate_up.nbytes + down.nbytes
     for tokens in (1, 4, 16, 512):
         routes = []
@@ -256,8 +257,9 @@ def _weight(ops: NativeOps, kind: str, rows: int, width: int) -> PackedWeight:
     return packed
 
 
-def _copy(weight: PackedWeight) -> PackedWeight:
-    blocks = weight.blocks.clone()
+def _copy(ops: NativeOps, weight: PackedWeight) -> PackedWeight:
+    """In the engine's memory, whose pages are as large as those of a loaded model."""
+    blocks = ops.engine.reserve(weight.format, weight.shape).copy_(weight.blocks)
     native = library.Weight(blocks.data_ptr(), weight.native.format, weight.native.n, weight.native.k)
     return PackedWeight(blocks, weight.format, weight.shape, native)
 

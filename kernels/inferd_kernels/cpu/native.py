@@ -206,18 +206,18 @@ class NativeOps(Ops):
         fields = (prepared.gate_up, prepared.down, prepared.gate_up_bias, prepared.down_bias, activation)
         return NativeExperts(*fields, *structs)
 
-    def experts(self, x: torch.Tensor, experts: ExpertWeights, routes: Routes) -> torch.Tensor:
-        assert isinstance(experts, NativeExperts), "experts from prepare_experts"
-        width, intermediate = experts.down[0].shape
-        values, weights, ids = _floats(x), _floats(routes.weights), routes.ids.to(torch.int32).contiguous()
+    def experts(self, x: torch.Tensor, weights: ExpertWeights, routes: Routes) -> torch.Tensor:
+        assert isinstance(weights, NativeExperts), "experts from prepare_experts"
+        width, intermediate = weights.down[0].shape
+        values, shares, ids = _floats(x), _floats(routes.weights), routes.ids.to(torch.int32).contiguous()
         if values.shape[-1] != width:
             raise ValueError(f"x has {values.shape[-1]} columns, the experts {width}")
         out = torch.empty_like(values)
         args = library.ExpertsArgs(
-            *(values.data_ptr(), ids.data_ptr(), weights.data_ptr()),
-            *(ctypes.addressof(experts.gate_up_structs), ctypes.addressof(experts.down_structs)),
-            *(_pointer(experts.gate_up_bias), _pointer(experts.down_bias), out.data_ptr(), values.shape[0]),
-            *(ids.shape[1], len(experts.down), width, intermediate, library.ACTIVATIONS[experts.activation]),
+            *(values.data_ptr(), ids.data_ptr(), shares.data_ptr()),
+            *(ctypes.addressof(weights.gate_up_structs), ctypes.addressof(weights.down_structs)),
+            *(_pointer(weights.gate_up_bias), _pointer(weights.down_bias), out.data_ptr(), values.shape[0]),
+            *(ids.shape[1], len(weights.down), width, intermediate, library.ACTIVATIONS[weights.activation]),
         )
         self.engine.call("experts", args)
         return out.to(x.dtype)

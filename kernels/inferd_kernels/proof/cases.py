@@ -10,7 +10,7 @@ import torch
 
 from inferd_kernels.operands import Attention, AttentionShape, KVCache, PagedBatch, QkNorm, Rope, SamplingBatch
 from inferd_kernels.proof.compiler import TARGETS
-from inferd_kernels.triton import experts, gemm_small, library, linear, norm
+from inferd_kernels.triton import gemm_small, library, linear, norm
 from inferd_kernels.triton.backend import TritonOps
 from inferd_kernels.triton.tiles import architecture, gemm_small_tile
 from inferd_kernels.weights import Fp8Weight
@@ -131,7 +131,8 @@ def w4_gemm(tokens: int, group: int, offset: bool) -> Callable[[], object]:
 
 def mixture() -> object:
     gate_up, down = torch.empty(8, 2 * 1024, 2048, dtype=BF16), torch.empty(8, 2048, 1024, dtype=BF16)
-    return experts.moe_mlp(torch.empty(16, 2048, dtype=BF16), torch.empty(16, 8, dtype=BF16), gate_up, down, 2)
+    routes = OPS.route(torch.empty(16, 8, dtype=BF16), 2, True)
+    return OPS.experts(torch.empty(16, 2048, dtype=BF16), OPS.prepare_experts(gate_up, down, "silu"), routes)
 
 
 def gate() -> object:

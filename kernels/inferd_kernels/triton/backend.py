@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from inferd_kernels import varlen
+from inferd_kernels.operands import Routes
 from inferd_kernels.reference import Ops
-from inferd_kernels.triton import library, linear
+from inferd_kernels.triton import experts, library, linear
 from inferd_kernels.triton.tiles import architecture, converts_fp8
 
 if TYPE_CHECKING:
-    from inferd_kernels.operands import Activation, Attention, PagedBatch, SamplingBatch
+    from collections.abc import Iterable
+
+    from inferd_kernels.operands import Activation, Attention, ExpertWeights, PagedBatch, SamplingBatch
     from inferd_kernels.weights import Weight
 
 
@@ -52,6 +55,25 @@ class TritonOps(Ops):
 
     def activate_gated(self, gate_up: torch.Tensor, name: Activation) -> torch.Tensor:
         return library.silu_mul(gate_up) if name == "silu" else super().activate_gated(gate_up, name)
+
+    def route(self, logits: torch.Tensor, top_k: int, renormalize: bool) -> Routes:
+        return Routes(*experts.route(logits, top_k, renormalize))
+
+    def prepare_experts(
+        self,
+        gate_up: Iterable[Weight],
+        down: Iterable[Weight],
+        activation: Activation,
+        biases: tuple[torch.Tensor, torch.Tensor] | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> experts.StackedExperts:
+        return experts.stack_experts(gate_up, down, activation, biases, dtype)
+
+    def experts(self, x: torch.Tensor, weights: ExpertWeights, routes: Routes) -> torch.Tensor:
+        """An id outside the experts is not noticed: that would wait for the device."""
+        assert isinstance(weights, experts.StackedExperts), "experts from prepare_experts"
+        stacks = (weights.gate_up_stack, weights.down_stack, weights.gate_up_bias, weights.down_bias)
+        return experts.experts(x, routes.ids, routes.weights, *stacks, weights.activation)
 
     def rope_kv_write(self, qkv: torch.Tensor, attention: Attention, batch: PagedBatch) -> torch.Tensor:
         cache, rope, norm = attention.cache, attention.rope, attention.qk_norm

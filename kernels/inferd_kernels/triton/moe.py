@@ -84,11 +84,11 @@ def line_up(
 
 @triton.jit(do_not_specialize=["pairs"])
 def gemm_moe(
-    x_ptr, w_ptr, order_ptr, owners_ptr, weights_ptr, out_ptr, pairs, columns, depth, x_stride,
+    x_ptr, w_ptr, bias_ptr, order_ptr, owners_ptr, weights_ptr, out_ptr, pairs, columns, depth, x_stride,
     SHARE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EVEN: tl.constexpr,
-    WEIGHTED: tl.constexpr,
+    BIASED: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of pairs, columns / COLUMNS): out[pair] = x[pair // SHARE] w[expert]^T (* weight[pair])."""
+    """Grid (tiles of pairs, columns / COLUMNS): out[pair] = x[pair // SHARE] w[expert]^T (+ bias) (* weight[pair])."""
     tile = tl.program_id(0)
     expert = tl.load(owners_ptr + tile).to(tl.int64)
     if expert < 0:
@@ -109,6 +109,8 @@ def gemm_moe(
             w = tl.load(w_row + at[None, :], mask=(n < columns)[:, None] & (at < depth)[None, :], other=0.0)
             x = tl.load(x_row + at[None, :], mask=live[:, None] & (at < depth)[None, :], other=0.0)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+    if BIASED:
+        acc += tl.load(bias_ptr + expert * columns + n, mask=n < columns, other=0.0).to(tl.float32)[:, None]
     if WEIGHTED:
         acc = acc * tl.load(weights_ptr + pair, mask=live, other=0.0)[None, :]
     where = out_ptr + pair.to(tl.int64)[None, :] * columns + n[:, None]
@@ -153,16 +155,19 @@ def launch_gemm(
     out: torch.Tensor,
     x: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     order: torch.Tensor,
     owners: torch.Tensor,
     weights: torch.Tensor | None,
     share: int,
     tile: GemmTile,
 ) -> None:
-    """out [pairs,N]: row p is x[p // share] weight[expert of p]^T, times weights[p] if given; weight [E,N,K]."""
+    """out [pairs,N]: row p is x[p // share] weight[expert of p]^T, plus its bias, times weights[p], where given;
+    weight [n,N,K], bias [n,N]."""
     columns, depth = weight.shape[1:]
     gemm_moe[(owners.shape[0], -(-columns // tile.columns))](
-        x, weight, order, owners, out if weights is None else weights, out, out.shape[0], columns, depth, x.stride(0),
+        x, weight, out if bias is None else bias, order, owners, out if weights is None else weights, out,
+        out.shape[0], columns, depth, x.stride(0),
         SHARE=share, ROWS=tile.rows, COLUMNS=tile.columns, DEPTH=tile.depth, EVEN=depth % tile.depth == 0,
-        WEIGHTED=weights is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        BIASED=bias is not None, WEIGHTED=weights is not None, num_warps=tile.num_warps, num_stages=tile.num_stages,
     )  # fmt: skip

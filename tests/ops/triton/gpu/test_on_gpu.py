@@ -15,7 +15,6 @@ from inferd_kernels.proof.problems import QUANTIZED, TOLERANCE, AttentionProblem
 from inferd_kernels.proof.timing import decode_launches, prefill_launch, sampling_batch, seconds, this_device
 from inferd_kernels.triton import linear
 from inferd_kernels.triton.backend import TritonOps
-from inferd_kernels.triton.experts import moe_mlp
 
 REFERENCE, TRITON = Ops(), TritonOps()
 
@@ -135,12 +134,14 @@ def test_matmul_numerics(ops: Ops, tokens: int) -> None:
     assert relative_error(ops.linear(x.cuda(), w4).cpu(), expected) < 8e-3
 
 
-def test_experts_numerics() -> None:
+def test_experts_numerics(ops: Ops) -> None:
     x, logits = torch.randn(33, 256).bfloat16(), torch.randn(33, 8)
     logits[:, 3] = -9.0
     gate_up, down = (torch.randn(8, 256, 256) / 16).bfloat16(), (torch.randn(8, 256, 128) / 11).bfloat16()
-    out = moe_mlp(*on_gpu((x, logits, gate_up, down)), 2)
-    assert relative_error(out.cpu(), reference_gpu.moe_mlp(x, logits, gate_up, down, 2)) < 1e-2
+    routes = ops.route(logits.cuda(), 2, True)
+    out = ops.experts(x.cuda(), ops.prepare_experts(gate_up.cuda(), down.cuda(), "silu"), routes)
+    weights = REFERENCE.prepare_experts(gate_up.double(), down.double(), "silu")
+    assert relative_error(out.cpu(), REFERENCE.experts(x.double(), weights, REFERENCE.route(logits, 2, True))) < 1e-2
 
 
 def test_logits_edits_numerics(ops: Ops) -> None:

@@ -10,15 +10,7 @@ from inferd_kernels.triton import experts, library, linear
 from torch.library import CustomOpDef
 
 SHAPE = AttentionShape(4, 2, 16, 0.25)
-TORCHS = {
-    "add_layer_norm",
-    "activate",
-    "self_attention",
-    "decoder_stack",
-    "pack_rows",
-    "prepare_experts",
-    "key_cache",
-} | {"route", "experts"}
+TORCHS = {"add_layer_norm", "activate", "self_attention", "decoder_stack", "pack_rows", "key_cache"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +38,11 @@ def arguments() -> dict[str, tuple[object, ...]]:
     """Of every custom op."""
     x, numbers, row = torch.randn(2, 32), torch.ones(2), torch.zeros(1, dtype=torch.int32)
     longs, kv = torch.arange(2), torch.randn(4, 16, 2, 16)
-    experts_logits, gate_up, down = torch.randn(2, 4), torch.randn(4, 16, 32), torch.randn(4, 32, 8)
+    gate_up, down, ids = (
+        torch.randn(4, 16, 32),
+        torch.randn(4, 32, 8),
+        torch.tensor([[1, 0], [3, 1]]).int(),
+    )
     fp8 = torch.zeros(4, 32).to(torch.float8_e4m3fn)
     return {
         "rms_norm": (x, torch.ones(32), 1e-5),
@@ -66,7 +62,8 @@ def arguments() -> dict[str, tuple[object, ...]]:
         "quantize_rows": (x, torch.int8),
         "linear_w4": (x.bfloat16(), torch.zeros(4, 16, dtype=torch.uint8), torch.ones(4, 1), None, None),
         "linear_fp8": (x.bfloat16(), fp8, torch.ones(4), None),
-        "moe_mlp": (x, experts_logits, gate_up, down, 2),
+        "route": (torch.randn(2, 4), 2, True),
+        "experts": (x, ids, torch.rand(2, 2), gate_up, down, torch.randn(4, 16), None, "clamped_swiglu"),
     }  # fmt: skip
 
 

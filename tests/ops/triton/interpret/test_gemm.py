@@ -1,15 +1,21 @@
 """Small matmuls, 4-bit and fp8 weights, and the mixture of experts, against float64."""
 
+from typing import get_args
+
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import quantize as gguf_quantize
 from inferd_kernels import reference, reference_gpu
+from inferd_kernels.ops import Activation, Ops, Routes
 from inferd_kernels.proof.guard import Guard
 from inferd_kernels.proof.problems import relative_error
 from inferd_kernels.triton import gemm_small, linear, moe
-from inferd_kernels.triton.experts import moe_mlp
+from inferd_kernels.triton.backend import TritonOps
 from inferd_kernels.triton.tiles import GemmTile
-from inferd_kernels.weights import QuantizedWeight
+from inferd_kernels.weights import Fp8Weight, QuantizedWeight
 
+REFERENCE, TRITON = Ops(), TritonOps()
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 4e-3}
 TILE = GemmTile(16, 32, 32, 4, 2)
 
@@ -94,20 +100,49 @@ def test_ggml_blocks_become_planes_of_the_same_values(kind: str, generator: torc
     assert torch.equal(linear.embedding(ids, prepared, torch.float32), prepared.values(torch.float32)[ids])
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_mixture_of_experts(renormalize: bool, dtype: torch.dtype, generator: torch.Generator) -> None:
+def test_experts(dtype: torch.dtype, biased: bool, activation: Activation, generator: torch.Generator) -> None:
     tokens, width, inner, count = 7, 32, 24, 6
     x = torch.randn(tokens, width, generator=generator).to(dtype)
     logits = torch.randn(tokens, count, generator=generator)
     logits[:, 3] = -9.0  # an expert without tokens
     gate_up = (torch.randn(count, 2 * inner, width, generator=generator) / 6).to(dtype)
     down = (torch.randn(count, width, inner, generator=generator) / 5).to(dtype)
+    sizes = (count, 2 * inner), (count, width)
+    biases = tuple(torch.randn(size, generator=generator) for size in sizes) if biased else None
+    weights = TRITON.prepare_experts(gate_up, down, activation, biases, dtype)
     with Guard():
-        out = moe_mlp(x, logits, gate_up, down, 2, renormalize)
-    expected = reference_gpu.moe_mlp(x, logits, gate_up, down, 2, renormalize)
-    assert relative_error(out, expected) < 2 * TOLERANCE[dtype]
-    assert torch.equal(out[4], moe_mlp(x[4:5], logits[4:5], gate_up, down, 2, renormalize)[0])
+        routes = TRITON.route(logits, 2, not biased)
+        out = TRITON.experts(x, weights, routes)
+    chosen = REFERENCE.route(logits, 2, not biased)
+    assert torch.equal(routes.ids, chosen.ids)
+    assert torch.allclose(routes.weights, chosen.weights, atol=1e-6)
+    wide = REFERENCE.prepare_experts(gate_up.double(), down.double(), activation, biases)
+    assert relative_error(out, REFERENCE.experts(x.double(), wide, chosen)) < 3 * TOLERANCE[dtype]
+    one = Routes(routes.ids[4:5], routes.weights[4:5])
+    assert torch.equal(out[4], TRITON.experts(x[4:5], weights, one)[0])
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q8_0", "fp8"])
+def test_quantized_experts_are_computed_as_floats(kind: str, generator: torch.Generator) -> None:
+    dense = torch.randn(3, 64, 64, generator=generator) / 8, torch.randn(3, 64, 32, generator=generator) / 5
+    if kind == "fp8":
+        parts = [[Fp8Weight(*reference.quantize_rows(w, torch.float8_e4m3fn)) for w in side] for side in dense]
+    else:
+        parts = [[QuantizedWeight(*quantized(w, kind)) for w in side] for side in dense]
+    ours, theirs = (ops.prepare_experts(*parts, "silu", None, torch.float32) for ops in (TRITON, REFERENCE))
+    x, routes = (
+        torch.randn(5, 64, generator=generator),
+        REFERENCE.route(torch.randn(5, 3, generator=generator), 2, True),
+    )
+    assert relative_error(TRITON.experts(x, ours, routes), REFERENCE.experts(x, theirs, routes)) < 2e-6
+
+
+def quantized(weight: torch.Tensor, kind: str) -> tuple[torch.Tensor, str, tuple[int, int]]:
+    blocks = gguf_quantize(weight.numpy(), GGMLQuantizationType[kind.upper()])
+    return torch.from_numpy(blocks), kind, (weight.shape[0], weight.shape[1])
 
 
 def test_routing_breaks_ties_towards_the_lowest_expert(generator: torch.Generator) -> None:
@@ -115,9 +150,9 @@ def test_routing_breaks_ties_towards_the_lowest_expert(generator: torch.Generato
     experts, weights = torch.empty(9, 3, dtype=torch.int32), torch.empty(9, 3)
     with Guard():
         moe.launch_route(experts, weights, logits, True)
-    expected, expected_weights = reference_gpu.moe_route(logits, 3, True)
-    assert torch.equal(experts, expected)
-    assert torch.allclose(weights, expected_weights, atol=1e-6)
+    expected = REFERENCE.route(logits, 3, True)
+    assert torch.equal(experts, expected.ids)
+    assert torch.allclose(weights, expected.weights, atol=1e-6)
 
 
 @pytest.mark.parametrize("pairs", [1, 16, 40])

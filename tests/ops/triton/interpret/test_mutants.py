@@ -84,6 +84,8 @@ MUTANTS = [
     Mutant("high plane scaled as low", "gemm_w4", "group + groups // 2", "group", "w4"),
     Mutant("odd depth unmasked", "gemm_small", "(n < columns)[:, None] & (at < depth)[None, :]", "(n < columns)[:, None]", "gemm"),
     Mutant("padded experts stored", "moe", "live = pair < pairs", "live = pair <= pairs", "moe"),
+    Mutant("bias of another expert", "moe", "bias_ptr + expert * columns + n", "bias_ptr + n", "moe"),
+    Mutant("bias past the columns", "moe", "+ n, mask=n < columns, other=0.0).to(tl.float32)[:, None]", "+ n).to(tl.float32)[:, None]", "moe"),
     Mutant("unstable rank", "moe", "place + rank - 1, p", "place + rank, p", "moe"),
     Mutant("ties to the highest expert", "moe", "best = tl.min(tl.where(left == tl.max(left, 0), e, PAD), 0)", "best = tl.max(tl.where(left == tl.max(left, 0), e, -1), 0)", "moe", 1),
 ]  # fmt: skip
@@ -258,14 +260,16 @@ def moe(module: ModuleType) -> float:
     logits = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0], [0.0, 1.0, 3.0]])
     experts, weights = torch.empty(3, 2, dtype=torch.int32), torch.empty(3, 2)
     module.launch_route(experts, weights, logits, True)
-    if not torch.equal(experts, reference_gpu.moe_route(logits, 2, True)[0]):
+    if not torch.equal(experts, REFERENCE.route(logits, 2, True).ids):
         return float("inf")
     order, owners = module.launch_align(experts, 3, 16)
     weight = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(1))
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(2))
     out = torch.full((6, 8), float("nan"))
-    module.launch_gemm(out, x, weight, order, owners, None, 2, GemmTile(16, 16, 16, 4, 2))
-    expected = torch.stack([weight[e].double() @ x[p // 2].double() for p, e in enumerate(experts.flatten().tolist())])
+    bias = torch.randn(3, 8, generator=torch.Generator().manual_seed(3))
+    module.launch_gemm(out, x, weight, bias, order, owners, None, 2, GemmTile(16, 16, 16, 4, 2))
+    chosen = enumerate(experts.flatten().tolist())
+    expected = torch.stack([weight[e].double() @ x[p // 2].double() + bias[e].double() for p, e in chosen])
     return relative_error(out, expected) / 2e-6
 
 
