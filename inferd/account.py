@@ -2,7 +2,8 @@
 share with each other, then the callers of a key what it got. So nobody gains by inventing callers.
 
 The counters follow Sheng et al., "Fairness in serving large language models" (2024): each token that is computed counts
-for its account, and whoever comes after a pause starts where the others are, not with what it saved up.
+for its account, and whoever comes after a pause starts where the others are. It may start a BURST behind them, so that
+a long prompt of one who asks now and then is not interleaved with what a flood brings all the time.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 
 from inferd.request import Tenant
 
+BURST = 4096.0  # tokens
 MAX_REMEMBERED = 1024  # accounts of a parent without a live sequence whose debt is kept
 
 
@@ -27,8 +29,8 @@ class Account:
         self.seats = 0  # of its running sequences
         self.children: dict[str, Account] = {}
         self._live = 0
-        self._floor = 0.0  # `served` of the child that was chosen last: newcomers start there
-        self._debts: OrderedDict[str, float] = OrderedDict()  # `served` of children that left with more
+        self._floor = 0.0  # `served` of the child that was chosen last
+        self._debts: OrderedDict[str, float] = OrderedDict()  # `served` of children that left
 
     @property
     def path(self) -> list[Account]:
@@ -46,9 +48,14 @@ class Account:
         """The child of that name, with one live sequence more."""
         child = self.children.get(name)
         if child is None:
-            child = self.children[name] = Account(name, self, max(self._debts.pop(name, 0.0), self._floor))
+            child = self.children[name] = Account(name, self, self._start(name))
         child._live += 1
         return child
+
+    def _start(self, name: str) -> float:
+        """Where the counter of a child begins: where it ended, but not far behind the others."""
+        earliest = self._floor - BURST
+        return max(self._debts.pop(name, earliest), earliest)
 
     def join(self) -> None:
         """One live sequence more."""
@@ -87,6 +94,13 @@ class Account:
         ours, theirs = self.rivals(other)
         return ours.served < theirs.served
 
+    def is_owed(self, num_tokens: int) -> bool:
+        """Whether it could be served so many tokens before its turn was over, wherever it shares with others."""
+        shared = [each for each in self.lineage() if each.parent is not None and len(each.parent.children) > 1]
+        return bool(shared) and all(
+            each.parent is not None and each.served + num_tokens <= each.parent._floor for each in shared
+        )
+
     def rivals(self, other: Account) -> tuple[Account, Account]:
         """The accounts of both between which their sequences compete: the keys, or two callers of one key."""
         if self.parent is not other.parent:
@@ -99,7 +113,7 @@ class Account:
         if not self.children:
             self._debts.clear()  # nobody is left who could have had less
             self._floor = max(self._floor, child.served)
-        elif child.served > self._floor:
+        elif child.served > self._floor - BURST:
             self._debts[child.name] = child.served
             if len(self._debts) > MAX_REMEMBERED:
                 self._debts.popitem(last=False)

@@ -60,6 +60,7 @@ def describe_sequence(sequence: Sequence) -> dict[str, object]:
         "request_id": request.request_id,
         "choices": sequence.choices,
         "status": sequence.status.value,
+        "tenant": request.tenant,
         "priority": request.priority,
         "arrival": request.arrival,
         "deadline": request.deadline,

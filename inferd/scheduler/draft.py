@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inferd.account import Account
 from inferd.sequence import Sequence
 from inferd.step import BlockCopy, PlanItem
 
@@ -14,14 +15,17 @@ class Draft:
     Whoever appends an item for a sequence writes the step into its in_flight (ahead, if it is in another plan).
     """
 
-    def __init__(self, step: int, budget: int, room: int) -> None:
+    def __init__(self, step: int, budget: int, room: int, patient: int) -> None:
         self.step = step
         self.budget = budget  # tokens left
         self.room = room  # items left
+        self.patient = patient  # those of the tokens left that prompts get which can wait
         self.single: list[PlanItem] = []
         self.longer: list[PlanItem] = []
         self.copies: list[BlockCopy] = []
         self.has_prompt = False
+        self.completed: Account | None = None  # the first whose prompt the step completes
+        self.has_yielded = False  # a prompt stayed out of the step for its sake
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:
         """The next num_tokens of a sequence whose slots are there."""
@@ -32,5 +36,8 @@ class Draft:
         (self.single if num_tokens == 1 else self.longer).append(item)
         sequence.in_flight = self.step
         self.budget -= num_tokens
+        self.patient -= num_tokens
         self.room -= 1
         self.has_prompt = True
+        if end == sequence.num_tokens and self.completed is None:
+            self.completed = sequence.account

@@ -4,7 +4,8 @@ uncomputed tokens as the budget leaves; one with a single uncomputed token is wh
 Order: running sequences with one token first (they keep their pace whatever arrives), then running ones with more,
 then waiting ones; but a waiting one goes before running ones of a lower priority, or of an account that was served
 more. It takes their seats or blocks as well when it lacks them: from a lower priority, or, within its own, from an
-account that holds no fewer seats even then. Each token of a plan is charged to its account.
+account that holds no fewer seats even then. Prompts of accounts that were served more may also stay out of the step
+that completes its own. Each token of a plan is charged to its account.
 
 Where the executor works on several plans at a time (a pipeline), a plan leaves out what is in flight and takes no more
 than its share of the rest, so that there is something to plan meanwhile. The cost is that of the tokens chosen and of
@@ -31,6 +32,8 @@ from inferd.scheduler.speculation import add_guesses, read_tokens
 from inferd.sequence import Sequence
 from inferd.step import PENDING, PlanItem, StepPlan
 
+SHARED_S = 60.0  # after several accounts had sequences
+PATIENT_SHARE = 4  # of a step's tokens the prompts of those that have had their turn get one in so many, then
 NO_MASKS: dict[int, bytes] = {}
 
 
@@ -41,19 +44,22 @@ class Planner:
         self._steps = 0
         self._refused: tuple[int, int] | None = None  # (seq_id, room) of the last refused admission
         self._last_items: list[PlanItem] = []  # of the last plan
+        self._yielded = False  # in the last plan
+        self._shared_until = 0.0
 
     def plan(self, now: float, in_flight: int) -> StepPlan | None:
         """The next step, or None when no sequence is left that is not in one of the in_flight plans."""
         looks_ahead = self._limits.looks_ahead and in_flight > 0
         if looks_ahead and not self._can_look_ahead():
             return None
-        draft = Draft(self._steps + 1, self._limits.token_budget, self._room())
+        draft = Draft(self._steps + 1, self._limits.token_budget, self._room(), self._patience(now))
         self._seat_urgent(now)
         for sequence in self._advance_running(draft, looks_ahead):
             self._admit_waiting(draft, now, ahead_of=sequence)
-            if draft.room > 0 and (num_tokens := self._share(sequence, draft)):
+            if draft.room > 0 and not self._yields(sequence, draft) and (num_tokens := self._share(sequence, draft)):
                 draft.add(sequence, num_tokens)
         self._admit_waiting(draft, now)
+        self._yielded = draft.has_yielded
         if self._limits.speculative is not None:
             read_tokens(draft, self._roster, self._limits.speculative)
             if not draft.longer and not looks_ahead:
@@ -86,6 +92,15 @@ class Planner:
             return sys.maxsize
         candidates = min(len(self._roster.running) + len(self._roster.waiting), self._limits.seats)
         return max(-(-candidates // depth), 1)
+
+    def _patience(self, now: float) -> int:
+        """How many tokens a step takes of prompts whose accounts have had their turn. Where several accounts ask now
+        and then, such a step must be short: it is what the next one waits for that comes."""
+        if self._roster.accounts.contended:
+            self._shared_until = now + SHARED_S
+        budget = self._limits.token_budget
+        is_shared = self._limits.chunked_prefill and now < self._shared_until
+        return max(budget // PATIENT_SHARE, 1) if is_shared else budget
 
     def _can_look_ahead(self) -> bool:
         """Whether each sequence of the last plan goes on with one token that nobody here needs to know."""
@@ -152,7 +167,7 @@ class Planner:
         before that of a running one, if it is given."""
         waiting = self._roster.waiting
         while (sequence := waiting.peek()) is not None and self._may_start(sequence, draft):
-            if ahead_of is not None and not comes_before(sequence, ahead_of):
+            if (ahead_of is not None and not comes_before(sequence, ahead_of)) or self._yields(sequence, draft):
                 return
             if not self._admit(sequence, now):
                 return
@@ -160,6 +175,15 @@ class Planner:
             if not num_tokens:
                 return
             draft.add(sequence, num_tokens)
+
+    def _yields(self, sequence: Sequence, draft: Draft) -> bool:
+        """Whether a prompt stays out of a step that brings an account, which was served less, its first token: that one
+        shall not wait longer for it. Not in two steps in a row, so that no prompt stands still."""
+        first = draft.completed
+        if self._yielded or first is None or not first.is_behind(sequence.account):
+            return False
+        draft.has_yielded = True
+        return True
 
     def _admit(self, sequence: Sequence, now: float) -> bool:
         """Admission; one that was refused for lack of blocks looks up its prefix again only when there is more room."""
@@ -176,7 +200,7 @@ class Planner:
         if draft.room <= 0:
             return False
         if self._limits.chunked_prefill:
-            return draft.budget > 0
+            return self._budget_for(sequence, draft) > 0
         return not draft.has_prompt or sequence.num_tokens <= draft.budget
 
     def _share(self, sequence: Sequence, draft: Draft) -> int:
@@ -186,8 +210,14 @@ class Planner:
         """
         lacking = sequence.num_tokens - sequence.num_computed_tokens
         if self._limits.chunked_prefill:
-            return min(lacking, max(draft.budget, 0))
+            return min(lacking, max(self._budget_for(sequence, draft), 0))
         return lacking if lacking <= draft.budget or not draft.has_prompt else 0
+
+    def _budget_for(self, sequence: Sequence, draft: Draft) -> int:
+        """Tokens that the step has left for a prompt."""
+        if draft.patient >= draft.budget or sequence.account.is_owed(self._limits.token_budget):
+            return draft.budget
+        return draft.patient
 
     def _seat_urgent(self, now: float) -> None:
         """Seat waiting sequences that outrank running ones before those take the step's blocks, as many as the step has

@@ -23,7 +23,7 @@ class Roster:
         self.constrained: dict[int, Matcher] = {}  # those of self.sequences that the executor has heard of
         self.num_preemptions = 0
         self._next_seq_id = 0
-        self._new: list[NewSequence] = []
+        self._new: dict[int, NewSequence] = {}
         self._dropped: list[int] = []
 
     def next_seq_id(self) -> int:
@@ -130,8 +130,8 @@ class Roster:
 
     def take_news(self) -> tuple[list[NewSequence], list[int]]:
         """What changed for the executor since the last call: sequences new to it, and those to drop before."""
-        news = self._new, self._dropped
-        self._new, self._dropped = [], []
+        news = list(self._new.values()), self._dropped
+        self._new, self._dropped = {}, []
         return news
 
     def _victims_of_growth(self, sequence: Sequence, position: int) -> list[Sequence]:
@@ -148,19 +148,10 @@ class Roster:
         return []
 
     def _announce(self, sequence: Sequence) -> None:
-        self._new.append(announcement(sequence))
+        self._new[sequence.seq_id] = announcement(sequence)
         sequence.announced = True
         if sequence.matcher is not None:
             self.constrained[sequence.seq_id] = sequence.matcher
-
-    def _take_back(self, sequence: Sequence) -> None:
-        """The executor is to forget a sequence, or never hears of it: that of which no plan has told it yet. One may be
-        admitted and leave again before the next plan, whose drops come before what is new."""
-        for index, new in enumerate(self._new):
-            if new.seq_id == sequence.seq_id:
-                del self._new[index]
-                return
-        self._dropped.append(sequence.seq_id)
 
     def _vacate(self, sequence: Sequence) -> None:
         """Take seat and blocks. What a plan in flight still computes for it is not committed. A later plan may
@@ -169,8 +160,8 @@ class Roster:
         self.running.remove(sequence)
         self.kv.free(sequence)
         sequence.in_flight = sequence.ahead = sequence.plain_until = 0
-        if sequence.announced:
-            self._take_back(sequence)
+        if self._new.pop(sequence.seq_id, None) is None and sequence.announced:
+            self._dropped.append(sequence.seq_id)
         sequence.announced = False
 
     def _requeue(self, sequence: Sequence) -> None:
