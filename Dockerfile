@@ -2,7 +2,7 @@
 # One image for both commands, `inferd` and `inferd-gateway`:
 #   docker build -t inferd .                                  CPU; give TORCH_INDEX where a plain torch is a CUDA build
 #   docker build -t inferd:cuda --build-arg DEVICE=cuda .     CUDA
-# See docs/deployment.md. Linted, not built: no Docker engine was at hand.
+# See docs/deployment.md, which also says what was built and run.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 # hadolint ignore=DL3006

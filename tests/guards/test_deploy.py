@@ -87,6 +87,14 @@ def test_the_daemon_understands_its_command_line() -> None:
     assert (parsed.get("port"), parsed.get("metrics-port")) == (ports["grpc"], ports["metrics"])
 
 
+def test_no_stage_is_chosen_by_a_variable_that_some_builders_leave_empty() -> None:
+    """buildah 1.28 resolves no default in the name of an earlier stage, so that a plain build would fail."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"${PYTHON_IMAGE}"}
+    used = set(re.findall(r"\$\{([A-Z_]+)", text)) - {"PATH"}
+    assert used == set(re.findall(r"^ARG (\w+)=", text, re.MULTILINE))
+
+
 def test_the_image_starts_as_nobody_special_and_says_whether_it_serves() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     assert re.search(r"^USER 10001:10001$", text, re.MULTILINE)
