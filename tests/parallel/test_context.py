@@ -116,7 +116,7 @@ def test_no_rank_measures_before_the_last_has_loaded(
     links = StandInLinks(
         {
             Setup: Hello(environment, "127.0.0.1", 1),
-            Connect: Loaded("a", "float32", "none", 1, 1, {}),
+            Connect: Loaded("a", "float32", "none", 1, 1, {}, True),
             Measure: Measured(100, 10_000),
             Allocate: Allocated(),
         }
