@@ -15,7 +15,10 @@ from inferd.testing.thread_ranks import ThreadExecutor
 from inferd.testing.tiny_models import CONFIGS
 
 SHAPES = [(2, 1), (1, 2), (2, 2), (4, 1), (4, 2)]
-QUICK = [("llama-odd", 2, 1), ("qwen3", 1, 2), ("llama-tied", 2, 2), ("gpt2", 4, 1), ("opt", 2, 2)]
+QUICK = [
+    *(("llama-odd", 2, 1), ("qwen3", 1, 2), ("llama-tied", 2, 2), ("gpt2", 4, 1), ("opt", 2, 2)),
+    *(("gemma3", 2, 1), ("qwen3-moe", 2, 2), ("gpt-oss", 2, 1), ("deepseek-v3", 2, 2), ("mixtral", 1, 2)),
+]
 Ask = Callable[..., Any]
 
 
