@@ -4,7 +4,7 @@ allocated."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,7 @@ class PagedNeed:
     kv_heads: int
     head_dim: int
     window: int = 0
+    attention_op: ClassVar[str] = "paged_attention"  # of Ops
 
     def block_bytes(self, page: int, itemsize: int) -> int:
         """Keys and values of a page of tokens; those of one byte have a scale per token and head."""
@@ -54,6 +55,7 @@ class LatentNeed:
     """One vector of `size` values of every token, from which keys and values of all heads are made."""
 
     size: int
+    attention_op: ClassVar[str] = "latent_attention"
 
     def block_bytes(self, page: int, itemsize: int) -> int:
         return page * self.size * itemsize

@@ -77,8 +77,10 @@ class LoadedModel:
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether the ops wait for nothing: Triton's do."""
-        return self.ops.backends["sample"] == "triton"
+        """Whether a step only launches work on an accelerator: Triton's ops do; latent attention is torch's, which
+        reads lengths back."""
+        names = {"sample", *(need.attention_op for need in self.cache_needs if need is not None)}
+        return all(self.ops.backends[name] in ("triton", "varlen") for name in names)
 
     @property
     def replays_graphs(self) -> bool:
