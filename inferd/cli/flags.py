@@ -161,7 +161,7 @@ SERVE_FLAGS = (
         name="kv-cache-memory-bytes",
         field="engine.cache.memory_bytes",
         size=True,
-        help="size of the KV pool, e.g. 4GiB; unset: from free memory; on a CPU 1GiB, or one context where that is more",
+        help="size of the KV pool, e.g. 4GiB; unset: from free memory; on a CPU 1GiB, or one context if that is more",
     ),
     Flag(
         name="kv-cache-dtype",

@@ -92,7 +92,8 @@ def add_guesses(draft: Draft, roster: Roster, config: SpeculativeConfig) -> None
         sequence = roster.sequences[item.seq_id]
         # The token after the last guess must still be one that may come.
         most = min(draft.budget, sequence.max_tokens - sequence.num_tokens - 1)
-        guesses = guesses_for(sequence, most, len(draft.single), config) if most > 0 else []
+        may_guess = most > 0 and item.choices  # else tokens that are known already follow: it is computed again
+        guesses = guesses_for(sequence, most, len(draft.single), config) if may_guess else []
         blocks = roster.kv.stretch(sequence, len(guesses), len(roster.running)) if guesses else []
         guesses = guesses[: sequence.num_slots - sequence.num_tokens]
         if not guesses:
