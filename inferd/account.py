@@ -54,7 +54,7 @@ class Account:
 
     def _start(self, name: str) -> float:
         """Where the counter of a child begins: where it ended, but not far behind the others."""
-        earliest = self._floor - BURST
+        earliest = self._floor - BURST if self.children else self._floor
         return max(self._debts.pop(name, earliest), earliest)
 
     def join(self) -> None:

@@ -71,11 +71,17 @@ class Planner:
             return None
         self._steps = draft.step
         self._last_items = items
-        sequences = self._roster.sequences
-        for item in items:
-            sequences[item.seq_id].account.charge(len(item.token_ids))
+        self._charge(items)
         new, dropped = self._roster.take_news()
         return StepPlan(self._steps, items, new, draft.copies, dropped, self._masks(items))
+
+    def _charge(self, items: list[PlanItem]) -> None:
+        sequences = self._roster.sequences
+        if self._roster.accounts.contended:
+            for item in items:
+                sequences[item.seq_id].account.charge(len(item.token_ids))
+        else:  # all are of one account
+            sequences[items[0].seq_id].account.charge(sum([len(item.token_ids) for item in items]))
 
     def _masks(self, items: list[PlanItem]) -> dict[int, bytes]:
         """What the sampling items may draw that are constrained."""

@@ -90,10 +90,10 @@ def add_guesses(draft: Draft, roster: Roster, config: SpeculativeConfig) -> None
     plain: list[PlanItem] = []
     for item in draft.single:
         sequence = roster.sequences[item.seq_id]
-        # The token after the last guess must still be one that may come; behind a token that is computed again and is
-        # not the sequence's last there is nothing to guess.
-        most = min(draft.budget, sequence.max_tokens - sequence.num_tokens - 1) if item.choices else 0
-        guesses = guesses_for(sequence, most, len(draft.single), config) if most > 0 else []
+        # The token after the last guess must still be one that may come.
+        most = min(draft.budget, sequence.max_tokens - sequence.num_tokens - 1)
+        may_guess = most > 0 and item.choices  # else tokens that are known already follow: it is computed again
+        guesses = guesses_for(sequence, most, len(draft.single), config) if may_guess else []
         blocks = roster.kv.stretch(sequence, len(guesses), len(roster.running)) if guesses else []
         guesses = guesses[: sequence.num_slots - sequence.num_tokens]
         if not guesses:

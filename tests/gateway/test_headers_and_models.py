@@ -24,6 +24,26 @@ def test_request_id_and_trace_reach_the_daemon(gateway, daemon):
     assert daemon.metadata[-1]["traceparent"] == headers["traceparent"]
 
 
+def test_the_daemon_hears_whose_key_it_was_but_not_the_key(start_gateway, daemon):
+    gateway = start_gateway(api_key=("first-secret", "second-secret"))
+    tenants = []
+    for headers in (
+        {"authorization": "Bearer first-secret"},
+        {"x-api-key": "first-secret"},
+        {"authorization": "Bearer second-secret"},
+    ):
+        assert gateway.post("/v1/completions", {"prompt": "x"}, headers=headers).status_code == 200
+        tenants.append(daemon.metadata[-1]["x-inferd-tenant"])
+    assert tenants[0] == tenants[1] != tenants[2]
+    assert all(len(tenant) == 32 and "secret" not in tenant for tenant in tenants)
+
+
+def test_without_keys_the_daemon_hears_of_no_tenant(gateway, daemon):
+    headers = {"authorization": "Bearer anything", "x-inferd-tenant": "me"}
+    assert gateway.post("/v1/completions", {"prompt": "x"}, headers=headers).status_code == 200
+    assert "x-inferd-tenant" not in daemon.metadata[-1]
+
+
 def test_head(gateway):
     for path in ("/health", "/v1/models"):
         response = gateway.client.head(path)

@@ -249,6 +249,45 @@ def test_a_dump_has_both_sides_and_no_prompt_unless_asked(shared: Served) -> Non
     running.join()
 
 
+def test_the_core_knows_whose_a_request_is() -> None:
+    """A digest of the key and whom its holder names, on a stream of its own or among others; else nobody."""
+    with served(api_keys=("secret", "other")) as found:
+        calls = []
+        for number, (key, metadata) in enumerate(
+            (("secret", ()), ("secret", (("x-inferd-tenant", "ann"),)), ("other", ()))
+        ):
+            request = make_generate(max_tokens=2000, request_id=f"r{number}")
+            calls.append(found.inference.Generate(request, metadata=[("authorization", f"Bearer {key}"), *metadata]))
+            next(calls[-1])
+        start = inference_pb2.MuxStart(request=make_generate(max_tokens=2000, request_id="r3"))
+        start.metadata["x-inferd-tenant"] = "bob"
+        start.metadata["authorization"] = "Bearer other"  # proves nothing here
+        messages = iter([inference_pb2.GenerateMuxRequest(stream_id=1, start=start)])
+        calls.append(found.inference.GenerateMux(messages, metadata=[("authorization", "Bearer secret")]))
+        next(calls[-1])
+        tenants = {each["request_id"]: each["tenant"] for each in dump(found.admin)["sequences"]}
+        assert "secret" not in json.dumps(tenants)
+        assert [tenants[f"r{number}"]["caller"] for number in range(4)] == ["", "ann", "", "bob"]
+        keys = [tenants[f"r{number}"]["key"] for number in range(4)]
+        assert len(keys[0]) == 32
+        assert keys == [keys[0], keys[0], keys[2], keys[0]]
+        assert keys[2] != keys[0]
+        long = [("authorization", "Bearer secret"), ("x-inferd-tenant", "x" * 129)]
+        failure = fails(found.inference.Generate(make_generate(), metadata=long))
+        assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("x-inferd-tenant",))
+        for call in calls:
+            call.cancel()
+
+
+def test_without_keys_everybody_is_one(shared: Served) -> None:
+    request = make_generate(max_tokens=2000, request_id="anonymous")
+    call = shared.inference.Generate(request, metadata=[("authorization", "Bearer anything")])
+    next(call)
+    (sequence,) = dump(shared.admin)["sequences"]
+    assert sequence["tenant"] == {"key": "", "caller": ""}
+    call.cancel()
+
+
 def test_an_unknown_section_is_refused(shared: Served) -> None:
     failure = fails(shared.admin.DumpState(admin_pb2.DumpStateRequest(sections=["secrets"])))
     assert (failure.code, failure.fields) == ("INVALID_ARGUMENT", ("sections",))

@@ -115,7 +115,8 @@ def computed_by_key(drive: Driver, requests: list[Request]) -> Counter[str]:
     return computed
 
 
-def test_two_floods_get_as_many_tokens_whatever_their_requests_are() -> None:
+def test_two_floods_get_as_many_tokens_whatever_their_requests_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferd.account.BURST", 64.0)
     drive = Driver(fake_info(2000, 4, 256), SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32))
     requests = [make_request(key, [key] * 100, max_tokens=4, tenant=FLOOD) for key in range(60)]
     requests += [make_request(key, [key] * 8, max_tokens=30, tenant=QUIET) for key in range(60, 260)]
@@ -126,7 +127,8 @@ def test_two_floods_get_as_many_tokens_whatever_their_requests_are() -> None:
     assert 0.8 < computed["flood"] / computed["quiet"] < 1.25
 
 
-def test_a_key_gains_nothing_by_naming_many_callers() -> None:
+def test_a_key_gains_nothing_by_naming_many_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inferd.account.BURST", 64.0)
     drive = Driver(fake_info(2000, 4, 256), SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32))
     requests = [make_request(key, [key] * 8, max_tokens=30, tenant=Tenant("many", str(key))) for key in range(150)]
     requests += [make_request(key, [key] * 8, max_tokens=30, tenant=Tenant("one")) for key in range(150, 300)]

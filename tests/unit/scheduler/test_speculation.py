@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
-from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams
+from inferd.request import FinishReason, LogprobParams, Request, SamplingParams, StopParams, Tenant
 from inferd.scheduler.speculation import CATCH_UP, FREE_ROWS, PromptLookup
 from inferd.step import StepPlan
 from inferd.testing.fake_executor import Behaviour, FakeExecutor, fake_info, fake_logprobs
@@ -211,3 +211,17 @@ def test_no_step_reads_a_long_prompt_at_once(is_cached: bool) -> None:
     assert num_guesses(drive.plans) > 0
     first = next(index for index, plan in enumerate(drive.plans) if any(item.guesses for item in plan.items))
     assert first <= 2400 // CATCH_UP + 5
+
+
+def test_no_guess_follows_a_part_of_what_is_computed_again() -> None:
+    """A sequence that was preempted gets one of its known tokens in a step that has room for more."""
+    drive = driver(num_blocks=32, budget=4)
+    drive.add(make_request(1, cycle(6), max_tokens=60), make_request(2, [7], max_tokens=99, tenant=Tenant("other")))
+    for _ in range(12):
+        drive.step()
+    sequence = next(each for each in drive.scheduler.sequences() if each.key == 1)
+    assert sequence.num_tokens > sequence.num_prompt_tokens
+    drive.scheduler._roster.preempt(sequence)
+    drive.scheduler.clear_prefix_cache()
+    drive.run()
+    assert drive.choice(1).token_ids == cycle(60)
