@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import ssl
 from collections.abc import Callable, Sequence
@@ -91,6 +92,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             head = head_without_upgrade(self.parser, self.url, self.headers)
             self.parser = httptools.HttpRequestParser(self)
+            with contextlib.suppress(AttributeError):  # as the server sets up the first one, where it can
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             return head + data[upgrade.args[0] :]
         return b""
 

@@ -23,6 +23,7 @@ MAX_BOOKINGS = 100_000
 class Booking:
     """A place promised to a refused caller. Times are the admission clock's."""
 
+    wish: int
     choices: int
     due: float
     kept: bool = False
@@ -34,7 +35,7 @@ class Bookings:
     def __init__(self) -> None:
         self.choices = 0
         self._by_wish: dict[int, list[Booking]] = {}
-        self._expiries: list[tuple[float, int, int, Booking]] = []  # (when, number, wish, booking), a heap
+        self._expiries: list[tuple[float, int, Booking]] = []  # (when, number, booking), a heap
         self._number = 0
         self._show_share = 1.0
 
@@ -47,10 +48,10 @@ class Bookings:
         return self.choices * max(self._show_share, MIN_SHOW_SHARE)
 
     def forget_late(self, now: float) -> None:
-        while self._expiries and (self._expiries[0][3].kept or self._expiries[0][0] < now):
-            _, _, wish, booking = heapq.heappop(self._expiries)
+        while self._expiries and (self._expiries[0][2].kept or self._expiries[0][0] < now):
+            _, _, booking = heapq.heappop(self._expiries)
             if not booking.kept:
-                self._remove(wish, booking)
+                self._remove(booking)
                 self._show_share -= self._show_share * SHOW_WEIGHT
 
     def find(self, wish: int) -> Booking | None:
@@ -60,24 +61,25 @@ class Bookings:
     def add(self, wish: int, choices: int, now: float, delay: float) -> None:
         if len(self._expiries) >= MAX_BOOKINGS:
             return
-        booking = Booking(choices, now + delay)
+        booking = Booking(wish, choices, now + delay)
         self._by_wish.setdefault(wish, []).append(booking)
         self.choices += choices
         self._number += 1
         expiry = booking.due + max(MIN_GRACE_S, GRACE_SHARE * delay)
-        heapq.heappush(self._expiries, (expiry, self._number, wish, booking))
+        heapq.heappush(self._expiries, (expiry, self._number, booking))
 
-    def claim(self, wish: int, booking: Booking) -> None:
+    def claim(self, booking: Booking) -> None:
         """Its caller has come back."""
-        self._remove(wish, booking)
+        self._remove(booking)
         booking.kept = True
         self._show_share += (1 - self._show_share) * SHOW_WEIGHT
 
-    def _remove(self, wish: int, booking: Booking) -> None:
+    def _remove(self, booking: Booking) -> None:
         self.choices -= booking.choices
-        self._by_wish[wish].remove(booking)
-        if not self._by_wish[wish]:
-            del self._by_wish[wish]
+        same = self._by_wish[booking.wish]
+        same.remove(booking)
+        if not same:
+            del self._by_wish[booking.wish]
 
 
 class Admission:
@@ -124,7 +126,7 @@ class Admission:
                 retry_after_s=self.retry_after(request),
             )
         if booking is not None:
-            self._bookings.claim(wish_of(request), booking)
+            self._bookings.claim(booking)
         self._rate.note(now, self.live)
         self.live += count
         self._admitted[request.key] = now
@@ -143,7 +145,7 @@ class Admission:
             return max(booking.due - now, MIN_RETRY_S)  # too early: what was promised holds
         ahead = self.live + request.num_choices - (self.capacity - self._reserve)
         if booking is not None:
-            self._bookings.claim(wish, booking)  # in time, but the estimate was short
+            self._bookings.claim(booking)  # in time, but the estimate was short
             needed = float(ahead)
         else:
             needed = ahead + self._bookings.expected
