@@ -12,8 +12,10 @@ from inferd.front.service_rate import ServiceRate
 from inferd.request import Request
 
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 60.0
+FIRST_RETRY_S = 5.0  # at most, while nothing is known of the rate: it will be then
 MIN_GRACE_S = 1.5  # HTTP names whole seconds, so many come up to one late
 GRACE_SHARE = 0.25
+EARLY_SHARE = 0.1  # of the time that a caller was told: who comes earlier is somebody else, who asks for the same
 MIN_SHOW_SHARE = 0.1  # of refused callers who come back; never none, lest the first of them find nothing
 SHOW_WEIGHT = 1 / 32
 MAX_BOOKINGS = 100_000
@@ -25,6 +27,7 @@ class Booking:
 
     wish: int
     choices: int
+    opens: float
     due: float
     kept: bool = False
 
@@ -54,14 +57,15 @@ class Bookings:
                 self._remove(booking)
                 self._show_share -= self._show_share * SHOW_WEIGHT
 
-    def find(self, wish: int) -> Booking | None:
-        """The first of those who asked for this."""
-        return next(iter(self._by_wish.get(wish, ())), None)
+    def find(self, wish: int, now: float) -> Booking | None:
+        """The first of those who asked for this, if it is about time."""
+        same = self._by_wish.get(wish)
+        return same[0] if same and same[0].opens <= now else None
 
     def add(self, wish: int, choices: int, now: float, delay: float) -> None:
         if len(self._expiries) >= MAX_BOOKINGS:
             return
-        booking = Booking(wish, choices, now + delay)
+        booking = Booking(wish, choices, now + (1 - EARLY_SHARE) * delay, now + delay)
         self._by_wish.setdefault(wish, []).append(booking)
         self.choices += choices
         self._number += 1
@@ -101,8 +105,8 @@ class Admission:
         self._admitted: dict[int, float] = {}  # request key -> when
 
     @property
-    def service_rate(self) -> float:
-        """Choices per second that promises are reckoned with."""
+    def service_rate(self) -> float | None:
+        """Choices per second that promises are reckoned with; None while nothing is known of it."""
         return self._rate.per_second()
 
     @property
@@ -112,14 +116,15 @@ class Admission:
 
     def has_room(self, request: Request) -> bool:
         """Whether admit() would let it in."""
-        self._bookings.forget_late(self._clock())
-        return self._fits(request, self._booking_of(request) is not None)
+        now = self._clock()
+        self._bookings.forget_late(now)
+        return self._fits(request, self._booking_of(request, now) is not None)
 
     def admit(self, request: Request) -> None:
         """Take a place for each choice, or raise QueueFull with a retry time."""
         now, count = self._clock(), request.num_choices
         self._bookings.forget_late(now)
-        booking = self._booking_of(request)
+        booking = self._booking_of(request, now)
         if not self._fits(request, booking is not None):
             raise QueueFull(
                 f"{self.live} choices are running or waiting, {count} more would exceed the limit of {self.capacity}",
@@ -140,22 +145,24 @@ class Admission:
     def retry_after(self, request: Request) -> float:
         """Seconds until there is a place for a request that was refused, which is promised to it."""
         now, wish = self._clock(), wish_of(request)
-        booking = self._bookings.find(wish)
+        booking = self._bookings.find(wish, now)
         if booking is not None and booking.due > now:
-            return max(booking.due - now, MIN_RETRY_S)  # too early: what was promised holds
+            return max(booking.due - now, MIN_RETRY_S)  # a little early: what was promised holds
         ahead = self.live + request.num_choices - (self.capacity - self._reserve)
         if booking is not None:
             self._bookings.claim(booking)  # in time, but the estimate was short
-            needed = float(ahead)
+            needed = max(1.0, ahead)
         else:
-            needed = ahead + self._bookings.expected
+            needed = max(1.0, ahead + self._bookings.expected)
         self._rate.note(now, self.live)
-        delay = min(max(max(needed, 1.0) / self._rate.per_second(), MIN_RETRY_S), MAX_RETRY_S)
+        rate = self._rate.per_second()
+        wait = min(needed, FIRST_RETRY_S) if rate is None else needed / rate
+        delay = min(max(wait, MIN_RETRY_S), MAX_RETRY_S)
         self._bookings.add(wish, request.num_choices, now, delay)
         return delay
 
-    def _booking_of(self, request: Request) -> Booking | None:
-        return self._bookings.find(wish_of(request)) if self._bookings.choices else None
+    def _booking_of(self, request: Request, now: float) -> Booking | None:
+        return self._bookings.find(wish_of(request), now) if self._bookings.choices else None
 
     def _fits(self, request: Request, is_booked: bool) -> bool:
         kept = 0.0 if is_booked else min(self._bookings.expected, self._reserve)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
-HORIZON_S = 15.0  # of busy time: what lies further back counts less and less
+MEMORY = 128  # ends that count, or four for each seat; what lies further back counts less and less
 CAUTION = 0.9  # a place that is free a little early costs nothing, one that is not yet free costs a refusal
 STAY_WEIGHT = 1 / 16
-UNKNOWN = 1.0  # per second, before anything has ended
 
 
 class ServiceRate:
@@ -16,6 +13,7 @@ class ServiceRate:
 
     def __init__(self, seats: int) -> None:
         self._seats = seats
+        self._memory = max(MEMORY, 4 * seats)
         self._ended = self._busy_s = 0.0
         self._since = 0.0
         self._stay_s: float | None = None
@@ -24,9 +22,9 @@ class ServiceRate:
         """`live` choices were here since the last note, and `ended` of them end now."""
         elapsed, self._since = now - self._since, now
         if live >= self._seats:
-            kept = math.exp(-elapsed / HORIZON_S)
-            self._ended = self._ended * kept + ended
-            self._busy_s = self._busy_s * kept + elapsed
+            kept = 1 - ended / (self._memory + ended)
+            self._ended = (self._ended + ended) * kept
+            self._busy_s = (self._busy_s + elapsed) * kept
 
     def note_stay(self, seconds: float, live: int) -> None:
         """A request ended that was here so long, beside `live` choices at its end."""
@@ -34,10 +32,11 @@ class ServiceRate:
             before = seconds if self._stay_s is None else self._stay_s
             self._stay_s = before + (seconds - before) * STAY_WEIGHT
 
-    def per_second(self) -> float:
-        """With caution: a little less than is likely."""
-        if self._ended >= self._seats and self._busy_s > 0:
+    def per_second(self) -> float | None:
+        """With caution: a little less than is likely. None before anything has ended."""
+        if self._ended >= self._seats / 2 and self._busy_s > 0:
             return CAUTION * self._ended / self._busy_s
-        if self._stay_s:
-            return CAUTION * self._seats / self._stay_s
-        return UNKNOWN
+        if not self._stay_s:
+            return None
+        # Not more than if all that run ended now: the requests before may have been shorter.
+        return CAUTION * min(self._seats / self._stay_s, (self._ended + self._seats) / max(self._busy_s, 1e-3))

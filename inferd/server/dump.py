@@ -45,7 +45,7 @@ def describe_server(front: FrontEngine, model_name: str) -> dict[str, object]:
         "live_choices": front.admission.live,
         "capacity_choices": front.admission.capacity,
         "promised_choices": front.admission.promised,
-        "service_rate": round(front.admission.service_rate, 3),
+        "service_rate": front.admission.service_rate,
         "finished": metrics.finished,
         "stats": msgspec.structs.asdict(metrics.stats) if metrics.stats else None,
     }

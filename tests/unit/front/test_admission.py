@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from inferd.errors import QueueFull
-from inferd.front.admission import MAX_RETRY_S, MIN_RETRY_S, Admission
+from inferd.front.admission import FIRST_RETRY_S, MAX_RETRY_S, MIN_RETRY_S, Admission
 from inferd.request import Request
 from inferd.testing.requests import make_request
 
@@ -70,14 +70,25 @@ def test_refused_callers_are_called_one_after_the_other() -> None:
     assert admission.promised == 7
 
 
-def test_who_comes_too_early_is_told_the_same_time() -> None:
+def test_who_comes_a_little_early_is_told_the_same_time() -> None:
     clock = Clock()
     admission, callers, _ = busy(clock, 8, 0)
-    refused(admission, callers.request(1))
-    delay = refused(admission, callers.request(2))
-    clock.now += delay / 2
-    assert refused(admission, callers.request(2)) == pytest.approx(delay / 2)
-    assert admission.promised == 2
+    delays = [refused(admission, callers.request(prompt)) for prompt in range(8)]
+    clock.now += 0.95 * delays[-1]
+    assert refused(admission, callers.request(7)) == pytest.approx(0.05 * delays[-1])
+    assert admission.promised == 8
+
+
+def test_callers_who_ask_for_the_same_have_places_of_their_own() -> None:
+    clock = Clock()
+    admission, callers, live = busy(clock, 8, 0)
+    delays = [refused(admission, callers.request(1)) for _ in range(3)]
+    assert delays == pytest.approx([1 / 9, 2 / 9, 3 / 9])
+    for _ in delays:
+        clock.now += 1 / 9
+        admission.release(live.pop(0))
+        admitted(admission, callers.request(1))
+    assert admission.promised == 0
 
 
 def test_a_kept_place_is_for_who_was_promised_it() -> None:
@@ -102,14 +113,14 @@ def test_callers_who_do_not_come_back_are_forgotten() -> None:
     admission.release(live[0])
     admitted(admission, callers.request())
     assert admission.promised == 0
+    assert admission.service_rate is not None
     for_five = 5 / admission.service_rate  # one place, beside the four that are kept
     assert refused(admission, callers.request()) == pytest.approx(for_five)
     assert refused(admission, callers.request()) == pytest.approx(1.02 * for_five)
 
 
 def test_the_retry_time_is_bounded() -> None:
-    admission, callers = Admission(1, 0, Clock()), Callers()
-    admission.admit(callers.request())
+    admission, callers, _ = busy(Clock(), 1, 0)
     assert max(refused(admission, callers.request()) for _ in range(1000)) == MAX_RETRY_S
     clock = Clock()
     admission, callers, live = busy(clock, 1000, 0)
@@ -122,11 +133,23 @@ def test_the_retry_time_is_bounded() -> None:
 def test_before_it_was_ever_full_the_rate_is_reckoned_from_how_long_requests_take() -> None:
     clock = Clock()
     admission, callers = Admission(10, 0, clock), Callers()
-    assert admission.service_rate == 1.0
+    assert admission.service_rate is None
     request = admitted(admission, callers.request())
     clock.now += 2.0
     admission.release(request)
     assert admission.service_rate == pytest.approx(0.9 * 10 / 2.0)
+    for _ in range(10):
+        admission.admit(callers.request())
+    clock.now += 4.0  # and none has ended: these are longer
+    refused(admission, callers.request())
+    assert admission.service_rate == pytest.approx(0.9 * 10 / 4.0)
+
+
+def test_nobody_waits_long_for_a_guess() -> None:
+    admission, callers = Admission(1, 0, Clock()), Callers()
+    admission.admit(callers.request())
+    delays = [refused(admission, callers.request()) for _ in range(100)]
+    assert (min(delays), max(delays)) == (1.0, FIRST_RETRY_S)
 
 
 def test_times_without_load_say_nothing_of_the_rate() -> None:
