@@ -89,7 +89,7 @@ def of_type(name: str, part: Mapping[str, Any], schemas: Mapping[str, Any]) -> I
     match part.get("type"):
         case "integer":
             for value in (*NUMBERS, *LIMITS.get(name, ())):
-                yield Hostile(value, typed=isinstance(value, int) or (isinstance(value, float) and value.is_integer()))
+                yield Hostile(value, typed=is_whole(value))
         case "number":
             yield from (Hostile(value, typed=is_json(value)) for value in (*NUMBERS, *LIMITS.get(name, ())))
         case "string":
@@ -126,9 +126,15 @@ def arrays(name: str, part: Mapping[str, Any], schemas: Mapping[str, Any]) -> It
             for count in (0, 1, 2, limit, limit + 1, MANY):
                 yield Hostile([good] * count)
             for item in items:
-                yield Hostile([item], typed=is_json(item) and isinstance(item, type(good)))
+                same_type = isinstance(item, type(good)) or (isinstance(good, int) and is_whole(item))
+                yield Hostile([item], typed=is_json(item) and same_type)
     if "object" in kinds or "array" in kinds:
         yield from (Hostile(value, typed=False) for value in NESTED)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether an integer field takes the value: 5.0 stands for 5, since JSON has one type of numbers."""
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def is_json(value: Any) -> bool:
