@@ -74,8 +74,8 @@ def test_who_comes_a_little_early_is_told_the_same_time() -> None:
     clock = Clock()
     admission, callers, _ = busy(clock, 8, 0)
     delays = [refused(admission, callers.request(prompt)) for prompt in range(8)]
-    clock.now += 0.95 * delays[-1]
-    assert refused(admission, callers.request(7)) == pytest.approx(0.05 * delays[-1])
+    clock.now += 0.92 * delays[-1]
+    assert refused(admission, callers.request(7)) == pytest.approx(0.08 * delays[-1])
     assert admission.promised == 8
 
 
