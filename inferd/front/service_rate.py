@@ -4,6 +4,7 @@ from __future__ import annotations
 
 MEMORY = 128  # ends that count, or four for each seat; what lies further back counts less and less
 CAUTION = 0.9  # a place that is free a little early costs nothing, one that is not yet free costs a refusal
+ALONE = 0.5  # requests that found free seats were faster than those that share all of them
 STAY_WEIGHT = 1 / 16
 
 
@@ -39,4 +40,4 @@ class ServiceRate:
         if not self._stay_s:
             return None
         # Not more than if all that run ended now: the requests before may have been shorter.
-        return CAUTION * min(self._seats / self._stay_s, (self._ended + self._seats) / max(self._busy_s, 1e-3))
+        return CAUTION * min(ALONE * self._seats / self._stay_s, (self._ended + self._seats) / max(self._busy_s, 1e-3))

@@ -137,12 +137,12 @@ def test_before_it_was_ever_full_the_rate_is_reckoned_from_how_long_requests_tak
     request = admitted(admission, callers.request())
     clock.now += 2.0
     admission.release(request)
-    assert admission.service_rate == pytest.approx(0.9 * 10 / 2.0)
+    assert admission.service_rate == pytest.approx(0.9 * 0.5 * 10 / 2.0)
     for _ in range(10):
         admission.admit(callers.request())
-    clock.now += 4.0  # and none has ended: these are longer
+    clock.now += 8.0  # and none has ended: these are longer
     refused(admission, callers.request())
-    assert admission.service_rate == pytest.approx(0.9 * 10 / 4.0)
+    assert admission.service_rate == pytest.approx(0.9 * 10 / 8.0)
 
 
 def test_nobody_waits_long_for_a_guess() -> None:
