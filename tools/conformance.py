@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,26 @@ def adapted(document: Any) -> Any:
     for path in document["paths"].keys() & {"/completions"}:
         content = document["paths"][path]["post"]["responses"]["200"]["content"]
         content.setdefault("text/event-stream", {"schema": {"type": "string"}})
+    for content in event_streams(document):
+        # The tool compares an event as a whole, {event, data}, with a schema that describes the data of one.
+        described = content["schema"].get("$ref", "")
+        if described.endswith("Chunk"):
+            data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": described}}
+            either = {"anyOf": [{"const": "[DONE]"}, data]}
+            content["schema"] = {"type": "object", "required": ["data"], "properties": {"data": either}}
+    # OpenAI's answers `encoding_format: base64` with a text, and describes a list of numbers only.
+    if (embedding := document["components"]["schemas"].get("Embedding")) is not None:
+        values = embedding["properties"]["embedding"]
+        embedding["properties"]["embedding"] = {"anyOf": [values, {"type": "string", "format": "byte"}]}
     return document
+
+
+def event_streams(document: Any) -> Iterator[Any]:
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            content = operation["responses"].get("200", {}).get("content", {})
+            if "text/event-stream" in content:
+                yield content["text/event-stream"]
 
 
 def adapt(properties: dict[str, Any], model: str) -> None:
