@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from bisect import insort
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ MIN_RETRY_S, MAX_RETRY_S = 0.05, 60.0
 FIRST_RETRY_S = 5.0  # at most, while nothing is known of the rate: it will be then
 MIN_GRACE_S = 1.5  # HTTP names whole seconds, so many come up to one late
 GRACE_SHARE = 0.25
-EARLY_SHARE = 0.1  # of the time that a caller was told: who comes earlier is somebody else, who asks for the same
+EARLY_SHARE = 0.01  # of the time that a caller was told: who comes earlier is somebody else, who asks for the same
 MIN_SHOW_SHARE = 0.1  # of refused callers who come back; never none, lest the first of them find nothing
 SHOW_WEIGHT = 1 / 32
 MAX_BOOKINGS = 100_000
@@ -37,7 +38,7 @@ class Bookings:
 
     def __init__(self) -> None:
         self.choices = 0
-        self._by_wish: dict[int, list[Booking]] = {}
+        self._by_wish: dict[int, list[Booking]] = {}  # by when they are due
         self._expiries: list[tuple[float, int, Booking]] = []  # (when, number, booking), a heap
         self._number = 0
         self._show_share = 1.0
@@ -58,7 +59,7 @@ class Bookings:
                 self._show_share -= self._show_share * SHOW_WEIGHT
 
     def find(self, wish: int, now: float) -> Booking | None:
-        """The first of those who asked for this, if it is about time."""
+        """The place that is due first of those who asked for this, if it is about time."""
         same = self._by_wish.get(wish)
         return same[0] if same and same[0].opens <= now else None
 
@@ -66,7 +67,7 @@ class Bookings:
         if len(self._expiries) >= MAX_BOOKINGS:
             return
         booking = Booking(wish, choices, now + (1 - EARLY_SHARE) * delay, now + delay)
-        self._by_wish.setdefault(wish, []).append(booking)
+        insort(self._by_wish.setdefault(wish, []), booking, key=lambda one: one.due)
         self.choices += choices
         self._number += 1
         expiry = booking.due + max(MIN_GRACE_S, GRACE_SHARE * delay)
@@ -170,5 +171,5 @@ class Admission:
 
 
 def wish_of(request: Request) -> int:
-    """The same for a request that is made again, whatever its id: no client has to say that it comes back."""
-    return hash((tuple(request.prompt_token_ids), request.num_choices, request.stop.max_tokens))
+    """The same for a request that its tenant makes again, whatever its id: no client has to say that it comes back."""
+    return hash((request.tenant, tuple(request.prompt_token_ids), request.num_choices, request.stop.max_tokens))

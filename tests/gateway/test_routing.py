@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
@@ -13,8 +14,12 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from inferd_gateway.backend import Backend
+from inferd_gateway.directory import ModelDirectory
 from inferd_gateway.routing import PREFIX_CHARS, affinity_key, choose
 from inferd_gateway.schemas.chat import Message
+from inferd_gateway.settings import Settings
+from inferd_gateway.templates.renderer import Renderer
 
 from inferd.testing.fake_daemon import DaemonProcess, fake_config
 from inferd.testing.product import free_port
@@ -204,5 +209,27 @@ def test_a_daemon_that_drains_gets_nothing_though_it_lists_its_models(start_gate
             pass
         # An unknown name makes the gateway ask every daemon for its models.
         assert gateway.post("/v1/completions", {"model": "unknown", "prompt": "x"}).status_code == 404
+        chosen = backends[0].times_chosen
         statuses = [gateway.post("/v1/completions", {"prompt": "x", "max_tokens": 1}).status_code for _ in range(8)]
         assert statuses == [200] * 8
+        assert backends[0].times_chosen == chosen  # a refusal is retried elsewhere, so the answers do not tell
+
+
+def test_a_list_of_models_says_nothing_of_health(new_daemon):
+    """Only Watch does: before it has spoken nothing is known, and what it said stays."""
+    address = new_daemon().address
+
+    async def run() -> None:
+        backend, renderer = Backend(address, None), Renderer()
+        directory = ModelDirectory([backend], Settings(backend=(address,)), None, renderer)
+        try:
+            for known in (None, False, True):
+                backend.serving = known
+                await directory.refresh()
+                assert backend.serving is known
+                assert directory.all()
+        finally:
+            await renderer.close()
+            await backend.close()
+
+    asyncio.run(run())

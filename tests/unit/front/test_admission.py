@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from inferd.errors import QueueFull
 from inferd.front.admission import FIRST_RETRY_S, MAX_RETRY_S, MIN_RETRY_S, Admission
-from inferd.request import Request
+from inferd.request import Request, Tenant
 from inferd.testing.requests import make_request
 
 
@@ -74,8 +75,8 @@ def test_who_comes_a_little_early_is_told_the_same_time() -> None:
     clock = Clock()
     admission, callers, _ = busy(clock, 8, 0)
     delays = [refused(admission, callers.request(prompt)) for prompt in range(8)]
-    clock.now += 0.92 * delays[-1]
-    assert refused(admission, callers.request(7)) == pytest.approx(0.08 * delays[-1])
+    clock.now += 0.995 * delays[-1]
+    assert refused(admission, callers.request(7)) == pytest.approx(max(0.005 * delays[-1], MIN_RETRY_S))
     assert admission.promised == 8
 
 
@@ -89,6 +90,15 @@ def test_callers_who_ask_for_the_same_have_places_of_their_own() -> None:
         admission.release(live.pop(0))
         admitted(admission, callers.request(1))
     assert admission.promised == 0
+
+
+def test_a_place_is_not_given_to_another_tenant_who_asks_for_the_same() -> None:
+    clock = Clock()
+    admission, callers, live = busy(clock, 4, 4)
+    clock.now += refused(admission, callers.request(1))
+    admission.release(live[0])
+    refused(admission, msgspec.structs.replace(callers.request(1), tenant=Tenant("another key")))
+    admitted(admission, callers.request(1))
 
 
 def test_a_kept_place_is_for_who_was_promised_it() -> None:

@@ -30,7 +30,8 @@ QUIET_S = 8.0
 class World:
     """An engine with so many seats behind an admission, and callers who do as they are told."""
 
-    def __init__(self, seats: int, waiting: int, times: str, whole_seconds: bool) -> None:
+    def __init__(self, seats: int, waiting: int, times: str, whole_seconds: bool, prompts: int = 0) -> None:
+        """prompts: how many different ones there are; 0: each caller has one of its own."""
         self.now = 0.0
         self.rng = random.Random(7)
         self.rate = seats / MEAN_S
@@ -42,6 +43,7 @@ class World:
         self._waiting: deque[tuple[Request, Event | None]] = deque()
         self._service_time = TIMES[times]
         self._whole_seconds = whole_seconds
+        self._prompts = prompts
         self._events: list[tuple[float, int, Event]] = []
         self._numbers = itertools.count()
         for number in range(int(0.75 * self.rate * QUIET_S)):
@@ -53,7 +55,8 @@ class World:
     def ask(self, then: Event | None = None, returns: float = 1.0, prompt: int | None = None, tries: int = 0) -> None:
         """returns: how likely the caller comes back; then: called once it was served."""
         key = next(self._numbers)
-        prompt = key if prompt is None else prompt
+        if prompt is None:
+            prompt = self.rng.randrange(self._prompts) if self._prompts else key
         request = make_request(key, [prompt])
         try:
             self._admission.admit(request)
@@ -144,6 +147,15 @@ def test_who_comes_back_when_told_finds_a_place(
     world.run(400)
     assert sum(world.first_retries) > 50
     assert world.success >= 0.9, world.first_retries
+
+
+@pytest.mark.parametrize("times", TIMES)
+def test_few_different_prompts_under_lasting_overload(times: str) -> None:
+    """Newcomers who ask for the same take some of the promised places: nothing tells them from who comes back."""
+    world = World(8, 32, times, whole_seconds=False, prompts=5)
+    overload(world)
+    world.run(400)
+    assert world.success >= 0.8, world.first_retries
 
 
 @pytest.mark.parametrize("times", TIMES)
