@@ -19,6 +19,7 @@ from inferd_kernels.quantize import GROUP
 from inferd.blocks.attention import AttentionSpec
 from inferd.blocks.caches import Cache, CacheNeed, LayerGroups, block_needs, place_layers
 from inferd.blocks.parameters import WHOLE
+from inferd.cache_groups import FULL
 from inferd.checkpoint import Checkpoint
 from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
@@ -75,7 +76,7 @@ class LoadedModel:
     context: ParallelContext
     quantization: str
     bytes_read: int
-    windows: tuple[int, ...]  # of the model's cache groups
+    windows: tuple[int, ...] = FULL  # of the cache groups of the whole model
 
     @property
     def looks_ahead(self) -> bool:
