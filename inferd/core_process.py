@@ -90,6 +90,7 @@ def serve(config: EngineConfig, channel: FrontChannel, create: CreateExecutor) -
             info.pipeline_depth,
             info.whole_prompts,
             info.looks_ahead,
+            info.windows,
         )
         scheduler = Scheduler(config.scheduler, config.cache, capacity)
         channel.describe = partial(describe, scheduler)

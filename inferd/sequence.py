@@ -12,6 +12,7 @@ from inferd.account import Account
 from inferd.request import Request
 
 NEVER = sys.maxsize
+FREED = -1  # in place of a block id: of a group with a window, which has passed the block
 
 
 class Matcher(Protocol):
@@ -72,7 +73,8 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     num_slots: int = 0
-    block_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)  # rows of one block for each cache group, see cache_groups
+    spare_block_ids: list[int] = field(default_factory=list)  # held for rows to come; only where a group has a window
     block_hashes: list[bytes] = field(default_factory=list)  # chained, of the first full blocks; may run ahead
     publish_at: int = NEVER  # num_computed_tokens at which the next full block is offered to the prefix cache
     plain_until: int = 0  # below this many computed tokens a step brings one token, and none that ends it by length
@@ -87,6 +89,10 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.key = self.request.key
+
+    @property
+    def held_block_ids(self) -> list[int]:
+        return [block for block in self.block_ids if block != FREED] + self.spare_block_ids
 
     @property
     def num_tokens(self) -> int:

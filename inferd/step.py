@@ -14,6 +14,10 @@ PENDING = -3  # in PlanItem.token_ids: the token that the step before this one d
 class NewSequence(msgspec.Struct, frozen=True, array_like=True):
     """A sequence the executor has not seen, or has dropped since: all it needs until the sequence is dropped again.
 
+    block_ids is its block table: rows of one block for each cache group (inferd.cache_groups), one row after another.
+    An entry is -1 where the group's window has passed the row. An entry that the window passes later stays as it is,
+    while its block may get other contents.
+
     history is (prompt + output tokens so far) when the sampler needs it, else empty. num_output_tokens of them, at
     the end, are output. blocked_token_ids may not be sampled while fewer than min_tokens are out (end-of-text and
     stop tokens).
@@ -34,8 +38,8 @@ class NewSequence(msgspec.Struct, frozen=True, array_like=True):
 class PlanItem(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Compute token_ids of one sequence at positions start, start+1, ...
 
-    new_block_ids extends the sequence's block table. choices lists the choice indices to sample from the last
-    position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
+    new_block_ids extends the sequence's block table by whole rows. choices lists the choice indices to sample from the
+    last position's logits: () while the prompt is incomplete, (c,) for a running choice, (0, 1, .., n-1) when a prompt
     of n choices completes: the sequence goes on as choices[0], the others come as new sequences in the next step.
 
     guesses: the last so many of token_ids are guesses; the one choice is then sampled from the position before them and
@@ -60,7 +64,7 @@ class BlockCopy(msgspec.Struct, frozen=True, array_like=True):
     """
 
     seq_id: int
-    index: int  # position in the sequence's block table
+    index: int  # position in NewSequence.block_ids
     source: int
     destination: int
 

@@ -3,8 +3,12 @@ allocated."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
+
+from inferd.cache_groups import FULL
 
 if TYPE_CHECKING:
     import torch
@@ -77,4 +81,57 @@ class LatentNeed:
 
 
 CacheNeed: TypeAlias = PagedNeed | LatentNeed
+MAX_GROUPS = 8  # each has block tables of its own, which the scheduler fills and a step reads
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGroups:
+    """The windows of a model's cache groups, and which group each layer of a stage belongs to."""
+
+    windows: tuple[int, ...]
+    of_layers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a layer has its cache: its group, and which of a block's layers it is."""
+
+    group: int
+    layer: int
+
+
+def group_windows(needs: Sequence[CacheNeed | None], context: int) -> tuple[int, ...]:
+    """The windows of a model's cache groups, 0 for none. needs: of all its layers.
+
+    Groups take their blocks from one pool, so all have as many layers: as many as look back the same number of tokens,
+    where those are fewest. The others are several groups. Layers of unlike shape are one group without a window.
+    """
+    paged = [need for need in needs if isinstance(need, PagedNeed)]
+    if len({(need.kv_heads, need.head_dim) for need in paged}) != 1 or len(paged) < len(needs):
+        return FULL
+    counts = Counter(need.window if need.window < context else 0 for need in paged)
+    size = min(counts.values())
+    while sum(-(-count // size) for count in counts.values()) > MAX_GROUPS:
+        size += 1
+    return tuple(window for window in sorted(counts) for _ in range(-(-counts[window] // size)))
+
+
+def place_layers(needs: Sequence[CacheNeed | None], windows: tuple[int, ...]) -> list[Place]:
+    """Of the layers of one stage of a model with these groups; those of a window are dealt out to its groups."""
+    dealt: Counter[int] = Counter()
+    places = []
+    for need in needs:
+        window = need.window if isinstance(need, PagedNeed) and need.window in windows else 0
+        groups = [group for group, each in enumerate(windows) if each == window]
+        layer, turn = divmod(dealt[window], len(groups))
+        dealt[window] += 1
+        places.append(Place(groups[turn], layer))
+    return places
+
+
+def block_needs(needs: Sequence[CacheNeed | None], windows: tuple[int, ...]) -> list[CacheNeed | None]:
+    """What a block holds of these layers of one stage: the needs of its layers, by Place.layer."""
+    return list({place.layer: need for need, place in zip(needs, place_layers(needs, windows), strict=True)}.values())
+
+
 Cache: TypeAlias = "KVCache | LatentCache"

@@ -173,15 +173,18 @@ def _normed(
     return stream, stream
 
 
-Stack: TypeAlias = "Callable[[torch.Tensor, PagedBatch], torch.Tensor]"
+Stack: TypeAlias = "Callable[..., torch.Tensor]"  # (stream, a PagedBatch for each cache group) -> stream
 
 
-def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None, ...]) -> Stack:
-    """`layers` with their caches as one function: (residual stream [T, E], batch) -> residual stream [T, E].
+def layer_stack(
+    ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None, ...], groups: tuple[int, ...]
+) -> Stack:
+    """`layers` with their caches as one function: (residual stream [T, E], batches) -> residual stream [T, E].
 
-    One call into the backend where it computes whole stacks of this pattern, else a loop over the layers.
+    One call into the backend where it computes whole stacks of this pattern and all layers are of one cache group, else
+    a loop over the layers. groups: of each layer.
     """
-    if layers:
+    if layers and not any(groups):
         fused = [layer.fused(cache) for layer, cache in zip(layers, caches, strict=True)]
         whole = [layer for layer in fused if layer is not None]
         epsilons = {layer.mixer_norm.eps for layer in layers if layer.mixer_norm is not None}
@@ -189,17 +192,23 @@ def layer_stack(ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None,
             stack = ops.decoder_stack(whole, epsilons.pop())
             if stack is not None:
                 return stack
-    return partial(run_layers, ops, layers, caches)
+    return partial(run_layers, ops, layers, caches, groups)
 
 
 def run_layers(
-    ops: Ops, layers: tuple[Layer, ...], caches: tuple[Cache | None, ...], stream: torch.Tensor, batch: PagedBatch
+    ops: Ops,
+    layers: tuple[Layer, ...],
+    caches: tuple[Cache | None, ...],
+    groups: tuple[int, ...],
+    stream: torch.Tensor,
+    *batches: PagedBatch,
 ) -> torch.Tensor:
-    """The residual stream [T, E] after `layers`; caches[i] belongs to layers[i] and gets this step's keys and values.
+    """The residual stream [T, E] after `layers`; caches[i] belongs to layers[i] and gets this step's keys and values,
+    as batches[groups[i]] says.
 
     Any consecutive range of a model's layers: a pipeline stage passes the stream on.
     """
     update: torch.Tensor | None = None
-    for layer, cache in zip(layers, caches, strict=True):
-        stream, update = layer(ops, stream, update, cache, batch)
+    for layer, cache, group in zip(layers, caches, groups, strict=True):
+        stream, update = layer(ops, stream, update, cache, batches[group])
     return stream if update is None else stream + update

@@ -68,7 +68,7 @@ def describe_sequence(sequence: Sequence) -> dict[str, object]:
         "tokens": sequence.num_tokens,
         "computed_tokens": sequence.num_computed_tokens,
         "cached_tokens": sequence.num_cached_tokens,
-        "blocks": len(sequence.block_ids),
+        "blocks": len(sequence.held_block_ids),
         "preemptions": sequence.num_preemptions,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from inferd.cache_groups import FULL
 from inferd.step import RankTimings, StepPlan, StepResult
 
 Progress: TypeAlias = Callable[[str, float], None]  # phase name, fraction 0..1
@@ -32,6 +33,7 @@ class ExecutorInfo:
     pipeline_depth: int = 1  # plans worth having in flight
     looks_ahead: bool = False  # one more, made before the tokens of the last are known: see step.PENDING
     is_pageable: bool = False  # KV memory is the machine's: unused pages can be given back
+    windows: tuple[int, ...] = FULL  # of the cache groups, in tokens
     whole_prompts: bool = False  # an encoder: a prompt is one item; a block is a place in the step, not memory
 
     @property

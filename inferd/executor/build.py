@@ -17,8 +17,9 @@ from inferd_kernels.ops import Ops, load_ops
 from inferd_kernels.quantize import GROUP
 
 from inferd.blocks.attention import AttentionSpec
-from inferd.blocks.caches import Cache, CacheNeed
+from inferd.blocks.caches import Cache, CacheNeed, LayerGroups, block_needs, place_layers
 from inferd.blocks.parameters import WHOLE
+from inferd.cache_groups import FULL
 from inferd.checkpoint import Checkpoint
 from inferd.checkpoint.gguf_header import GGML_BLOCKS
 from inferd.config import CacheDtype, DeviceConfig, EngineConfig, Quantization, SchedulerConfig
@@ -26,11 +27,12 @@ from inferd.errors import StartupError
 from inferd.executor.base import ExecutorInfo, Progress
 from inferd.executor.decode_graphs import GRAPH_BYTES, DecodeGraphs, num_graphs
 from inferd.executor.device_worker import DeviceWorker
-from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, requested_context
+from inferd.executor.kv_plan import KVPlan, KVRoom, block_bytes, plan_kv, planned_groups, requested_context
 from inferd.executor.local import DeviceExecutor, LocalExecutor
 from inferd.executor.memory import cache_budget, step_bytes
 from inferd.executor.rehearsal import (
     decode_plan,
+    for_groups,
     largest_plan,
     max_decodes,
     measure_step,
@@ -74,6 +76,7 @@ class LoadedModel:
     context: ParallelContext
     quantization: str
     bytes_read: int
+    windows: tuple[int, ...] = FULL  # of the cache groups of the whole model
 
     @property
     def looks_ahead(self) -> bool:
@@ -91,6 +94,11 @@ class LoadedModel:
         """Of this rank's layers."""
         share = self.shard.share
         return tuple(self.spec.layers[index].mixer.cache_need(share) for index in self.shard.layers)
+
+    @property
+    def block_needs(self) -> list[CacheNeed | None]:
+        """What a block holds on this rank."""
+        return block_needs(self.cache_needs, self.windows)
 
 
 @torch.inference_mode()
@@ -143,7 +151,8 @@ def load_model(
         raise StartupError(f"{device} has too little memory: {str(error).splitlines()[0]}") from None
     stored = dominant_format(checkpoint)
     quantization = (wanted or "none") if stored in CHECKPOINT_DTYPES else stored
-    return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, loader.bytes_read)
+    bytes_read, windows = loader.bytes_read, planned_groups(spec, config).windows
+    return LoadedModel(spec, shard, weights, ops, dtype, kv_dtype, device, context, quantization, bytes_read, windows)
 
 
 def rank_shard(
@@ -176,8 +185,9 @@ def weight_bytes(stored: StoredParameter, quantization: Quantization | None) -> 
 def kv_room(model: LoadedModel, config: EngineConfig, num_neighbours: int = 1) -> KVRoom:
     """What the KV pool of this rank may take, now that its weights are in memory."""
     page = config.cache.block_size
-    size = block_bytes(model.cache_needs, page, model.kv_dtype.itemsize)
-    context_bytes = -(-requested_context(model.spec, config.model.max_model_len) // page) * size
+    size = block_bytes(model.block_needs, page, model.kv_dtype.itemsize)
+    context = requested_context(model.spec, config.model.max_model_len)
+    context_bytes = planned_groups(model.spec, config).blocks_for(context) * size
     working = working_bytes(model, config)
     return KVRoom(size, cache_budget(config.cache, model.device, working, context_bytes, num_neighbours))
 
@@ -215,7 +225,7 @@ def rehearsal(model: LoadedModel, config: EngineConfig) -> StepPlan:
 
 def rehearse(model: LoadedModel, config: EngineConfig, plan: StepPlan) -> StepResult:
     """Execute `plan` with a pool of no more blocks than it needs. A rank's peers must do the same."""
-    return build_worker(model, num_blocks(plan), config.cache.block_size).execute(plan)
+    return build_worker(model, num_blocks(plan), config.cache.block_size).execute(for_groups(plan, len(model.windows)))
 
 
 @torch.inference_mode()
@@ -235,7 +245,7 @@ def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerCo
     try:
         graphs.capture()
         for step in warm_up_plans(scheduler, plan.max_context, plan.block_size):
-            worker.finish(worker.launch(step))
+            worker.finish(worker.launch(for_groups(step, len(model.windows))))
     except torch.OutOfMemoryError:
         raise StartupError(
             f"{model.device} has too little memory beside the KV cache: lower --gpu-memory-utilization, or "
@@ -245,8 +255,11 @@ def build_device_worker(model: LoadedModel, plan: KVPlan, scheduler: SchedulerCo
 
 
 def build_model(model: LoadedModel, num_blocks: int, block_size: int) -> Model:
-    caches = allocate_caches(model.cache_needs, (num_blocks, block_size), model.kv_dtype, model.device, model.ops)
-    return Model(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor)
+    pools = allocate_caches(model.block_needs, (num_blocks, block_size), model.kv_dtype, model.device, model.ops)
+    places = place_layers(model.cache_needs, model.windows)
+    groups = LayerGroups(model.windows, tuple(place.group for place in places))
+    caches = tuple(pools[place.layer] for place in places)
+    return Model(model.spec, model.weights, caches, model.ops, model.dtype, model.context.tensor, groups)
 
 
 def resolve_device(config: DeviceConfig, index: int = 0, num_local: int = 1) -> torch.device:
@@ -321,7 +334,7 @@ def allocate_caches(
     device: torch.device,
     ops: Ops,
 ) -> tuple[Cache | None, ...]:
-    """The cache of each layer, `pages` (blocks, tokens per block) of them, with scales where values have 8 bits;
+    """A cache for each of these needs, of `pages` (blocks, tokens per block), with scales where values have 8 bits;
     memory is taken when first written."""
     try:
         return tuple(None if need is None else need.allocate(pages, dtype, device, ops) for need in needs)
@@ -346,5 +359,6 @@ def executor_info(model: LoadedModel, plan: KVPlan, pipeline_depth: int = 1, loo
         backends=dict(model.ops.backends),
         pipeline_depth=pipeline_depth,
         looks_ahead=looks_ahead,
+        windows=plan.windows,
         is_pageable=model.device.type == "cpu",
     )

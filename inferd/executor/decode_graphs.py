@@ -11,6 +11,7 @@ replay equalled the steps op by op, bit for bit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -28,7 +29,7 @@ class Bucket:
     """One captured step. graph is None where nothing is captured."""
 
     ids: torch.Tensor
-    batch: PagedBatch
+    groups: tuple[PagedBatch, ...]  # of each cache group
     graph: torch.cuda.CUDAGraph | None = None
     stream: torch.Tensor | None = None  # the captured step's result, written by each replay
 
@@ -39,36 +40,37 @@ class Buffers:
 
     ids: torch.Tensor
     positions: torch.Tensor
-    slots: torch.Tensor
+    slots: tuple[torch.Tensor, ...]  # of each cache group, as tables
     starts: torch.Tensor
     seq_lens: torch.Tensor
-    tables: torch.Tensor
+    tables: tuple[torch.Tensor, ...]
 
     @classmethod
-    def allocate(cls, rows: int, table_width: int, device: torch.device) -> Buffers:
+    def allocate(cls, rows: int, table_width: int, num_groups: int, device: torch.device) -> Buffers:
         longs = torch.zeros((2, rows), dtype=torch.int64, device=device)
         shorts = torch.zeros(rows, dtype=torch.int32, device=device)
         return cls(
             ids=longs[0],
             positions=longs[1],
-            slots=torch.full((rows,), -1, dtype=torch.int64, device=device),
+            slots=tuple(torch.full((num_groups, rows), -1, dtype=torch.int64, device=device)),
             starts=torch.arange(rows + 1, dtype=torch.int32, device=device),
             seq_lens=shorts,
-            tables=torch.full((rows, table_width), -1, dtype=torch.int32, device=device),
+            tables=tuple(torch.full((num_groups, rows, table_width), -1, dtype=torch.int32, device=device)),
         )
 
-    def fill(self, ids: torch.Tensor, batch: PagedBatch, rows: int) -> None:
+    def fill(self, ids: torch.Tensor, groups: Sequence[PagedBatch], rows: int) -> None:
         """The step's rows, and padding up to `rows`."""
-        count = len(ids)
+        count, batch = len(ids), groups[0]
         for buffer, values, padding in (
             (self.ids, ids, 0),
             (self.positions, batch.positions, 0),
-            (self.slots, batch.slots, -1),
             (self.seq_lens, batch.seq_lens, 0),
+            *((slots, group.slots, -1) for slots, group in zip(self.slots, groups, strict=True)),
         ):
             buffer[:count].copy_(values)
             buffer[count:rows].fill_(padding)
-        self.tables[:count, : batch.block_tables.shape[1]].copy_(batch.block_tables)
+        for table, group in zip(self.tables, groups, strict=True):
+            table[:count, : group.block_tables.shape[1]].copy_(group.block_tables)
 
 
 class DecodeGraphs:
@@ -79,7 +81,7 @@ class DecodeGraphs:
         self._device = device
         self._rows = row_buckets(max_rows)
         self._contexts = context_buckets(max_context)
-        self._buffers = Buffers.allocate(self._rows[-1], -(-max_context // block_size), device)
+        self._buffers = Buffers.allocate(self._rows[-1], -(-max_context // block_size), len(decoder.windows), device)
         self._buckets = {key: self._bucket(*key) for key in product(self._rows, self._contexts)}
 
     def takes(self, batch: PagedBatch) -> bool:
@@ -87,13 +89,13 @@ class DecodeGraphs:
         rows = len(batch.seq_lens)
         return rows == batch.num_decodes <= self._rows[-1] and batch.max_seq_len <= self._contexts[-1]
 
-    def forward(self, ids: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, *groups: PagedBatch) -> torch.Tensor:
         """Model.forward for a step that takes() accepts. The result is valid until the next call."""
         rows = smallest(self._rows, len(ids))
-        bucket = self._buckets[rows, smallest(self._contexts, batch.max_seq_len)]
-        self._buffers.fill(ids, batch, rows)
+        bucket = self._buckets[rows, smallest(self._contexts, groups[0].max_seq_len)]
+        self._buffers.fill(ids, groups, rows)
         if bucket.graph is None:
-            return self._decoder.forward(bucket.ids, bucket.batch)[: len(ids)]
+            return self._decoder.forward(bucket.ids, *bucket.groups)[: len(ids)]
         bucket.graph.replay()
         assert bucket.stream is not None, "a graph has a result"
         return bucket.stream[: len(ids)]
@@ -104,27 +106,30 @@ class DecodeGraphs:
         pool = torch.cuda.graph_pool_handle()
         for key in sorted(self._buckets, reverse=True):
             bucket = self._buckets[key]
-            self._decoder.forward(bucket.ids, bucket.batch)  # compiles kernels; all rows are padding
+            self._decoder.forward(bucket.ids, *bucket.groups)  # compiles kernels; all rows are padding
             torch.cuda.synchronize(self._device)
             graph = torch.cuda.CUDAGraph()
             # Of this thread alone: another's calls, such as those of NCCL's watchdog, would end a global capture.
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                bucket.stream = self._decoder.forward(bucket.ids, bucket.batch)
+                bucket.stream = self._decoder.forward(bucket.ids, *bucket.groups)
             bucket.graph = graph
 
     def _bucket(self, rows: int, context: int) -> Bucket:
         buffers = self._buffers
-        batch = PagedBatch(
-            positions=buffers.positions[:rows],
-            slots=buffers.slots[:rows],
-            cu_seqlens=buffers.starts[: rows + 1],
-            seq_lens=buffers.seq_lens[:rows],
-            block_tables=buffers.tables[:rows],
-            num_decodes=rows,
-            max_query_len=1,
-            max_seq_len=context,
+        groups = tuple(
+            PagedBatch(
+                positions=buffers.positions[:rows],
+                slots=slots[:rows],
+                cu_seqlens=buffers.starts[: rows + 1],
+                seq_lens=buffers.seq_lens[:rows],
+                block_tables=table[:rows],
+                num_decodes=rows,
+                max_query_len=1,
+                max_seq_len=context,
+            )
+            for slots, table in zip(buffers.slots, buffers.tables, strict=True)
         )
-        return Bucket(buffers.ids[:rows], batch)
+        return Bucket(buffers.ids[:rows], groups)
 
 
 def num_graphs(max_rows: int, max_context: int) -> int:

@@ -109,10 +109,10 @@ class DeviceWorker:
         items = step.plan.items
         for item in items:
             self._states[item.seq_id].advance(item)
-        batch = build_batch(items, self._states, self._block_size, self._device)
+        batch = build_batch(items, self._states, self._block_size, self._device, self._decoder.windows)
         self._fill_pending(items, batch)
         forward = self._graphs.forward if self._graphs.takes(batch.paged) else self._decoder.forward
-        stream = forward(batch.ids, batch.paged)
+        stream = forward(batch.ids, *batch.groups)
         for item, start in zip(items, batch.row_starts, strict=True):
             rows = stream[start : start + len(item.token_ids)]
             step.prompt_logprobs.append(self._prompt_logprobs(step, item, rows))

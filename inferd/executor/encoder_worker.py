@@ -50,7 +50,7 @@ class EncoderWorker:
     def _vectors(self, items: list[PlanItem]) -> list[bytes]:
         params = [self._pooling[item.seq_id] for item in items]
         packed = pack(items, params, self._device)
-        states = self._encoder.hidden(self._encoder.forward(packed.ids, packed.batch, packed.types))
+        states = self._encoder.hidden(self._encoder.forward(packed.ids, packed.batch, token_types=packed.types))
         lengths = [len(item.token_ids) for item in items]
         pooled = [pool(part, one.kind) for part, one in zip(states.split(lengths), params, strict=True)]
         classified = [index for index, one in enumerate(params) if one.kind == "classify"]

@@ -136,6 +136,7 @@ def _info(config: EngineConfig, spec: ModelSpec, loaded: list[Loaded], plan: KVP
         num_blocks=plan.num_blocks,
         weight_bytes=sum(each.weight_bytes for each in loaded),
         kv_bytes=plan.total_bytes,
+        windows=plan.windows,
         backends=loaded[0].backends,
         is_pageable=all(each.is_pageable for each in loaded),
         pipeline_depth=config.parallel.pipeline_parallel_size,

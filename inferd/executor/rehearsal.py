@@ -95,6 +95,13 @@ def _sequence(seq_id: int, length: int, block_size: int, sampling: SamplingParam
     return NewSequence(seq_id, list(range(-(-length // block_size))), sampling, None, None, [], 0, 0, ())
 
 
+def for_groups(plan: StepPlan, num_groups: int) -> StepPlan:
+    """One of these plans for a model with so many cache groups, which all use the same blocks."""
+    replace = msgspec.structs.replace
+    new = [replace(each, block_ids=[block for block in each.block_ids for _ in range(num_groups)]) for each in plan.new]
+    return replace(plan, new=new)
+
+
 def num_blocks(plan: StepPlan) -> int:
     return max(block for new in plan.new for block in new.block_ids) + 1
 

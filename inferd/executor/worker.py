@@ -68,8 +68,8 @@ class Worker:
         the blocks held is lost."""
         self._decoder.ops.release()
         return_freed_memory()
-        for cache in self._decoder.caches:
-            for tensor in () if cache is None else cache.tensors:
+        for cache in self._decoder.pools:
+            for tensor in cache.tensors:
                 size = tensor.stride(0) * tensor.element_size()
                 for first, end in blocks:
                     drop_pages(tensor.data_ptr() + first * size, (end - first) * size)
@@ -85,8 +85,8 @@ class Worker:
         items = plan.items
         for item in items:
             self._states[item.seq_id].advance(item)
-        batch = build_batch(items, self._states, self._block_size, self._device)
-        stream = self._decoder.run(self._entering(batch), batch.paged)
+        batch = build_batch(items, self._states, self._block_size, self._device, self._decoder.windows)
+        stream = self._decoder.run(self._entering(batch), *batch.groups)
         if not self._context.placement.is_last_stage:
             assert self._context.link is not None, "stages without a link"
             self._context.link.send(stream)

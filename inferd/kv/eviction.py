@@ -21,7 +21,7 @@ class Eviction:
 
     def add(self, sequence: Sequence) -> None:
         """One more sequence that gives up its blocks."""
-        for block in sequence.block_ids:
+        for block in sequence.held_block_ids:
             self._given_up[block] += 1
             if self.refs(block) == 0 and block not in self._wanted:
                 self.num_freed += 1

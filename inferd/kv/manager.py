@@ -3,7 +3,7 @@ before a shared one is written. It knows block ids and token ids, and nothing of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from inferd.kv.eviction import Eviction
@@ -14,14 +14,17 @@ from inferd.step import BlockCopy
 
 
 class Growth(NamedTuple):
-    """What one more position took: a fresh block at the table's end, or a copy of a shared one, or nothing."""
+    """What one more position took: a fresh row at the table's end, or copies of shared blocks, or nothing."""
 
     new_block_ids: list[int]
-    copy: BlockCopy | None
+    copies: Collection[BlockCopy] = ()
 
 
 class KVManager:
-    """Blocks of block_size tokens. A sequence holds either no block or the blocks of all its computed tokens."""
+    """Blocks of block_size tokens, for a model with one cache group whose layers look at everything. A sequence holds
+    either no block or the blocks of all its computed tokens; a running one, those of all its known tokens."""
+
+    row = 1  # blocks that block_size more tokens take
 
     def __init__(
         self, num_blocks: int, block_size: int, prefix_caching: bool = True, hash_key: bytes | None = None
@@ -38,19 +41,15 @@ class KVManager:
         return -(-num_tokens // self.block_size)
 
     def admit(self, sequence: Sequence, headroom: int) -> bool:
-        """Give a sequence the blocks of all its known tokens; its cached prefix counts as computed.
+        """Give a sequence what its known tokens take; its cached prefix counts as computed.
 
-        False, and nothing changed, when that would leave less than headroom blocks available.
+        False, and nothing changed, when that would leave less than headroom rows available.
         """
         hits = self._cached_prefix(sequence)
-        if self._num_taken(sequence, hits) + headroom > self.pool.num_available:
+        if self._num_taken(sequence, hits) + headroom * self.row > self.pool.num_available:
             return False
-        for block in hits:
-            self.pool.take(block)
-        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
-        sequence.block_ids = hits + [self.pool.allocate() for _ in range(num_fresh)]
-        sequence.num_slots = len(sequence.block_ids) * self.block_size
-        sequence.num_computed_tokens = len(hits) * self.block_size
+        sequence.num_computed_tokens = len(hits) // self.row * self.block_size
+        self._furnish(sequence, hits)
         sequence.publish_at = sequence.num_computed_tokens + self.block_size if self._writes(sequence) else NEVER
         if sequence.num_preemptions == 0:
             self._count_first_admission(sequence)
@@ -59,7 +58,7 @@ class KVManager:
     def shortage(self, sequence: Sequence, headroom: int) -> tuple[int, Eviction]:
         """How many blocks admit() lacks, and an eviction that counts towards them."""
         hits = self._cached_prefix(sequence)
-        lacking = self._num_taken(sequence, hits) + headroom - self.pool.num_available
+        lacking = self._num_taken(sequence, hits) + headroom * self.row - self.pool.num_available
         return lacking, Eviction(self.pool, set(hits))
 
     def eviction(self) -> Eviction:
@@ -78,20 +77,25 @@ class KVManager:
         blocks = sequence.block_ids
         is_new = index == len(blocks)
         assert is_new or offset, f"sequence {sequence.seq_id} would write a block that it did not fill so far"
-        growth = Growth([], None)
+        growth = Growth([])
         if is_new or self._is_shared(blocks[index]):
             if not self.pool.num_available:
                 return None
             fresh = self.pool.allocate()
             if is_new:
                 blocks.append(fresh)
-                growth = Growth([fresh], None)
+                growth = Growth([fresh])
             else:
-                growth = Growth([], BlockCopy(sequence.seq_id, index, blocks[index], fresh))
+                growth = Growth([], [BlockCopy(sequence.seq_id, index, blocks[index], fresh)])
                 self._give_up_source(blocks[index])
                 blocks[index] = fresh
         sequence.num_slots = len(blocks) * self.block_size
         return growth
+
+    def extend(self, sequence: Sequence, num_tokens: int) -> list[int] | None:
+        """Make the positions before num_tokens writable, all of known tokens that are computed for the first time.
+        Returns the fresh blocks. None, and no block was taken, when there are too few."""
+        return []  # they have their blocks since admit()
 
     def end_plan(self) -> None:
         """The plan is made: what its copies read may be reused by the next one, which runs after it."""
@@ -100,9 +104,10 @@ class KVManager:
         self._sources.clear()
 
     def stretch(self, sequence: Sequence, count: int, headroom: int) -> list[int]:
-        """Fresh blocks for `count` positions after the known tokens, as far as headroom blocks stay available."""
+        """Fresh blocks for `count` positions after the known tokens, as far as headroom rows stay available."""
         blocks: list[int] = []
-        while sequence.num_slots < sequence.num_tokens + count and self.pool.num_available > headroom:
+        least = (headroom + 1) * self.row
+        while sequence.num_slots < sequence.num_tokens + count and self.pool.num_available >= least:
             growth = self.grow(sequence, sequence.num_slots)
             assert growth is not None, "there is a block"
             blocks += growth.new_block_ids
@@ -110,7 +115,8 @@ class KVManager:
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
         """Share the blocks of parent's computed tokens; whoever first writes the partial last one copies it."""
-        for block in parent.block_ids:
+        assert not parent.spare_block_ids, "a computed prompt needs no more rows"
+        for block in parent.held_block_ids:
             self.pool.take(block)
         child.block_ids = list(parent.block_ids)
         child.block_hashes = list(parent.block_hashes)
@@ -129,15 +135,15 @@ class KVManager:
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take the sequence's blocks out of the prefix cache: what was computed into them cannot be trusted."""
-        for block in sequence.block_ids:
+        for block in sequence.held_block_ids:
             self.pool.withdraw(block)
         sequence.publish_at = NEVER
 
     def free(self, sequence: Sequence) -> None:
         """Take all blocks back, the last first: the start of a prefix outlives its end in the cache."""
-        for block in reversed(sequence.block_ids):
+        for block in reversed(sequence.held_block_ids):
             self.pool.release(block)
-        sequence.block_ids = []
+        sequence.block_ids, sequence.spare_block_ids = [], []
         sequence.num_slots = sequence.num_computed_tokens = 0
         sequence.publish_at = NEVER
 
@@ -148,7 +154,15 @@ class KVManager:
 
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Audit the allocator against all live sequences. Raises AuditError."""
-        self.pool.check(sequence.block_ids for sequence in sequences)
+        self.pool.check(sequence.held_block_ids for sequence in sequences)
+
+    def _furnish(self, sequence: Sequence, hits: list[int]) -> None:
+        """The blocks of a newcomer of this cached prefix, which are available."""
+        for block in hits:
+            self.pool.take(block)
+        num_fresh = self.blocks_for(sequence.num_tokens) - len(hits)
+        sequence.block_ids = hits + [self.pool.allocate() for _ in range(num_fresh)]
+        sequence.num_slots = len(sequence.block_ids) * self.block_size
 
     def _num_taken(self, sequence: Sequence, hits: list[int]) -> int:
         """How many available blocks a newcomer of this cached prefix takes: fresh ones, and its idle ones."""

@@ -9,10 +9,11 @@ import torch
 from inferd_kernels.ops import Ops, PagedBatch
 from inferd_kernels.weights import Weight
 
-from inferd.blocks.caches import Cache
+from inferd.blocks.caches import Cache, LayerGroups
 from inferd.blocks.layer import Layer, layer_stack
 from inferd.blocks.linear import Linear
 from inferd.blocks.norm import Norm
+from inferd.cache_groups import FULL
 from inferd.models.spec import ModelSpec
 from inferd.parallel.context import TensorGroup
 
@@ -40,7 +41,10 @@ class ModelWeights:
 
 class Model:
     """The parts of a forward pass. caches[i] is the cache of layer i, None where it keeps nothing; dtype that of the
-    residual stream."""
+    residual stream.
+
+    Layers of different cache groups may have one and the same cache, in which each group has blocks of its own.
+    """
 
     def __init__(
         self,
@@ -50,14 +54,18 @@ class Model:
         ops: Ops,
         dtype: torch.dtype,
         group: TensorGroup | None = None,
+        groups: LayerGroups | None = None,
     ) -> None:
         self.spec = spec
         self.weights = weights
         self.caches = caches
+        groups = groups or LayerGroups(FULL, (0,) * len(caches))
+        self.windows = groups.windows
+        self.pools = list({id(cache): cache for cache in caches if cache is not None}.values())  # each once
         self.ops = ops
         self.dtype = dtype
         self.group = group or TensorGroup()
-        self._stack = layer_stack(ops, weights.layers, caches)
+        self._stack = layer_stack(ops, weights.layers, caches, groups.of_layers)
 
     def embed(self, ids: torch.Tensor, batch: PagedBatch, token_types: torch.Tensor | None = None) -> torch.Tensor:
         """ids [T] int64 -> the stream [T, E] that enters the first layer. token_types [T] int64: segments, where the
@@ -80,18 +88,19 @@ class Model:
             return weights.embedding_norm.of_sum(self.ops, added, stream)[0]
         return stream if added is None else stream + added
 
-    def run(self, stream: torch.Tensor, batch: PagedBatch) -> torch.Tensor:
-        """The stream [T, E] after this stage's layers; writes this step's keys and values into caches."""
-        return self._stack(stream, batch)
+    def run(self, stream: torch.Tensor, *batches: PagedBatch) -> torch.Tensor:
+        """The stream [T, E] after this stage's layers; writes this step's keys and values into caches. batches: one for
+        each cache group."""
+        return self._stack(stream, *batches)
 
-    def forward(self, ids: torch.Tensor, batch: PagedBatch, token_types: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, *batches: PagedBatch, token_types: torch.Tensor | None = None) -> torch.Tensor:
         """ids [T] int64 -> residual stream [T, E] of a model that is one stage."""
-        return self.run(self.embed(ids, batch, token_types), batch)
+        return self.run(self.embed(ids, batches[0], token_types), *batches)
 
     def copy_blocks(self, sources: torch.Tensor, destinations: torch.Tensor) -> None:
         """KV blocks `sources` to `destinations` [N], in every layer."""
-        for cache in self.caches:
-            for tensor in cache.tensors if cache is not None else ():
+        for cache in self.pools:
+            for tensor in cache.tensors:
                 self.ops.copy_blocks(tensor, sources, destinations)
 
     def hidden(self, stream: torch.Tensor) -> torch.Tensor:

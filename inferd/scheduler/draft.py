@@ -27,12 +27,12 @@ class Draft:
         self.completed: Account | None = None  # the first whose prompt the step completes
         self.has_yielded = False  # a prompt stayed out of the step for its sake
 
-    def add(self, sequence: Sequence, num_tokens: int) -> None:
-        """The next num_tokens of a sequence whose slots are there."""
+    def add(self, sequence: Sequence, num_tokens: int, blocks: list[int]) -> None:
+        """The next num_tokens of a sequence whose slots are there since it got these blocks."""
         start = sequence.num_computed_tokens
         end = start + num_tokens
         choices = sequence.choices if end == sequence.num_tokens else ()
-        item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], NO_BLOCKS, choices)
+        item = PlanItem(sequence.seq_id, start, sequence.token_ids[start:end], blocks, choices)
         (self.single if num_tokens == 1 else self.longer).append(item)
         sequence.in_flight = self.step
         self.budget -= num_tokens

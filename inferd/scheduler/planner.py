@@ -29,7 +29,7 @@ from inferd.scheduler.limits import StepLimits
 from inferd.scheduler.queues import fair_rank
 from inferd.scheduler.roster import Roster
 from inferd.scheduler.speculation import add_guesses, read_tokens
-from inferd.sequence import Sequence
+from inferd.sequence import Sequence, SequenceStatus
 from inferd.step import PENDING, PlanItem, StepPlan
 
 SHARED_S = 60.0  # after several accounts had sequences
@@ -56,8 +56,10 @@ class Planner:
         self._seat_urgent(now)
         for sequence in self._advance_running(draft, looks_ahead):
             self._admit_waiting(draft, now, ahead_of=sequence)
-            if draft.room > 0 and not self._yields(sequence, draft) and (num_tokens := self._share(sequence, draft)):
-                draft.add(sequence, num_tokens)
+            # The one before may have preempted it.
+            is_running = sequence.status is SequenceStatus.RUNNING
+            if draft.room > 0 and is_running and not self._yields(sequence, draft):
+                self._add(draft, sequence)
         self._admit_waiting(draft, now)
         self._yielded = draft.has_yielded
         if self._limits.speculative is not None:
@@ -129,7 +131,7 @@ class Planner:
             growth = self._roster.grow(sequence, position)
             if growth is None:
                 return
-            assert growth.copy is None, "a position after one that is being written is in a block of its own"
+            assert not growth.copies, "a position after one that is being written is in a block of its own"
             blocks = growth.new_block_ids
         draft.single.append(PlanItem(sequence.seq_id, position, [PENDING], blocks, sequence.choices))
         sequence.ahead = draft.step
@@ -161,8 +163,7 @@ class Planner:
         growth = self._roster.grow(sequence, sequence.num_computed_tokens)
         if growth is None:
             return
-        if growth.copy is not None:
-            draft.copies.append(growth.copy)
+        draft.copies += growth.copies
         start = sequence.num_computed_tokens
         item = PlanItem(sequence.seq_id, start, [sequence.token_ids[start]], growth.new_block_ids, sequence.choices)
         draft.single.append(item)
@@ -177,10 +178,19 @@ class Planner:
                 return
             if not self._admit(sequence, now):
                 return
-            num_tokens = self._share(sequence, draft)
-            if not num_tokens:
+            if not self._add(draft, sequence):
                 return
-            draft.add(sequence, num_tokens)
+
+    def _add(self, draft: Draft, sequence: Sequence) -> bool:
+        """Put what the step has left for a sequence into the plan, if it has anything."""
+        num_tokens = self._share(sequence, draft)
+        if not num_tokens:
+            return False
+        blocks = self._roster.extend(sequence, sequence.num_computed_tokens + num_tokens, draft.step)
+        if blocks is None:
+            return False
+        draft.add(sequence, num_tokens, blocks)
+        return True
 
     def _yields(self, sequence: Sequence, draft: Draft) -> bool:
         """Whether a prompt stays out of a step that brings an account, which was served less, its first token: that one
@@ -259,7 +269,7 @@ class Planner:
     def _victims(self, urgent: Sequence, outranked: list[Sequence]) -> list[Sequence]:
         """The fewest of these, from the first on, that make room; none when all of them would not.
 
-        Each that leaves gives back what it shares with nobody else, and the block that was kept for it to grow into.
+        Each that leaves gives back what it shares with nobody else, and the row that was kept for it to grow into.
         """
         running = self._roster.running
         blocks, eviction = self._roster.kv.shortage(urgent, headroom=len(running))
@@ -277,7 +287,7 @@ class Planner:
             victims.append(sequence)
             eviction.add(sequence)
             missing -= seats
-            if eviction.num_freed + len(victims) >= blocks and missing <= 0:
+            if eviction.num_freed + len(victims) * self._roster.kv.row >= blocks and missing <= 0:
                 return victims
         return []
 

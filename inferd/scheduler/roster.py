@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from inferd.account import Accounts
 from inferd.kv.manager import Growth, KVManager
-from inferd.scheduler.queues import RunningList, WaitingQueue
+from inferd.scheduler.queues import RunningList, WaitingQueue, running_rank
 from inferd.scheduler.requests import announcement, forked_sequence
 from inferd.sequence import Matcher, Sequence, SequenceStatus
 from inferd.step import NewSequence
@@ -38,13 +38,13 @@ class Roster:
     @property
     def room(self) -> int:
         """Blocks that a newcomer may take: see admit()."""
-        return self.kv.pool.num_available - len(self.running)
+        return self.kv.pool.num_available - len(self.running) * self.kv.row
 
     def admit(self, sequence: Sequence, now: float) -> bool:
         """Waiting -> running, if there are seats and blocks for all its tokens.
 
-        One block per running sequence is left over: without that room to grow in, the newcomer would be preempted
-        again within a block's length of steps, its work for nothing.
+        One row of blocks per running sequence is left over: without that room to grow in, the newcomer would be
+        preempted again within a block's length of steps, its work for nothing.
         """
         if not self.running.has_seat(sequence):
             return False
@@ -76,8 +76,18 @@ class Roster:
             assert growth is not None, "the victims' blocks were counted"
         if not sequence.announced:
             self._announce(sequence)
-            return Growth([], growth.copy)
+            return Growth([], growth.copies)
         return growth
+
+    def extend(self, sequence: Sequence, num_tokens: int, step: int) -> list[int] | None:
+        """Make the positions before num_tokens of a running sequence writable: see KVManager.extend. Where blocks are
+        short, the worst ones behind it make way that are not in the plan of this step; None when that is not enough."""
+        while (blocks := self.kv.extend(sequence, num_tokens)) is None:
+            victim = self._last_outside(step)
+            if victim is None or victim is sequence or running_rank(victim) < running_rank(sequence):
+                return None
+            self.preempt(victim)
+        return blocks
 
     def preempt(self, sequence: Sequence) -> None:
         """Running -> waiting, without blocks: it will be computed again, as far as the prefix cache has lost it."""
@@ -146,6 +156,11 @@ class Roster:
             if self.kv.can_grow(sequence, position, eviction):
                 return victims
         return []
+
+    def _last_outside(self, step: int) -> Sequence | None:
+        """The worst running sequence that is not in the plan of this step."""
+        running = reversed(self.running.sequences)
+        return next((each for each in running if step not in (each.in_flight, each.ahead)), None)
 
     def _announce(self, sequence: Sequence) -> None:
         self._new[sequence.seq_id] = announcement(sequence)

@@ -8,11 +8,11 @@ holds a sequence that is in an uncommitted one, unless it looks ahead (planner).
 from __future__ import annotations
 
 from inferd.config import CacheConfig, SchedulerConfig
-from inferd.kv.manager import KVManager
+from inferd.kv.windows import create_manager
 from inferd.messages import ChoiceOutput, EngineStats, Failure
 from inferd.request import Request
 from inferd.scheduler.committer import Committer
-from inferd.scheduler.limits import Capacity, step_limits
+from inferd.scheduler.limits import Capacity, cache_groups, step_limits
 from inferd.scheduler.planner import Planner
 from inferd.scheduler.registry import Registry
 from inferd.scheduler.roster import Roster
@@ -24,7 +24,7 @@ class Scheduler:
     def __init__(self, config: SchedulerConfig, cache: CacheConfig, capacity: Capacity) -> None:
         self.limits = step_limits(config, capacity)
         prefix_caching = cache.prefix_caching and not capacity.whole_prompts
-        self._kv = KVManager(capacity.num_blocks, capacity.block_size, prefix_caching)
+        self._kv = create_manager(cache_groups(config, capacity), capacity.num_blocks, prefix_caching)
         self._roster = Roster(self._kv, self.limits.seats)
         self._registry = Registry(self._roster, self.limits)
         self._planner = Planner(self._roster, self.limits)

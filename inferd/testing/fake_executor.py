@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from inferd.cache_groups import FULL
 from inferd.executor.base import ExecutorDead, ExecutorInfo
 from inferd.request import LogprobParams
 from inferd.step import (
@@ -26,7 +27,7 @@ from inferd.step import (
     TokenLogprobs,
 )
 
-Slot = tuple[int, int]  # token id, position
+Slot = tuple[int, int, int]  # token id, position, cache group
 
 
 class PlanError(AssertionError):
@@ -51,6 +52,7 @@ def fake_info(
     vocab_size: int = 1000,
     pipeline_depth: int = 1,
     looks_ahead: bool = False,
+    windows: tuple[int, ...] = FULL,
 ) -> ExecutorInfo:
     return ExecutorInfo(
         architecture="fake",
@@ -65,20 +67,30 @@ def fake_info(
         backends={"fake": "fake"},
         pipeline_depth=pipeline_depth,
         looks_ahead=looks_ahead,
+        windows=windows,
     )
 
 
-def next_token(token_ids: Iterable[int], seed: int, choice: int, vocab_size: int) -> int:
-    """(sum of (i + 1) * (token + 1)) * 31 + 7 * seed + 13 * choice, modulo the vocabulary."""
-    weighted = sum((position + 1) * (token_id + 1) for position, token_id in enumerate(token_ids))
+def next_token(token_ids: Iterable[int], seed: int, choice: int, vocab_size: int, first: int = 0) -> int:
+    """(sum of (i + 1) * (token + 1)) * 31 + 7 * seed + 13 * choice, modulo the vocabulary. first: position of the first
+    of these tokens."""
+    weighted = sum((position + 1) * (token_id + 1) for position, token_id in enumerate(token_ids, first))
     return (weighted * 31 + 7 * seed + 13 * choice) % vocab_size
 
 
-def solo_tokens(prompt: Sequence[int], seed: int, choice: int, num_tokens: int, vocab_size: int) -> list[int]:
-    """What a sequence generates that is alone and never ends early."""
+def sight(windows: tuple[int, ...]) -> int:
+    """How far a model of these cache groups looks back; 0: to the beginning."""
+    return 0 if 0 in windows else max(windows)
+
+
+def solo_tokens(
+    prompt: Sequence[int], seed: int, choice: int, num_tokens: int, vocab_size: int, window: int = 0
+) -> list[int]:
+    """What a sequence generates that is alone and never ends early, by a model that looks back `window` tokens."""
     token_ids = list(prompt)
     for _ in range(num_tokens):
-        token_ids.append(next_token(token_ids, seed, choice, vocab_size))
+        first = max(len(token_ids) - window, 0) if window else 0
+        token_ids.append(next_token(token_ids[first:], seed, choice, vocab_size, first))
     return token_ids[len(prompt) :]
 
 
@@ -118,7 +130,8 @@ class FakeExecutor:
         self.is_shut_down = False
         self._sleep = sleep
         self._states: dict[int, _State] = {}
-        self._users: Counter[int] = Counter()  # block -> tables that hold it
+        self._windows = self.info.windows
+        self._users: Counter[int] = Counter()  # block -> tables that hold it in a group without a window
         self._kv: list[list[Slot | None]] = [[None] * self.info.block_size for _ in range(self.info.num_blocks)]
         self._step = 0
         self._results: deque[StepResult] = deque()
@@ -148,11 +161,11 @@ class FakeExecutor:
         self._misbehave(plan)
         for seq_id in plan.dropped:
             _require(seq_id in self._states, f"sequence {seq_id} is dropped and was never there")
-            self._users.subtract(self._states.pop(seq_id).table)
+            self._users.subtract(self._whole(self._states.pop(seq_id).table))
         for new in plan.new:
             _require(new.seq_id not in self._states, f"sequence {new.seq_id} is there already")
             state = self._states[new.seq_id] = _State(new)
-            self._users.update(state.table)
+            self._users.update(self._whole(state.table))
         check_copies(plan.copies)
         for copy in plan.copies:
             self._copy(copy)
@@ -175,8 +188,9 @@ class FakeExecutor:
     def _copy(self, copy: BlockCopy) -> None:
         table = self._states[copy.seq_id].table
         _require(table[copy.index] in (copy.source, copy.destination), f"{copy} is not in table {table}")
-        self._users.subtract([table[copy.index]])
-        self._users.update([copy.destination])
+        if not self._windows[copy.index % len(self._windows)]:
+            self._users.subtract([table[copy.index]])
+            self._users.update([copy.destination])
         table[copy.index] = copy.destination
         self._kv[copy.destination] = list(self._kv[copy.source])
 
@@ -184,7 +198,8 @@ class FakeExecutor:
         _require(item.seq_id in self._states, f"sequence {item.seq_id} was never announced")
         state = self._states[item.seq_id]
         state.table += item.new_block_ids
-        self._users.update(item.new_block_ids)
+        _require(len(item.new_block_ids) % len(self._windows) == 0, f"{item} brings no whole rows")
+        self._users.update(self._whole(item.new_block_ids))
         for offset, token_id in enumerate(item.token_ids):
             self._write(state, item.start + offset, self._pending(state) if token_id == PENDING else token_id)
         samples: list[SampledToken] = []
@@ -192,10 +207,10 @@ class FakeExecutor:
             end = item.start + len(item.token_ids)
             if state.first_draw is None:
                 state.first_draw = end - item.guesses
-            context = self._read(state, end)
+            context = self._read(state, item.start, end)
             for drawn in range(end - item.guesses, end + 1):  # the position of each token that is drawn
                 state.num_output_tokens = state.new.num_output_tokens + drawn - state.first_draw
-                samples += [self._sample(state, context[:drawn], choice, mask) for choice in item.choices]
+                samples += [self._sample(state, context, drawn, choice, mask) for choice in item.choices]
             state.drawn = self._step, max(samples[0].token_id, 0)
         return SequenceResult(
             item.seq_id, samples, prompt_logprobs(state.new, item, self.info.vocab_size), self._vector(state, item)
@@ -211,30 +226,52 @@ class FakeExecutor:
         params, end = state.new.pooling, item.start + len(item.token_ids)
         if params is None or end < params.num_tokens or state.new.sampling.seed in self.behaviour.nan_seeds:
             return b""
-        return fake_vector(self._read(state, end), params.second_start)
+        return fake_vector(list(self._read(state, item.start, end).values()), params.second_start)
+
+    def _whole(self, table: list[int]) -> list[int]:
+        """The blocks of a table that are of groups without a window. Of the others nobody says when they are freed."""
+        windows = self._windows
+        return [block for place, block in enumerate(table) if not windows[place % len(windows)]]
 
     def _write(self, state: _State, position: int, token_id: int) -> None:
         index, offset = divmod(position, self.info.block_size)
-        _require(index < len(state.table), f"position {position} is beyond table {state.table}")
-        block = state.table[index]
-        _require(self._users[block] == 1, f"block {block} is written and shared by {self._users[block]}")
-        self._kv[block][offset] = (token_id, position)
+        row = state.table[index * len(self._windows) : (index + 1) * len(self._windows)]
+        _require(len(row) == len(self._windows), f"position {position} is beyond table {state.table}")
+        _require(len(set(row)) == len(row), f"a block is twice in row {row}")
+        for group, (block, window) in enumerate(zip(row, self._windows, strict=True)):
+            users = self._users[block]
+            _require(users == (0 if window else 1), f"block {block} of {row} is written and held by {users} others")
+            self._kv[block][offset] = (token_id, position, group)
 
-    def _read(self, state: _State, length: int) -> list[int]:
-        """The tokens of positions [0, length) through the block table."""
-        slots = [slot for block in state.table for slot in self._kv[block]][:length]
-        for position, slot in enumerate(slots):
-            _require(slot is not None and slot[1] == position, f"position {position} reads {slot} in {state.table}")
-        return [slot[0] for slot in slots if slot is not None]
+    def _read(self, state: _State, start: int, end: int) -> dict[int, int]:
+        """The tokens that queries at [start, end) read through the block tables of all groups, by position."""
+        found: dict[int, int] = {}
+        for group, window in enumerate(self._windows):
+            for position in range(max(start - window + 1, 0) if window else 0, end):
+                index, offset = divmod(position, self.info.block_size)
+                block = state.table[index * len(self._windows) + group]
+                _require(block >= 0, f"position {position} reads a freed block in {state.table}")
+                slot = self._kv[block][offset]
+                _require(
+                    slot is not None and slot[1:] == (position, group), f"{position} reads {slot} in {state.table}"
+                )
+                assert slot is not None
+                _require(found.setdefault(position, slot[0]) == slot[0], f"groups differ at position {position}")
+        return dict(sorted(found.items()))
 
-    def _sample(self, state: _State, context: list[int], choice: int, mask: bytes | None) -> SampledToken:
-        new = state.new
+    def _sample(
+        self, state: _State, context: dict[int, int], end: int, choice: int, mask: bytes | None
+    ) -> SampledToken:
+        """context: token ids by position; those before `end` count, as far as the model looks back."""
+        new, window = state.new, sight(self._windows)
         if new.sampling.seed in self.behaviour.nan_seeds:
             return SampledToken(NOT_FINITE)
         if self.behaviour.script:
             token_id = self.behaviour.script[state.num_output_tokens % len(self.behaviour.script)]
         else:
-            token_id = next_token(context, new.sampling.seed, choice, self.info.vocab_size)
+            first = max(end - window, 0) if window else 0
+            seen = [context[position] for position in range(first, end)]
+            token_id = next_token(seen, new.sampling.seed, choice, self.info.vocab_size, first)
         blocked = new.blocked_token_ids if state.num_output_tokens < new.min_tokens else ()
         for _ in range(self.info.vocab_size):
             if token_id not in blocked and is_allowed(token_id, mask):

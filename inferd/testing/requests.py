@@ -120,4 +120,5 @@ def capacity(info: ExecutorInfo) -> Capacity:
         info.vocab_size,
         info.pipeline_depth,
         looks_ahead=info.looks_ahead,
+        windows=info.windows,
     )

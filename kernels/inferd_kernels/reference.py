@@ -256,10 +256,14 @@ class Ops:
             if seq_len == 0:  # a padded row of a decode batch
                 out[rows] = 0
                 continue
-            blocks = batch.block_tables[index, : -(-seq_len // page)].long()
-            keys = _gather(cache.k, k_scale, blocks, seq_len).to(q.dtype)
-            values = _gather(cache.v, v_scale, blocks, seq_len).to(q.dtype)
-            out[rows] = _attend(q[rows], keys, values, seq_len, attention.shape, attention.sinks)
+            # Blocks before the window may hold anything, NaN included, so they are not read.
+            window, length = attention.shape.window, rows.stop - rows.start
+            first = max(seq_len - length - window + 1, 0) if window else 0
+            blocks = batch.block_tables[index, first // page : -(-seq_len // page)].long()
+            span = slice(first % page, seq_len - first // page * page)
+            keys = _gather(cache.k, k_scale, blocks, span).to(q.dtype)
+            values = _gather(cache.v, v_scale, blocks, span).to(q.dtype)
+            out[rows] = _attend(q[rows], keys, values, seq_len - first, attention.shape, attention.sinks)
         return out
 
     def self_attention(self, qkv: torch.Tensor, cu_seqlens: torch.Tensor, shape: AttentionShape) -> torch.Tensor:
@@ -424,12 +428,12 @@ def _bytes(values: torch.Tensor) -> torch.Tensor:
     return values.view(torch.uint8)
 
 
-def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, seq_len: int) -> torch.Tensor:
-    """The first seq_len rows [seq_len,Hk,D] of the pages `blocks`; float32 from an 8-bit cache."""
+def _gather(cache: torch.Tensor, scale: torch.Tensor | None, blocks: torch.Tensor, span: slice) -> torch.Tensor:
+    """Rows `span` [n,Hk,D] of the pages `blocks`, one after another; float32 from an 8-bit cache."""
     if scale is None:
-        return cache[blocks].flatten(0, 1)[:seq_len]
-    values = _bytes(cache)[blocks].view(cache.dtype).flatten(0, 1)[:seq_len]
-    return values.float() * scale[blocks].flatten(0, 1)[:seq_len].unsqueeze(-1)
+        return cache[blocks].flatten(0, 1)[span]
+    values = _bytes(cache)[blocks].view(cache.dtype).flatten(0, 1)[span]
+    return values.float() * scale[blocks].flatten(0, 1)[span].unsqueeze(-1)
 
 
 def _attend(

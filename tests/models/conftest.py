@@ -89,7 +89,9 @@ class Driver:
         tokens = known[start : start + chunk]
         done[run_id] = end = start + len(tokens)
         table = tables[run_id]
-        added = [self._free.pop() for _ in range(-(-end // self.executor.info.block_size) - len(table))]
+        info = self.executor.info
+        rows = -(-end // info.block_size)
+        added = [self._free.pop() for _ in range(rows * len(info.windows) - len(table))]
         table += added
         return PlanItem(run_id, start, tokens, added, (run.choice,) if end == len(known) else ())
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from inferd.cache_groups import FULL, CacheGroups
 from inferd.config import CacheConfig, SchedulerConfig, SpeculativeConfig
 from inferd.request import CacheParams, FinishReason, LogprobParams, Request, SamplingParams, StopParams, Tenant
 from inferd.step import PENDING
-from inferd.testing.fake_executor import FakeExecutor, fake_info, fake_logprobs, solo_tokens
+from inferd.testing.fake_executor import FakeExecutor, fake_info, fake_logprobs, sight, solo_tokens
 from inferd.testing.requests import Driver, make_request
 
 VOCAB = 61  # small: end-of-text comes up often
@@ -32,18 +33,19 @@ class Setting:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def random_setting(rng: random.Random) -> Setting:
+def random_setting(rng: random.Random, windows: tuple[int, ...] = FULL) -> Setting:
     block_size = rng.choice([1, 2, 4, 7])
-    fitting = -(-CONTEXT // block_size)
     depth = rng.choice([1, 1, 2, 3])
     looks_ahead = depth == 1 and rng.random() < 0.6
-    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB, depth, looks_ahead)
     config = SchedulerConfig(
         max_num_seqs=rng.choice([1, 2, 3, 6, 12]),
         max_num_batched_tokens=rng.choice([1, 3, 5, 16, 64]),
         chunked_prefill=rng.random() < 0.8,
         speculative=None if rng.random() < 0.5 else SpeculativeConfig(num_speculative_tokens=5, prompt_lookup_min=1),
     )
+    chunk = config.max_num_batched_tokens if config.chunked_prefill else max(config.max_num_batched_tokens, CONTEXT)
+    fitting = CacheGroups(windows, block_size, chunk).blocks_for(CONTEXT)
+    info = fake_info(rng.randint(fitting, 2 * fitting), block_size, CONTEXT, VOCAB, depth, looks_ahead, windows)
     cache = CacheConfig(prefix_caching=rng.random() < 0.85)
     return Setting(rng, Driver(config=config, cache=cache, executor=FakeExecutor(info)))
 
@@ -117,7 +119,7 @@ def has_ended(setting: Setting, request: Request) -> bool:
     )
 
 
-def alone(request: Request, choice: int) -> tuple[list[int], FinishReason]:
+def alone(request: Request, choice: int, window: int) -> tuple[list[int], FinishReason]:
     """Tokens and finish of a choice that nothing disturbs, by arithmetic alone."""
     prompt, stop = request.prompt_token_ids, request.stop
     ends = set(stop.eos_token_ids + stop.stop_token_ids)
@@ -128,7 +130,7 @@ def alone(request: Request, choice: int) -> tuple[list[int], FinishReason]:
             return tokens, FinishReason.MAX_TOKENS
         if len(prompt) + len(tokens) >= CONTEXT:
             return tokens, FinishReason.CONTEXT_FULL
-        (token,) = solo_tokens(prompt + tokens, request.sampling.seed, choice, 1, VOCAB)
+        (token,) = solo_tokens(prompt + tokens, request.sampling.seed, choice, 1, VOCAB, window)
         while token in ends and num_output < stop.min_tokens:
             token = (token + 1) % VOCAB
         tokens.append(token)
@@ -138,11 +140,12 @@ def alone(request: Request, choice: int) -> tuple[list[int], FinishReason]:
 
 def judge(setting: Setting) -> None:
     """Every choice ended once, as it would have alone; cut short ones got a prefix of that."""
+    window = sight(setting.drive.executor.info.windows)
     for request in setting.asked.values():
         prompts = 0
         for choice in range(request.num_choices):
             got = setting.drive.outputs[request.key, choice]
-            tokens, finish = alone(request, choice)
+            tokens, finish = alone(request, choice, window)
             prompts += got.prompt is not None
             was_aborted = (request.key, choice) in setting.aborted
             assert got.num_ends == (0 if was_aborted else 1), (request, choice, got)
@@ -161,9 +164,9 @@ def judge(setting: Setting) -> None:
         assert prompts <= 1
 
 
-def play(seed: int, operations: int) -> Counter[str]:
+def play(seed: int, operations: int, windows: tuple[int, ...] = FULL) -> Counter[str]:
     """A random engine under random operations. Returns what happened how often."""
-    setting = random_setting(random.Random(seed))
+    setting = random_setting(random.Random(seed), windows)
     for number in range(operations):
         operate(setting, number)
     setting.drive.run()
@@ -182,10 +185,10 @@ def play(seed: int, operations: int) -> Counter[str]:
     )
 
 
-def play_many(seeds: range, operations: int) -> Counter[str]:
+def play_many(seeds: range, operations: int, windows: tuple[int, ...] = FULL) -> Counter[str]:
     total: Counter[str] = Counter()
     for seed in seeds:
-        total.update(play(seed, operations))
+        total.update(play(seed, operations, windows))
     return total
 
 
@@ -201,6 +204,13 @@ def test_ten_thousand_operations(record_property):
         assert total[name] >= least, f"the operations hardly reach {name}: {total}"
     for finish in ("EOS", "STOP_TOKEN", "MAX_TOKENS", "CONTEXT_FULL"):
         assert total[f"finish {finish}"] > 0
+
+
+@pytest.mark.parametrize("windows", [(0, 6), (0, 9, 9, 3), (5,), (12, 3)])
+def test_groups_with_windows(windows: tuple[int, ...]) -> None:
+    total = play_many(range(30), 150, windows)
+    for name, least in (("preemptions", 50), ("ahead", 100), ("copies", 20), ("hits", 200), ("choices", 500)):
+        assert total[name] >= least, f"the operations hardly reach {name}: {total}"
 
 
 @pytest.mark.slow

@@ -92,6 +92,7 @@ def prefill(
         live = pos < last
         visible = pos[None, :] <= q_pos[:, None]
         if WINDOWED:
+            live = live & (pos > first - window)  # blocks before the window may hold anything
             visible = visible & (pos[None, :] > q_pos[:, None] - window)
         m, total, acc = attend_tile(
             q, m, total, acc, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, tables_ptr + sequence * table_stride, pos, live,

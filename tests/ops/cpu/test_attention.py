@@ -134,6 +134,25 @@ def test_blocks_behind_the_window_may_be_gone(ops: NativeOps, paged_batch: Calla
     assert torch.equal(ops.paged_attention(q, Attention(shape, KVCache(k_cache, v_cache)), batch), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_before_the_window_may_be_nan(
+    ops: NativeOps, paged_batch: Callable[..., PagedBatch], dtype: torch.dtype
+) -> None:
+    """The blocks there may be those of another sequence by now."""
+    shape, page = SHAPES["window"], 16
+    for queries, length in ((1, 200), (40, 200), (70, 131)):
+        batch = paged_batch([queries], [length], page=page)
+        k_cache, v_cache = caches_for(ops, batch, shape, page, dtype)
+        q, attention = torch.randn(queries, 4, 32), Attention(shape, KVCache(k_cache, v_cache))
+        expected = ops.paged_attention(q, attention, batch)
+        for position in range(length - queries - 37 + 1):
+            block = batch.block_tables[0, position // page]
+            k_cache[block, position % page] = v_cache[block, position % page] = float("nan")
+        assert k_cache.isnan().any()
+        assert torch.equal(ops.paged_attention(q, attention, batch), expected)
+        torch.testing.assert_close(REFERENCE.paged_attention(q, attention, batch), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("page", PAGES)
 def test_an_8_bit_cache_is_written_bit_for_bit_and_read_as_the_reference_does(

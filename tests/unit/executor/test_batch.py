@@ -53,3 +53,15 @@ def test_advance_takes_blocks_and_only_tokens_that_were_unknown() -> None:
 def test_output_tokens_are_counted_from_the_first_draw() -> None:
     sequence = state([1], history=[7, 8, 9], outputs=1)
     assert [sequence.num_output_tokens(position) for position in (3, 4, 5)] == [1, 2, 3]
+
+
+def test_each_cache_group_has_slots_and_tables_of_its_own() -> None:
+    """Rows of a table are one block of each group; one that a window has passed reads as some block."""
+    states = {1: state([5, 6, 2, 3]), 2: state([7, -1, 8, 9, 10, 11])}
+    items = [PlanItem(1, 4, [10], [], ()), PlanItem(2, 9, [20], [], ())]
+    full, windowed = build_batch(items, states, 4, torch.device("cpu"), (0, 5)).groups
+    assert full.slots.tolist() == [2 * 4, 10 * 4 + 1]
+    assert windowed.slots.tolist() == [3 * 4, 11 * 4 + 1]
+    assert full.block_tables.tolist() == [[5, 2, -1], [7, 8, 10]]
+    assert windowed.block_tables.tolist() == [[6, 3, -1], [0, 9, 11]]
+    assert full.positions is windowed.positions

@@ -138,7 +138,7 @@ def test_grow_appends_a_block_at_the_boundary():
     assert sequence.num_slots == 4
     growth = kv.grow(sequence, sequence.num_computed_tokens)
     assert growth is not None
-    assert growth.copy is None
+    assert not growth.copies
     assert sequence.block_ids[1:] == growth.new_block_ids
     assert sequence.num_slots == 8
 
@@ -165,11 +165,11 @@ def test_a_shared_partial_block_is_copied_before_the_first_write_and_the_last_ow
     shared = parent.block_ids[1]
     growth = kv.grow(parent, parent.num_computed_tokens)
     assert growth is not None
-    assert growth.copy is not None
-    assert (growth.copy.seq_id, growth.copy.index, growth.copy.source) == (1, 1, shared)
-    assert growth.copy.destination == parent.block_ids[1] != shared
+    (copy,) = growth.copies
+    assert (copy.seq_id, copy.index, copy.source) == (1, 1, shared)
+    assert copy.destination == parent.block_ids[1] != shared
     growth = kv.grow(child, child.num_computed_tokens)
-    assert growth == ([], None)
+    assert growth == ([], ())
     assert child.block_ids[1] == shared
     kv.end_plan()
     kv.check([parent, child])
@@ -196,7 +196,7 @@ def test_forks_of_whole_blocks_share_them_for_good():
     for sequence in (parent, child):
         growth = kv.grow(sequence, sequence.num_computed_tokens)
         assert growth is not None
-        assert growth.copy is None
+        assert not growth.copies
     assert parent.block_ids[:2] == child.block_ids[:2]
     assert kv.pool.num_used == 4
 

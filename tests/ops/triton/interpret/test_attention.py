@@ -73,6 +73,21 @@ def test_window_cap_and_sinks(options: dict[str, float], sinks: bool, dtype: tor
         assert relative_error(out, expected(problem)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("window", [7, 16, 40])
+def test_what_is_before_the_window_may_be_nan(window: int) -> None:
+    """The blocks there may be those of another sequence by now."""
+    for queries, lens, launch in (([1] * 4, [1, 17, 33, 80], decode), ([5, 20], [30, 67], prefill)):
+        problem = attention_problem(queries, lens, shape(window=window), dtype=torch.float32)
+        wanted, page = expected(problem), problem.k_cache.shape[1]
+        for index, (count, length) in enumerate(zip(queries, lens, strict=True)):
+            for position in range(max(length - count - window + 1, 0)):
+                block = problem.batch.block_tables[index, position // page]
+                for cache in (problem.k_cache, problem.v_cache):
+                    cache[block, position % page] = float("nan")
+        assert problem.k_cache.isnan().any()
+        assert relative_error(launch(problem), wanted) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
 def test_head_dims(dim: int) -> None:
     for queries, lens, launch in (([1, 1], [9, 40], decode), ([4], [19], prefill)):
