@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from inferd.blocks.parameters import WHOLE
 from inferd.checkpoint import open_checkpoint
 from inferd.config import CacheConfig, EngineConfig, SchedulerConfig
 from inferd.errors import StartupError
@@ -21,6 +22,7 @@ from inferd.executor.build import LoadedModel, load_model, rehearsal, rehearse, 
 from inferd.executor.decode_graphs import GRAPH_BYTES
 from inferd.executor.rehearsal import largest_plan, measure_step, num_blocks
 from inferd.models.registry import check_checkpoint
+from inferd.models.shard import ModelShard
 from inferd.parallel.context import ParallelContext
 from inferd.parallel.placement import Placement
 from inferd.step import StepPlan
@@ -62,8 +64,9 @@ def test_a_gpu_keeps_memory_for_the_graphs_that_follow(
 
     monkeypatch.setattr(build, "measure_step", measure)
     ops = SimpleNamespace(backends={"sample": "triton"})
-    spec = SimpleNamespace(context_length=context, head=None)
-    model: Any = LoadedModel(spec, None, None, ops, None, None, CUDA, ParallelContext(), "none", 0)  # type: ignore[arg-type]
+    spec = SimpleNamespace(context_length=context, head=None, layers=())
+    shard = ModelShard(range(0), WHOLE, is_first=True, is_last=True)
+    model: Any = LoadedModel(spec, shard, None, ops, None, None, CUDA, ParallelContext(), "none", 0)  # type: ignore[arg-type]  # stand-ins
     config = msgspec.structs.replace(
         engine_config(Path("m")),
         cache=CacheConfig(),
